@@ -1,0 +1,53 @@
+"""The data of a run: its datasets opened, and what they decide about the model filled into the config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from data_pipelines.stream import RowReader, Source, open_sources
+from data_pipelines.tokenizers import Tokenizer
+from pretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+VOCABULARY_MULTIPLE = 64
+"""An automatic vocabulary is rounded up to this: matrix units like it, and tensor-parallel ranks can share it."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    config: Config
+    """With the vocabulary and everything that follows from it filled in."""
+    tokenizer: Tokenizer
+    train: RowReader
+    validation: RowReader
+    bytes_per_token: float
+    """UTF-8 bytes of text per token of the validation split, for bits per byte."""
+
+
+def open_run_data(config: Config) -> RunData:
+    """Open every source of the config. Raises DataError or ConfigError before anything is built."""
+    sources = [Source(path=source.path, weight=source.weight) for source in config.data.sources]
+    train, validation = open_sources(sources, split="train"), open_sources(sources, split="validation")
+    tokenizer = train.tokenizer
+    vocabulary = config.model.vocabulary
+    if vocabulary is None:
+        vocabulary = -(-tokenizer.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    elif vocabulary < tokenizer.vocabulary:
+        raise ConfigError(
+            f"model.vocabulary = {vocabulary}: {sources[0].path} was built with a tokenizer of {tokenizer.vocabulary} "
+            f"tokens ({tokenizer.description}); use at least that, or null to take the tokenizer's"
+        )
+    length = config.data.sequence_length
+    config = config.replace(model=config.model.resolved(vocabulary=vocabulary, sequence_length=length))
+    return RunData(
+        config=config,
+        tokenizer=tokenizer,
+        train=RowReader(
+            train, sequence_length=length, seed=config.run.seed, window_shards=config.data.shuffle_window_shards
+        ),
+        validation=RowReader(validation, sequence_length=length, seed=config.run.seed, shuffle=False),
+        bytes_per_token=validation.text_bytes / validation.tokens,
+    )
