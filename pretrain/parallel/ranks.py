@@ -62,6 +62,8 @@ def choose_device(wanted: str, ranks: Ranks) -> torch.device:
 
 def start_process_group(ranks: Ranks, device: torch.device, timeout_s: float = 1800) -> None:
     """Bring up torch.distributed: NCCL on GPUs, gloo on the CPU. A process that runs alone needs no port."""
+    # DeepSpeed asks the environment, whoever started us.
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
     if dist.is_initialized():
         return
     if device.type == "cuda":
