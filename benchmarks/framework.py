@@ -69,7 +69,8 @@ def bare_loop(shape: dict[str, Any], data: Path) -> float:
     """A plain training loop: no engine, no hooks, batches in memory."""
     import torch
 
-    from data_pipelines.stream import RowReader, Source, open_sources
+    from data_pipelines.rows import RowReader, Source, open_sources
+    from data_pipelines.tokenizers import load_tokenizer
     from models import families
     from models.initialise import initialise
     from pretrain.config import load_config
@@ -78,7 +79,7 @@ def bare_loop(shape: dict[str, Any], data: Path) -> float:
 
     config = load_config("configs/sigmoid/demo.yaml", overrides(shape, data, "runs", 0))
     sources = open_sources([Source(path=str(data), weight=1)], split="train")
-    vocabulary = -(-sources.tokenizer.vocabulary // 64) * 64
+    vocabulary = -(-load_tokenizer(data).vocabulary // 64) * 64
     model_config = config.model.resolved(vocabulary=vocabulary, sequence_length=shape["length"])
     model = families[config.model.family].build(model_config)
     initialise(model, 1)

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+from data_pipelines.tokenizers import Tokenizer
 from models import families
-from pretrain.checkpoint.store import CheckpointStore
+from pretrain.checkpoint import CheckpointStore
+from pretrain.checkpoint.steps import step_name
 from pretrain.config import Config, config_from_dict
 from pretrain.errors import CheckpointError
 from pretrain.run_folder import RunFolder
@@ -33,7 +34,7 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     Raises CheckpointError if there is none.
     """
     store = CheckpointStore(folder.checkpoints, group=None, keep_last=1, keep_every_steps=None)
-    path = store.latest() if step is None else folder.checkpoints / f"step_{step:08d}"
+    path = store.latest() if step is None else folder.checkpoints / step_name(step)
     if path is None or not path.is_dir():
         there = ", ".join(str(info.step) for info in store.steps()) or "none"
         wanted = "no whole checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -46,4 +47,4 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     model.to_empty(device=chosen)
     store.load_weights(path, {name: parameter.data for name, parameter in model.named_parameters()})
     model.eval()
-    return TrainedModel(model, load_tokenizer(folder.tokenizer), config, meta["step"], path, torch.device(chosen))
+    return TrainedModel(model, folder.load_tokenizer(), config, meta["step"], path, torch.device(chosen))

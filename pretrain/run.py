@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.batch import Batch, Cursor
-from data_pipelines.stream import evaluation_batches, open_stream
-from data_pipelines.tokenizers import Tokenizer, load_tokenizer, save_tokenizer
+from data_pipelines.evaluation import evaluation_batches
+from data_pipelines.stream import open_stream
+from data_pipelines.tokenizers import Tokenizer
 from models import families
 from models.initialise import initialise
-from pretrain.checkpoint.store import CheckpointStore, TrainingState
+from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError
 from pretrain.hooks.base import Hook, Hooks
@@ -88,6 +89,7 @@ class Run:
     def validation_batches(self) -> Iterator[Batch]:
         return evaluation_batches(
             self.data.validation,
+            self.config.data.sequence_length,
             rows_per_batch=max(1, self.config.data.global_batch_rows // self.mesh.data.size),
             rank=self.mesh.data.rank,
             world=self.mesh.data.size,
@@ -248,8 +250,7 @@ def _resume(
 def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock, mesh: Mesh) -> None:
     if mesh.is_main:
         write_config(folder, config.to_yaml())
-        folder.tokenizer.mkdir(exist_ok=True)
-        save_tokenizer(data.tokenizer, folder.tokenizer)
+        folder.save_tokenizer(data.tokenizer)
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import filelock
 import yaml
 
+from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.errors import UserError
 
 
@@ -72,6 +73,19 @@ class RunFolder:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
         return lock
+
+    def save_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keep what generation needs, so that a run outlives its dataset."""
+        self.tokenizer.mkdir(exist_ok=True)
+        entry = tokenizer.save(self.tokenizer)
+        (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+
+    def load_tokenizer(self) -> Tokenizer:
+        entry = self.tokenizer / "entry.json"
+        if not entry.is_file():
+            raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
+        file = json.loads(entry.read_text(encoding="utf-8"))["file"]
+        return tokenizer_from_spec(str(self.tokenizer / file)) if file else BytesTokenizer()
 
     def record(self, event: str, **facts: Any) -> None:
         """Add a line to the ledger: starts, saves, stops, with reasons."""

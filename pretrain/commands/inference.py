@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -16,6 +16,7 @@ from pretrain.generation import generate
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
+    from data_pipelines.batch import Batch
     from pretrain.generation import Sampling
 
 
@@ -38,8 +39,8 @@ def print_evaluation(
     trained = load_trained_model(find_run(run), step, device)
     paths = paths or [source.path for source in trained.config.data.sources]
 
-    def watch(batches: Iterator) -> Iterator:
-        return iter(track(list(batches), "evaluating", console=Console(stderr=True), transient=True))
+    def watch(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
+        return track(batches, "evaluating", total=count, console=Console(stderr=True), transient=True)
 
     result = evaluate(trained, paths, split, limit_rows=rows, watch=watch)
     facts = {"run": run, "step": trained.step, "data": paths, "split": split, **dataclasses.asdict(result)}

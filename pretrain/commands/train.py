@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pretrain.checkpoint.steps import step_name
 from pretrain.config import load_config
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 
@@ -49,7 +50,7 @@ def print_summary(run: Run) -> None:
             f"{first['bits_per_byte']:.4f} -> {last['bits_per_byte']:.4f} bits/byte "
             f"(step {first['step']:.0f} -> {last['step']:.0f})"
         )
-    console.print(f"checkpoint:      {run.store.path_of(run.clock.step)}")
+    console.print(f"checkpoint:      {run.folder.checkpoints / step_name(run.clock.step)}")
     console.print(f"more text:       triptych generate {run.folder.path}", soft_wrap=True)
     if run.config.monitor.tensorboard:
         console.print(f"watch:           tensorboard --logdir {run.folder.path.parent}", soft_wrap=True)

@@ -39,6 +39,10 @@ class Hooks:
     def __init__(self, hooks: list[Hook]) -> None:
         self._hooks = hooks
 
+    def add(self, hook: Hook) -> None:
+        """Call this one too, after the others."""
+        self._hooks.append(hook)
+
     def before_training(self, run: Run) -> None:
         for hook in self._hooks:
             hook.before_training(run)

@@ -40,7 +40,7 @@ class MetricsHook(Hook):
         self._steps = 0
         self._tokens = 0
         self._since = time.perf_counter()
-        run.stream.take_wait_seconds()
+        _ = run.stream.wait_seconds  # reading it starts it again from 0
 
     def after_step(self, run: Run, report: StepReport) -> None:
         # The weight is the whole step's on every rank; the loss is this rank's part.
@@ -67,7 +67,7 @@ class MetricsHook(Hook):
             "optim/gradient_norm": report.gradient_norm.item(),
             "speed/tokens_per_second": speed,
             "speed/step_seconds": seconds / self._steps,
-            "speed/data_wait_share": run.stream.take_wait_seconds() / seconds,
+            "speed/data_wait_share": run.stream.wait_seconds / seconds,
             "speed/teraflops_per_rank": flops / 1e12,
             "memory/resident_gib": self._process.memory_info().rss / GIB,
             "progress/tokens": run.clock.tokens / 1e6,
