@@ -152,7 +152,7 @@ def blocked_backward(
 
 
 def plan_tiles(problem: Problem, device: torch.device) -> list[Tile]:
-    """The tiles of a call: row blocks, each cut into groups of batch elements and heads that fit the cache."""
+    """The tiles of a call: row blocks, each cut into batch elements and heads that fit the cache."""
     on_cpu = device.type != "cuda"
     row_limit = max(1, (CPU_ROWS if on_cpu else CUDA_ROWS) // problem.group)
     budget = CPU_TILE_ELEMENTS if on_cpu else CUDA_TILE_ELEMENTS
@@ -188,9 +188,7 @@ def plan_tiles(problem: Problem, device: torch.device) -> list[Tile]:
     return plan
 
 
-def _segment_bounds(
-    problem: Problem, starts: list[int], row_limit: int
-) -> list[list[tuple[int, int, bool]]]:
+def _segment_bounds(problem: Problem, starts: list[int], row_limit: int) -> list[list[tuple[int, int, bool]]]:
     """Per row block and batch element: first key, end of keys, and whether its rows are of one segment.
 
     Empty without segments. Reading the ids would make the host wait for a GPU, and ids that decrease along
@@ -340,7 +338,11 @@ def _group_rows(x_BTHD: Tensor, problem: Problem) -> Tensor:
 def _ungroup_rows(x_NRD: Tensor, problem: Problem) -> Tensor:
     """(B K, T G, D) to a contiguous (B, T, H, D)."""
     shape = (problem.batch, problem.key_heads, problem.queries, problem.group, problem.width)
-    return x_NRD.view(shape).transpose(1, 2).reshape(problem.batch, problem.queries, problem.heads, problem.width)
+    return (
+        x_NRD.view(shape)
+        .transpose(1, 2)
+        .reshape(problem.batch, problem.queries, problem.heads, problem.width)
+    )
 
 
 def _heads_first(x_BSKD: Tensor) -> Tensor:

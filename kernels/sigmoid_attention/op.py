@@ -144,9 +144,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
     if k.shape != v.shape:
         raise ValueError(f"v must have k's shape {tuple(k.shape)}, got {tuple(v.shape)}")
     if k.shape[0] != batch or k.shape[3] != width:
-        raise ValueError(
-            f"k must be ({batch}, keys, key heads, {width}) as q's batch and head width say, got {tuple(k.shape)}"
-        )
+        raise ValueError(f"k must be ({batch}, keys, key heads, {width}), by q; got {tuple(k.shape)}")
     if k.shape[1] < queries:
         raise ValueError(f"k must have at least as many positions as q's {queries}, got {k.shape[1]}")
     if 0 in q.shape or 0 in k.shape:

@@ -54,8 +54,6 @@ def sigmoid_attention_reference(
         query_T1 = torch.arange(queries, device=q_BTHD.device)[:, None] + (keys - queries)
         distance_TS = (query_T1 - torch.arange(keys, device=q_BTHD.device)).abs()
         scores_BHTS = scores_BHTS - alibi_slopes.to(scores_BHTS.dtype)[:, None, None] * distance_TS
-    visible = visible_pairs(
-        queries, keys, causal=causal, segment_ids_BT=segment_ids, device=q_BTHD.device
-    )
+    visible = visible_pairs(queries, keys, causal=causal, segment_ids_BT=segment_ids, device=q_BTHD.device)
     weights_BHTS = scores_BHTS.masked_fill(~visible, float("-inf")).sigmoid()
     return einsum(weights_BHTS, v_BSHD, "b h t s, b s h d -> b t h d")
