@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,9 @@ class Cursor:
         """
         row, fingerprint = state.get("row"), state.get("fingerprint")
         if not isinstance(row, int) or row < 0 or not isinstance(fingerprint, str):
-            raise DataError(f"the checkpoint's data cursor {state!r} is not one (row and fingerprint wanted).")
+            raise DataError(
+                f"the checkpoint's data cursor {state!r} is not one (row and fingerprint wanted)."
+            )
         return cls(row, fingerprint)
 
 
@@ -49,13 +51,22 @@ class Batch:
     cursor: Cursor  # the state of the stream after the optimizer step that this batch belongs to
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return replace(self, **{name: change(getattr(self, name)) for name in TENSORS})
+        return Batch(
+            change(self.tokens),
+            change(self.targets),
+            change(self.weights),
+            change(self.segment_ids),
+            change(self.positions),
+            change(self.rows),
+            self.cursor,
+        )
 
     def split(self, rows: int) -> list[Batch]:
         """Micro-batches of `rows` rows (the last may be smaller), as views."""
         if rows < 1:
             raise DataError(f"a micro-batch of {rows} rows: it must have at least one.")
-        return [self._map(lambda t, s=start: t[s : s + rows]) for start in range(0, len(self.rows), rows)]  # type: ignore[misc]
+        slices = [slice(start, start + rows) for start in range(0, len(self.rows), rows)]
+        return [self._map(lambda tensor, part=part: tensor[part]) for part in slices]  # type: ignore[misc]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """On another device; with pinned memory and `non_blocking` the copy does not wait."""
@@ -64,6 +75,3 @@ class Batch:
     def pin_memory(self) -> Batch:
         """In page-locked memory, for copies to a GPU that do not wait."""
         return self._map(lambda tensor: tensor.pin_memory())
-
-
-TENSORS = ("tokens", "targets", "weights", "segment_ids", "positions", "rows")

@@ -1,8 +1,8 @@
 """From raw text to a tokenised dataset.
 
-Two passes: the first counts the documents, sees that both splits will hold some, and collects a sample to train a
-BPE on; the second tokenises. Everything is written to a temporary folder that takes its final name at the end, so
-a build that was killed leaves nothing that looks whole.
+Two passes: the first counts the documents, sees that both splits will hold some, and collects a sample to
+train a BPE on; the second tokenises. Everything is written to a temporary folder that takes its final name
+at the end, so a build that was killed leaves nothing that looks whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +44,9 @@ class BuildOptions:
     def check(self) -> None:
         """Raises DataError for a value out of range."""
         if not 0 <= self.validation_fraction < 1:
-            raise DataError(f"validation fraction {self.validation_fraction}: it must be at least 0 and below 1.")
+            raise DataError(
+                f"validation fraction {self.validation_fraction}: it must be at least 0 and below 1."
+            )
         if self.shard_megabytes <= 0:
             raise DataError(f"shard size {self.shard_megabytes} MB: it must be positive.")
 
@@ -199,9 +200,7 @@ def _write(
     return skipped
 
 
-def _placed(
-    texts: Iterable[str], options: BuildOptions, survey: Survey
-) -> Iterator[tuple[str, str]]:
+def _placed(texts: Iterable[str], options: BuildOptions, survey: Survey) -> Iterator[tuple[str, str]]:
     """(split, text) of each document, or of the two parts of an only document."""
     threshold, exception = int(options.validation_fraction * 2**64), survey.exception()
     if threshold == 0:
@@ -237,20 +236,3 @@ def _groups(placed: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
             group, size = [], 0
     if group:
         yield group
-
-
-def sample_texts(dataset: Dataset, tokenizer: Tokenizer, split: str, count: int, tokens: int) -> list[str]:
-    """The beginnings of the first documents of a split, for people to look at."""
-    from data_pipelines.order import TokenStream
-
-    source = dataset.split(split)
-    stream = TokenStream(dataset, split, None, 1)
-    whole = min(source.tokens, 64 * count * tokens)
-    runs = stream.runs(np.zeros(1, np.int64), whole)
-    texts = []
-    for start, shard, length in islice(
-        zip(runs.start_R.tolist(), runs.shard_R.tolist(), runs.length_R.tolist(), strict=True), count
-    ):
-        texts.append(tokenizer.decode(runs.shards[shard].tokens[start : start + min(length, tokens)]))
-    return texts
-

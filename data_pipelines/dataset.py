@@ -1,7 +1,7 @@
 """A tokenised dataset: a folder with `dataset.json`, shards and their indices.
 
-Opening checks that every file is there and is the one that `dataset.json` was written for; member checksums are
-checked when a member is read for the first time.
+Opening checks that every file is there and is the one that `dataset.json` was written for; member checksums
+are checked when a member is read for the first time.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def read_dataset(folder: Path) -> Dataset:
         )
     if not path.is_file():
         raise DataError(
-            f"{path}: missing, so {folder} is not a tokenised dataset. `triptych data build SOURCE --out DIR` "
-            "makes one from text, `triptych data tokenize` from raw shards."
+            f"{path}: missing, so {folder} is not a tokenised dataset. `triptych data build SOURCE "
+            "--out DIR` makes one from text, `triptych data tokenize` from raw shards."
         )
     try:
         content = json.loads(path.read_bytes())
@@ -126,12 +126,11 @@ def read_dataset(folder: Path) -> Dataset:
             raise DataError(f"{path}: its format is {content.get('format')!r}, not {FORMAT!r}. {BUILD_AGAIN}")
         if content["version"] != VERSION:
             raise DataError(
-                f"{path}: format version {content['version']}; this program reads version {VERSION}. {BUILD_AGAIN}"
+                f"{path}: format version {content['version']}; this program reads version {VERSION}. "
+                f"{BUILD_AGAIN}"
             )
         if content["fingerprint"] != _fingerprint(content):
-            raise DataError(
-                f"{path}: its fingerprint does not fit its content: it was edited. {BUILD_AGAIN}"
-            )
+            raise DataError(f"{path}: its fingerprint does not fit its content: it was edited. {BUILD_AGAIN}")
         splits = {
             name: Split.of([ShardRecord(**shard) for shard in split["shards"]])
             for name, split in content["splits"].items()
@@ -144,8 +143,8 @@ def read_dataset(folder: Path) -> Dataset:
 
 
 def open_dataset(folder: Path | str) -> Dataset:
-    """Read `dataset.json` and check every shard and index against it (their sizes and identities, not yet every
-    byte: `triptych data lint` reads all of it).
+    """Read `dataset.json` and check every shard and index against it (their sizes and identities, not yet
+    every byte: `triptych data lint` reads all of it).
 
     Raises:
         DataError: naming the file and what to do.
@@ -158,7 +157,8 @@ def open_dataset(folder: Path | str) -> Dataset:
 
 
 def check_shard(shard: Path, record: ShardRecord, token_bytes: int) -> None:
-    """Check a shard's size and first and last bytes against its index, and the index against `dataset.json`."""
+    """Check a shard's size and first and last bytes against its index, and the index against
+    `dataset.json`."""
     try:
         size = shard.stat().st_size
     except FileNotFoundError:
@@ -226,8 +226,8 @@ class OpenShard:
         self._item = kind.itemsize
 
     def check(self, positions: np.ndarray) -> None:
-        """Check the members that hold the tokens at `positions` (in tokens from the start of the tar), and the
-        members of the same samples, if that was not done before.
+        """Check the members that hold the tokens at `positions` (in tokens from the start of the tar), and
+        the members of the same samples, if that was not done before.
 
         Raises:
             DataError: a byte of a header or of the data is not what it was, with shard, member and offset.
@@ -252,8 +252,8 @@ class OpenShard:
             if crc32(self._tar[start:stop]) != wanted:
                 name = index.extensions[int(index.extension_N[member])]
                 raise DataError(
-                    f"{self.path}: the {what} of member {member} (.{name}, bytes {start} to {stop}) is damaged: "
-                    f"its checksum is not the index's. {BUILD_AGAIN}"
+                    f"{self.path}: the {what} of member {member} (.{name}, bytes {start} to {stop}) is "
+                    f"damaged: its checksum is not the index's. {BUILD_AGAIN}"
                 )
         self._checked[member] = True
 

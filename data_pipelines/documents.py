@@ -125,9 +125,13 @@ def _json_text(data: bytes, where: str) -> str:
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         keys = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
-        raise DataError(f'{where}: no string "text" in it (found: {keys}). Each document is {{"text": "..."}}.')
+        raise DataError(
+            f'{where}: no string "text" in it (found: {keys}). Each document is {{"text": "..."}}.'
+        )
     # An unpaired surrogate (\ud800 alone) is legal JSON but not text.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogate(text) else text
+    return (
+        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogate(text) else text
+    )
 
 
 def _has_surrogate(text: str) -> bool:

@@ -38,7 +38,9 @@ def evaluation_batches(
         limit_rows: at most so many rows over all ranks, from the beginning; None for all.
     """
     if rows_per_batch < 1 or sequence_length < 1:
-        raise DataError(f"rows_per_batch {rows_per_batch} and sequence_length {sequence_length} must be positive.")
+        raise DataError(
+            f"rows_per_batch {rows_per_batch} and sequence_length {sequence_length} must be positive."
+        )
     streams = [TokenStream(source.dataset, source.split, None, 1) for source in sources]
     first = np.cumsum([0, *(_rows_of(source, sequence_length) for source in sources)])
     total = int(first[-1]) if limit_rows is None else min(int(first[-1]), limit_rows)

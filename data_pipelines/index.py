@@ -2,11 +2,11 @@
 
 A fixed header and little-endian arrays, read through a memory map. Per member: where its header and its data
 lie, its size, the CRC-32 of both, its extension. For a tokenised shard also its *pieces*: runs of tokens that
-belong to one document and lie next to each other in the tar. A document is one piece, unless it is longer than a
-member; then its pieces follow each other, and only the last one ends in the end-of-text token.
+belong to one document and lie next to each other in the tar. A document is one piece, unless it is longer
+than a member; then its pieces follow each other, and only the last one ends in the end-of-text token.
 
-Token positions are counted from the start of the tar in tokens: members start at multiples of 512 bytes, so the
-whole tar can be viewed as one array of tokens.
+Token positions are counted from the start of the tar in tokens: members start at multiples of 512 bytes, so
+the whole tar can be viewed as one array of tokens.
 """
 
 from __future__ import annotations
@@ -105,8 +105,9 @@ def map_file(path: Path) -> mmap.mmap:
         raise DataError(f"{path}: the file is empty. Copy it again or build the dataset again.") from None
 
 
-def probe(tar: bytes | memoryview | mmap.mmap) -> bytes:
-    """A short digest of a tar's first and last bytes: tells shards of equal size apart without reading them."""
+def probe(tar: mmap.mmap) -> bytes:
+    """A short digest of a tar's first and last bytes: tells shards of equal size apart without reading
+    them."""
     return hashlib.blake2b(tar[:PROBE_BYTES] + tar[-PROBE_BYTES:], digest_size=16).digest()
 
 
@@ -150,8 +151,8 @@ def _pieces(
 ) -> tuple[int, list[tuple[int, int]], list[int]]:
     """(bytes per token, pieces as (start, length), first piece of each document) of a tokenised shard.
 
-    A member's lengths are those of the documents that begin in it; a document that does not fit goes on in the
-    next member, which then lists one length fewer.
+    A member's lengths are those of the documents that begin in it; a document that does not fit goes on in
+    the next member, which then lists one length fewer.
     """
     lengths = {m.key: m for m in members if m.extension == "lengths.u32"}
     pieces: list[tuple[int, int]] = []
@@ -163,7 +164,9 @@ def _pieces(
         item = int(member.extension[-2:]) // 8
         twin = lengths.get(member.key)
         if token_bytes not in (0, item) or twin is None:
-            reason = "has no lengths.u32 beside it" if twin is None else "has another token width than the shard"
+            reason = (
+                "has no lengths.u32 beside it" if twin is None else "has another token width than the shard"
+            )
             raise DataError(f"{shard}: member {member.name} {reason}; build the dataset again.")
         token_bytes, here, start = item, member.size // item, member.data_offset // item
         left = 0
@@ -184,13 +187,27 @@ def _pieces(
     return token_bytes, pieces, [*first_piece, len(pieces)]
 
 
-def write_index(shard: Path) -> IndexHeader:
-    """Build and write the index beside `shard` (through a temporary file, so that it is whole or absent)."""
+def write_index(shard: Path, content_id: str | None = None) -> IndexHeader:
+    """Build and write the index beside `shard` (through a temporary file, so that it is whole or absent).
+
+    Args:
+        content_id: what the shard's content must be; None takes it as it is.
+
+    Raises:
+        DataError: the tar is damaged, or holds something else.
+    """
     target = index_path(shard)
     temporary = target.with_suffix(".idx.part")
     temporary.write_bytes(build_index(shard))
+    header = read_header(temporary)
+    if content_id not in (None, header.content_id):
+        temporary.unlink()
+        raise DataError(
+            f"{shard}: its content is not what dataset.json was written for, so a new index would only hide "
+            "the damage. Copy the shard again from its origin, or build the dataset again."
+        )
     temporary.replace(target)
-    return read_header(target)
+    return header
 
 
 def read_header(path: Path) -> IndexHeader:
@@ -242,10 +259,22 @@ def read_index(path: Path) -> Index:
         place += array.nbytes
         return array
 
-    columns = [take(kind, header.members) for _, kind in _MEMBER_ARRAYS]
+    columns = {name: take(kind, header.members) for name, kind in _MEMBER_ARRAYS}
     tokenised = bool(header.token_bytes)
     start = take("<u8", header.pieces if tokenised else 0)
     length = take("<u4", header.pieces if tokenised else 0)
     first = take("<u8", header.documents + 1 if tokenised else 0)
     extensions = tuple(bytes(view[place:]).decode().split("\n")) if header.extension_bytes else ()
-    return Index(header, *columns, start, length, first, extensions)
+    return Index(
+        header=header,
+        header_offset_N=columns["header_offset"],
+        data_offset_N=columns["data_offset"],
+        size_N=columns["size"],
+        crc_N=columns["crc"],
+        header_crc_N=columns["header_crc"],
+        extension_N=columns["extension"],
+        piece_start_P=start,
+        piece_length_P=length,
+        first_piece_D1=first,
+        extensions=extensions,
+    )

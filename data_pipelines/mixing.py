@@ -18,8 +18,8 @@ ROUNDED_PATTERN = 10_000
 def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     """The smallest integers in proportion to `weights`.
 
-    0.7, 0.2, 0.1 gives 7, 2, 1. Weights whose common denominator would be above 65,536 are rounded to shares of
-    1/10,000, at least one each.
+    0.7, 0.2, 0.1 gives 7, 2, 1. Weights whose common denominator would be above 65,536 are rounded to
+    shares of 1/10,000, at least one each.
 
     Raises:
         DataError: a weight is not a positive number.
@@ -40,9 +40,9 @@ def mixing_pattern(weights: Sequence[int]) -> np.ndarray:
     """The repeating sequence of sources: of each sum(weights) rows, exactly weights[i] come from source i.
 
     The j-th row of source i may lie in slots [floor(jP/w), ceil((j+1)P/w)) of a pattern of P slots, and the
-    earliest deadline goes first. Such a schedule always exists and this rule finds it (one processor, unit jobs),
-    so after any number t of rows the count of source i differs from t w/P by less than one; taking the largest
-    deficit each time does not promise that for three or more sources.
+    earliest deadline goes first. Such a schedule always exists and this rule finds it (one processor, unit
+    jobs), so after any number t of rows the count of source i differs from t w/P by less than one; taking
+    the largest deficit each time does not promise that for three or more sources.
     """
     total = sum(weights)
     waiting = [(0, source, 0) for source in range(len(weights))]  # (first slot, source, its j-th row)

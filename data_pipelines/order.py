@@ -1,8 +1,9 @@
-"""The endless token stream of one source: its documents in a shuffled order that is a pure function of the seed.
+"""The endless token stream of one source: its documents in a shuffled order that is a pure function of the
+seed.
 
-Epoch after epoch, each epoch in a new order. The order has two levels, for disks: the shards are permuted, taken
-in windows of a few shards, and the documents are permuted within a window. So a reader touches a few shards at a
-time, and only the lengths of one window's documents are ever held in memory.
+Epoch after epoch, each epoch in a new order. The order has two levels, for disks: the shards are permuted,
+taken in windows of a few shards, and the documents are permuted within a window. So a reader touches a few
+shards at a time, and only the lengths of one window's documents are ever held in memory.
 
 The permutations sort splitmix64 hashes, which are the same on every platform and in every version of numpy
 (numpy's generators promise that only within limits).
@@ -68,7 +69,9 @@ class EpochPlan:
     """The windows of one epoch: which shards, and where each begins. S shards, N windows."""
 
     shards_S: np.ndarray  # shard numbers in this epoch's order
-    window_start_N1: np.ndarray  # first token of each window, counted from the epoch's start; last: its tokens
+    window_start_N1: (
+        np.ndarray
+    )  # first token of each window, counted from the epoch's start; last: its tokens
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ class TokenStream:
         window_shards: how many shards are shuffled together.
     """
 
-    def __init__(self, dataset: Dataset, split: str, key: tuple[object, ...] | None, window_shards: int) -> None:
+    def __init__(
+        self, dataset: Dataset, split: str, key: tuple[object, ...] | None, window_shards: int
+    ) -> None:
         if window_shards < 1:
             raise DataError(f"window_shards is {window_shards}; it must be at least 1.")
         self.tokens = dataset.split(split).tokens  # of one epoch
@@ -135,7 +140,7 @@ class TokenStream:
             epoch, offset = divmod(position, self.tokens)
             plan = self._epoch(epoch)
             number = int(np.searchsorted(plan.window_start_N1, offset, side="right")) - 1
-            window = self._windows.get((epoch, number), lambda e=epoch, n=number: self._plan_window(e, n))  # type: ignore[misc]
+            window = self._window(epoch, number)
             start = epoch * self.tokens + int(plan.window_start_N1[number])
             stop = start + int(window.cumulative_P1[-1])
             found.append(_runs_in_window(window, start, epoch, begin_I, end_I))
@@ -150,6 +155,9 @@ class TokenStream:
 
     def _epoch(self, epoch: int) -> EpochPlan:
         return self._epochs.get(epoch, lambda: self._plan_epoch(epoch))
+
+    def _window(self, epoch: int, number: int) -> Window:
+        return self._windows.get((epoch, number), lambda: self._plan_window(epoch, number))
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
         count = len(self._shards)
@@ -195,9 +203,7 @@ def _expand(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.repeat(first - before, count) + np.arange(int(count.sum()))
 
 
-def _runs_in_window(
-    window: Window, start: int, epoch: int, begin_I: np.ndarray, end_I: np.ndarray
-) -> Runs:
+def _runs_in_window(window: Window, start: int, epoch: int, begin_I: np.ndarray, end_I: np.ndarray) -> Runs:
     """The parts of the intervals that lie in a window, whose stream begins at `start`."""
     size = int(window.cumulative_P1[-1])
     touched = np.flatnonzero((end_I > start) & (begin_I < start + size))

@@ -1,4 +1,5 @@
-"""From runs of tokens to the tensors of a batch: documents end to end, cut at the row's length. B rows, T time."""
+"""From runs of tokens to the tensors of a batch: documents end to end, cut at the row's length. B rows, T
+time."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from data_pipelines.order import Runs
 def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) -> Batch:
     """Build a batch from the runs that fill intervals of T + 1 tokens, one interval for each row.
 
-    A row's last token is only a target: it is the first token of the source's next row. Where the runs of a row
-    end early, the row is filled with `pad` and weighs nothing there.
+    A row's last token is only a target: it is the first token of the source's next row. Where the runs of a
+    row end early, the row is filled with `pad` and weighs nothing there.
 
     Args:
         runs: sorted by interval (= place in the batch) and place.
@@ -34,12 +35,20 @@ def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) ->
     for row in short.tolist():  # only the last rows of an evaluation
         weights[row * length + max(0, int(filled[row]) - 1) : (row + 1) * length] = 0.0
     segments, positions = _segments(runs, filled, count, length)
-    arrays = (tokens, targets, weights.reshape(count, length), segments, positions, rows.astype(np.int64))
-    return Batch(*(torch.from_numpy(array) for array in arrays), cursor)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(weights.reshape(count, length)),
+        segment_ids=torch.from_numpy(segments),
+        positions=torch.from_numpy(positions),
+        rows=torch.from_numpy(rows.astype(np.int64)),
+        cursor=cursor,
+    )
 
 
 def gather(runs: Runs, count: int, width: int, pad: int) -> np.ndarray:
-    """Copy the tokens of `runs` into (count, width), in the type they are stored in. Members are checked first."""
+    """Copy the tokens of `runs` into (count, width), in the type they are stored in. Members are checked
+    first."""
     for number in np.unique(runs.shard_R).tolist():
         here = runs.shard_R == number
         runs.shards[number].check(runs.start_R[here])
@@ -56,8 +65,8 @@ def gather(runs: Runs, count: int, width: int, pad: int) -> np.ndarray:
 
 
 def _segments(runs: Runs, filled: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions, (B, T) int32 each. A segment begins where a row or a document does, and where
-    padding begins."""
+    """Segment ids and positions, (B, T) int32 each. A segment begins where a row or a document does, and
+    where padding begins."""
     rows = np.arange(count)
     starts_here = (runs.begins_R & (runs.place_R < length)) & (runs.place_R > 0)
     documents = runs.interval_R[starts_here] * length + runs.place_R[starts_here]

@@ -1,8 +1,8 @@
 """Writing tokenised shards, through webdataset's own tar writer.
 
 A sample of a tokenised shard is `KEY.lengths.u32` (tokens of each document that begins in it, end-of-text
-included) and `KEY.tokens.u16` or `.u32` (up to 262,144 tokens, documents one after the other). A document longer
-than that goes on in the next samples of the same shard.
+included) and `KEY.tokens.u16` or `.u32` (up to 262,144 tokens, documents one after the other). A document
+longer than that goes on in the next samples of the same shard.
 """
 
 from __future__ import annotations

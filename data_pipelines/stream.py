@@ -1,7 +1,8 @@
 """The batches of a run, read ahead in the background.
 
-Every rank computes from the row counter alone which rows are its own, so the stream is the same for any number of
-ranks and workers and any depth of prefetch, and its whole state is the cursor that travels with the batch.
+Every rank computes from the row counter alone which rows are its own, so the stream is the same for any
+number of ranks and workers and any depth of prefetch, and its whole state is the cursor that travels with
+the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class StepBatches(Dataset[Batch]):
     def __init__(self, rows: RowReader, global_rows: int, rank: int, world: int, start: int) -> None:
         if global_rows < 1 or global_rows % world:
             raise DataError(
-                f"a global batch of {global_rows} rows cannot be shared by {world} ranks: use a multiple of {world}."
+                f"a global batch of {global_rows} rows cannot be shared by {world} ranks: use a "
+                f"multiple of {world}."
             )
         assert 0 <= rank < world, f"rank {rank} of {world}"
         self.rows, self.global_rows, self.start = rows, global_rows, start
@@ -41,7 +43,8 @@ class StepBatches(Dataset[Batch]):
 
 
 class Stream:
-    """An iterator over batches, one for each optimizer step. Close it when done; it is a context manager too."""
+    """An iterator over batches, one for each optimizer step. Close it when done; it is a context manager
+    too."""
 
     def __init__(self, source: Iterator[Any], close: Any) -> None:
         self._source, self._close = source, close
@@ -59,18 +62,20 @@ class Stream:
         if isinstance(item, _Failure):
             self.close()
             raise item.error
-        return item  # type: ignore[no-any-return]
+        assert isinstance(item, Batch)
+        return item
 
     @property
     def wait_seconds(self) -> float:
-        """Seconds that `next` has blocked the consumer since this was last read (reading sets it back to 0)."""
+        """Seconds that `next` has blocked the consumer since this was last read (reading sets it back to
+        0)."""
         waited, self._waited = self._waited, 0.0
         return waited
 
     def close(self) -> None:
         """Stop the thread or the workers and wait for them."""
         self._close()
-        self._source = iter(())
+        self._source = iter(())  # what it held goes
 
     def __enter__(self) -> Stream:
         return self
@@ -117,14 +122,14 @@ def open_stream(
         steps: how many batches to deliver; None never ends.
 
     Raises:
-        DataError: `start` belongs to another run's data, or the rows cannot be shared by the ranks. Errors while
-            reading come out of `next` as they were raised.
+        DataError: `start` belongs to another run's data, or the rows cannot be shared by the ranks. Errors
+            while reading come out of `next` as they were raised.
     """
     if start is not None and start.fingerprint != rows.fingerprint:
         raise DataError(
             f"the checkpoint's data cursor has fingerprint {start.fingerprint[:12]}, this run's data has "
-            f"{rows.fingerprint[:12]}: the dataset, mixture, sequence length, window or seed changed. Restore "
-            "them, or begin a new run."
+            f"{rows.fingerprint[:12]}: the dataset, mixture, sequence length, window or seed changed. "
+            "Restore them, or begin a new run."
         )
     if prefetch < 1 or workers < 0:
         raise DataError(f"prefetch {prefetch} must be at least 1 and workers {workers} at least 0.")
@@ -133,21 +138,21 @@ def open_stream(
     if workers == 0:
         thread = _Prefetcher(batches, iter(numbers), prefetch)
         return Stream(iter(thread), thread.close)
-    # Not fork: this process runs threads (prefetch, tokenizers, CUDA), and a forked child inherits their locks in
-    # whatever state they are. The fork server is a fresh process without threads, and forking it is quicker than
-    # starting an interpreter for each worker.
+    # Not fork: this process runs threads (prefetch, tokenizers, CUDA), and a forked child inherits their
+    # locks in whatever state they are. The fork server is a fresh process without threads, and forking it
+    # is quicker than starting an interpreter for each worker.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data_pipelines.rows"])
     loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,
-        sampler=numbers,  # type: ignore[arg-type]
+        sampler=numbers,
         num_workers=workers,
         prefetch_factor=prefetch,
         multiprocessing_context=context,
     )
-    iterator = iter(loader)
-    return Stream(iterator, iterator._shutdown_workers)  # type: ignore[attr-defined]
+    # Dropping the loader's iterator stops its workers, and `Stream.close` drops it.
+    return Stream(iter(loader), lambda: None)
 
 
 class _Prefetcher:

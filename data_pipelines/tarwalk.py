@@ -1,7 +1,8 @@
 """A strict walk over the headers of a USTAR file.
 
-The standard library's tar reader takes a damaged header for the end of the archive and reports nothing, so half
-a shard can vanish. This walk checks each header's checksum and insists on the two zero blocks at the end.
+The standard library's tar reader takes a damaged header for the end of the archive and reports nothing, so
+half a shard can vanish. This walk checks each header's checksum and insists on the two zero blocks at the
+end.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ def walk(path: Path, tar: bytes | memoryview) -> Iterator[Member]:
         offset = data + padded(size)
 
 
-_MEND = "Copy the shard again from its origin or build the dataset again; `triptych data lint` lists all damage."
+_MEND = (
+    "Copy the shard again from its origin or build the dataset again; `triptych data lint` lists all damage."
+)
 
 
 def _check_end(path: Path, view: memoryview, offset: int) -> None:
