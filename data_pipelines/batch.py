@@ -1,0 +1,77 @@
+"""What the pipelines hand to training. B rows, T time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_pipelines.errors import DataError
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The whole state of the stream after a batch."""
+
+    row: int  # rows consumed since the run began
+    fingerprint: str  # of the datasets, mixture, sequence length and seed
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"row": self.row, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Cursor:
+        """From a checkpoint.
+
+        Raises:
+            DataError: the state is not that of a cursor.
+        """
+        row, fingerprint = state.get("row"), state.get("fingerprint")
+        if not isinstance(row, int) or row < 0 or not isinstance(fingerprint, str):
+            raise DataError(
+                f"the checkpoint's data cursor {state!r} is not one (row and fingerprint wanted)."
+            )
+        return cls(row, fingerprint)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows. Documents follow each other without a gap; a row may begin and end inside one."""
+
+    tokens: Tensor  # (B, T) int64
+    targets: Tensor  # (B, T) int64: the token that follows
+    weights: Tensor  # (B, T) float32: 0 where the target belongs to another document or is padding, else 1
+    segment_ids: Tensor  # (B, T) int32: 0, 1, 2 ... within the row; a new number for each document
+    positions: Tensor  # (B, T) int32: tokens since the segment began in this row
+    rows: Tensor  # (B,) int64: numbers of the rows in the run
+    cursor: Cursor  # the state of the stream after the optimizer step that this batch belongs to
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            change(self.tokens),
+            change(self.targets),
+            change(self.weights),
+            change(self.segment_ids),
+            change(self.positions),
+            change(self.rows),
+            self.cursor,
+        )
+
+    def split(self, rows: int) -> list[Batch]:
+        """Micro-batches of `rows` rows (the last may be smaller), as views."""
+        if rows < 1:
+            raise DataError(f"a micro-batch of {rows} rows: it must have at least one.")
+        slices = [slice(start, start + rows) for start in range(0, len(self.rows), rows)]
+        return [self._map(lambda tensor, part=part: tensor[part]) for part in slices]  # type: ignore[misc]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """On another device; with pinned memory and `non_blocking` the copy does not wait."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """In page-locked memory, for copies to a GPU that do not wait."""
+        return self._map(lambda tensor: tensor.pin_memory())

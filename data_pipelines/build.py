@@ -1,0 +1,238 @@
+"""From raw text to a tokenised dataset.
+
+Two passes: the first counts the documents, sees that both splits will hold some, and collects a sample to
+train a BPE on; the second tokenises. Everything is written to a temporary folder that takes its final name
+at the end, so a build that was killed leaves nothing that looks whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.dataset import Dataset, open_dataset, token_bytes, write_dataset
+from data_pipelines.documents import Skipped, file_documents, find_files
+from data_pipelines.errors import DataError
+from data_pipelines.shards import TokenShardWriter
+from data_pipelines.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
+
+SAMPLE_BYTES = 8_000_000  # of text to train a BPE on: under ten seconds on one core
+SAMPLE_PART = 100_000  # at most so many characters of one document
+BATCH_CHARACTERS = 2_000_000  # tokenised at a time
+SPLITS = ("train", "validation")
+
+Progress = Callable[[str, int, int], None]  # (what is being done, files done, files in all)
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build a dataset."""
+
+    tokenizer: str = "bpe:8192"  # bytes, bpe:N, a tokenizer.json, or a dataset folder
+    validation_fraction: float = 0.05
+    shard_megabytes: float = 256
+    seed: int = 0
+    force: bool = False  # replace what is in the output folder
+
+    def check(self) -> None:
+        """Raises DataError for a value out of range."""
+        if not 0 <= self.validation_fraction < 1:
+            raise DataError(
+                f"validation fraction {self.validation_fraction}: it must be at least 0 and below 1."
+            )
+        if self.shard_megabytes <= 0:
+            raise DataError(f"shard size {self.shard_megabytes} MB: it must be positive.")
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made."""
+
+    dataset: Dataset
+    tokenizer: Tokenizer
+    skipped: Skipped
+
+
+@dataclass
+class Survey:
+    """What the first pass found."""
+
+    documents: int = 0
+    validation: int = 0
+    lowest: tuple[int, int] = (2**64, -1)  # (hash, document)
+    highest: tuple[int, int] = (-1, -1)
+    sample: list[tuple[int, int, str]] = field(default_factory=list)  # heap of (-hash, document, text)
+    sample_bytes: int = 0
+
+    def exception(self) -> int:
+        """The one document that changes sides, because by its hash a split would stay empty; -1 for none."""
+        if self.documents < 2 or 0 < self.validation < self.documents:
+            return -1
+        return self.lowest[1] if self.validation == 0 else self.highest[1]
+
+
+def build(
+    source: Path | str, out: Path | str, options: BuildOptions, progress: Progress | None = None
+) -> Built:
+    """Tokenise a text file, a .jsonl, a raw .tar shard or a folder of them into `out`.
+
+    Raises:
+        DataError: nothing to read, a bad line, an output folder in use, an option out of range.
+    """
+    return build_from_files(find_files(Path(source)), out, options, progress)
+
+
+def build_from_files(
+    files: list[Path], out: Path | str, options: BuildOptions, progress: Progress | None = None
+) -> Built:
+    """As `build`, from a list of files.
+
+    Raises:
+        DataError: see `build`.
+    """
+    options.check()
+    out = Path(out)
+    _refuse_used(out, options.force)
+    size = bpe_size(options.tokenizer)
+    given = None if size else tokenizer_from_spec(options.tokenizer)
+    report = progress or (lambda what, done, total: None)
+    survey = _survey(files, options, bool(size), report)
+    if survey.documents == 0:
+        skipped = Skipped()
+        for _ in _documents(files[:1000], skipped):
+            pass
+        why = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items()) or "nothing to read"
+        raise DataError(f"no text found in {len(files)} file(s): {why}. Text must be UTF-8, not empty.")
+    report("training the tokenizer" if size else "loading the tokenizer", 0, 1)
+    tokenizer = given or train_bpe(_training_texts(survey), size or 0)
+    partial = out.with_name(f".{out.name}.part-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        skipped = _write(files, partial, (tokenizer, options, survey), report)
+        _publish(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Built(open_dataset(out), tokenizer, skipped)
+
+
+def _refuse_used(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: a file is in the way; choose another output folder.")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise DataError(f"{out}: the folder is not empty. Use --force to replace it, or another --out.")
+        if not (out / "dataset.json").exists():
+            raise DataError(f"{out}: not a dataset folder, so --force will not delete it; use another --out.")
+
+
+def _publish(partial: Path, out: Path) -> None:
+    """Give the finished folder its name; an old dataset is moved away first and then deleted."""
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _documents(
+    files: Iterable[Path], skipped: Skipped, done: Callable[[int], None] | None = None
+) -> Iterator[str]:
+    for number, path in enumerate(files):
+        yield from file_documents(path, skipped)
+        if done:
+            done(number + 1)
+
+
+def document_hash(text: str, seed: int) -> int:
+    """64 bits that decide which split a document belongs to: equal texts always go to the same one."""
+    key = hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(16, "little", signed=True))
+    return int.from_bytes(key.digest(), "little")
+
+
+def _survey(files: list[Path], options: BuildOptions, sample: bool, report: Progress) -> Survey:
+    """Count the documents and, for a BPE, keep those with the lowest training hashes up to SAMPLE_BYTES."""
+    survey = Survey()
+    threshold = int(options.validation_fraction * 2**64)
+    report("reading", 0, len(files))
+    for text in _documents(files, Skipped(), lambda done: report("reading", done, len(files))):
+        mark, number = document_hash(text, options.seed), survey.documents
+        survey.documents += 1
+        survey.validation += mark < threshold
+        survey.lowest = min(survey.lowest, (mark, number))
+        survey.highest = max(survey.highest, (mark, number))
+        if sample:
+            part = text[:SAMPLE_PART]
+            heapq.heappush(survey.sample, (-mark, number, part))
+            survey.sample_bytes += len(part)
+            while survey.sample_bytes > SAMPLE_BYTES:
+                survey.sample_bytes -= len(heapq.heappop(survey.sample)[2])
+    return survey
+
+
+def _training_texts(survey: Survey) -> list[str]:
+    return [text for _, _, text in sorted(survey.sample, key=lambda item: item[1])]
+
+
+def _write(
+    files: list[Path], folder: Path, plan: tuple[Tokenizer, BuildOptions, Survey], report: Progress
+) -> Skipped:
+    """The second pass: tokenise and write shards, tokenizer and dataset.json."""
+    tokenizer, options, survey = plan
+    skipped = Skipped()
+    texts = _documents(files, skipped, lambda done: report("tokenising", done, len(files)))
+    report("tokenising", 0, len(files))
+    width, shard_bytes = token_bytes(tokenizer.vocabulary), int(options.shard_megabytes * 1e6)
+    writers = {split: TokenShardWriter(folder, split, width, shard_bytes) for split in SPLITS}
+    for group in _groups(_placed(texts, options, survey)):
+        for (split, text), ids in zip(group, tokenizer.encode_batch([t for _, t in group]), strict=True):
+            writers[split].write(np.append(ids, np.asarray([tokenizer.eot], ids.dtype)), len(text.encode()))
+    records = {split: writer.close() for split, writer in writers.items()}
+    write_dataset(folder, {s: r for s, r in records.items() if r}, tokenizer.save(folder))
+    return skipped
+
+
+def _placed(texts: Iterable[str], options: BuildOptions, survey: Survey) -> Iterator[tuple[str, str]]:
+    """(split, text) of each document, or of the two parts of an only document."""
+    threshold, exception = int(options.validation_fraction * 2**64), survey.exception()
+    if threshold == 0:
+        exception = -1
+    for number, text in enumerate(texts):
+        if survey.documents == 1 and threshold:
+            train, validation = cut_tail(text, options.validation_fraction)
+            yield "train", train
+            if validation:
+                yield "validation", validation
+        else:
+            held_out = (document_hash(text, options.seed) < threshold) != (number == exception)
+            yield SPLITS[held_out], text
+
+
+def cut_tail(text: str, fraction: float) -> tuple[str, str]:
+    """Split one text into a beginning and an end of about `fraction`, after a line break if one is near."""
+    place = min(len(text) - 1, max(1, round(len(text) * (1 - fraction))))
+    line = text.rfind("\n", max(1, place - len(text) // 20), place) + 1
+    place = line or place
+    return text[:place], text[place:]
+
+
+def _groups(placed: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Documents in groups of about BATCH_CHARACTERS, so that several threads can tokenise a group."""
+    group: list[tuple[str, str]] = []
+    size = 0
+    for item in placed:
+        group.append(item)
+        size += len(item[1])
+        if size >= BATCH_CHARACTERS or len(group) >= 4096:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

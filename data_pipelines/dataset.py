@@ -1,0 +1,265 @@
+"""A tokenised dataset: a folder with `dataset.json`, shards and their indices.
+
+Opening checks that every file is there and is the one that `dataset.json` was written for; member checksums
+are checked when a member is read for the first time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.index import TOKEN_EXTENSIONS, Index, index_path, map_file, probe, read_header, read_index
+from data_pipelines.shards import ShardRecord
+from data_pipelines.tarwalk import crc32
+
+FORMAT = "triptych-tokens"
+VERSION = 1
+BUILD_AGAIN = "Copy it again from its origin, or build the dataset again with `triptych data build`."
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shards of one split and their sums."""
+
+    shards: tuple[ShardRecord, ...]
+    documents: int
+    tokens: int
+    text_bytes: int
+
+    @classmethod
+    def of(cls, shards: list[ShardRecord]) -> Split:
+        """The split that holds `shards`."""
+        sums = (sum(getattr(s, key) for s in shards) for key in ("documents", "tokens", "text_bytes"))
+        return cls(tuple(shards), *sums)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset folder."""
+
+    path: Path
+    splits: dict[str, Split]
+    tokenizer: dict[str, Any]  # kind, file, fingerprint, vocabulary, eot
+    token_bytes: int
+    fingerprint: str
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.tokenizer["vocabulary"])
+
+    @property
+    def eot(self) -> int:
+        """The id that ends each document."""
+        return int(self.tokenizer["eot"])
+
+    def split(self, name: str) -> Split:
+        """The split called `name`.
+
+        Raises:
+            DataError: there is none, or it holds no token.
+        """
+        found = self.splits.get(name)
+        if found is None or found.tokens == 0:
+            have = ", ".join(key for key, value in self.splits.items() if value.tokens) or "none"
+            state = "is empty" if found else "does not exist"
+            raise DataError(f"{self.path}: the split {name!r} {state} (splits with data: {have}).")
+        return found
+
+
+def write_dataset(folder: Path, splits: dict[str, list[ShardRecord]], tokenizer: dict[str, Any]) -> str:
+    """Write `dataset.json` and return the dataset's fingerprint."""
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tokenizer": tokenizer,
+        "token_bytes": token_bytes(int(tokenizer["vocabulary"])),
+        "splits": {},
+    }
+    for name, shards in splits.items():
+        split = Split.of(shards)
+        sums = {"documents": split.documents, "tokens": split.tokens, "text_bytes": split.text_bytes}
+        content["splits"][name] = {**sums, "shards": [shard.to_dict() for shard in shards]}
+    content["fingerprint"] = _fingerprint(content)
+    (folder / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
+    return str(content["fingerprint"])
+
+
+def token_bytes(vocabulary: int) -> int:
+    """Bytes that one token id takes on disk."""
+    return 2 if vocabulary <= 65_536 else 4
+
+
+def _fingerprint(content: dict[str, Any]) -> str:
+    plain = {key: value for key, value in content.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read `dataset.json` without looking at the shards.
+
+    Raises:
+        DataError: folder or file missing, not a dataset, another version, edited by hand.
+    """
+    path = folder / "dataset.json"
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such dataset folder. `triptych data demo --out {folder}` makes one to try, "
+            f"`triptych data build SOURCE --out {folder}` makes one from your text."
+        )
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing, so {folder} is not a tokenised dataset. `triptych data build SOURCE "
+            "--out DIR` makes one from text, `triptych data tokenize` from raw shards."
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        if content.get("format") != FORMAT:
+            raise DataError(f"{path}: its format is {content.get('format')!r}, not {FORMAT!r}. {BUILD_AGAIN}")
+        if content["version"] != VERSION:
+            raise DataError(
+                f"{path}: format version {content['version']}; this program reads version {VERSION}. "
+                f"{BUILD_AGAIN}"
+            )
+        if content["fingerprint"] != _fingerprint(content):
+            raise DataError(f"{path}: its fingerprint does not fit its content: it was edited. {BUILD_AGAIN}")
+        splits = {
+            name: Split.of([ShardRecord(**shard) for shard in split["shards"]])
+            for name, split in content["splits"].items()
+        }
+        return Dataset(
+            folder, splits, content["tokenizer"], int(content["token_bytes"]), content["fingerprint"]
+        )
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read ({error!r}). {BUILD_AGAIN}") from None
+
+
+def open_dataset(folder: Path | str) -> Dataset:
+    """Read `dataset.json` and check every shard and index against it (their sizes and identities, not yet
+    every byte: `triptych data lint` reads all of it).
+
+    Raises:
+        DataError: naming the file and what to do.
+    """
+    dataset = read_dataset(Path(folder))
+    for split in dataset.splits.values():
+        for record in split.shards:
+            check_shard(dataset.path / f"{record.name}.tar", record, dataset.token_bytes)
+    return dataset
+
+
+def check_shard(shard: Path, record: ShardRecord, token_bytes: int) -> None:
+    """Check a shard's size and first and last bytes against its index, and the index against
+    `dataset.json`."""
+    try:
+        size = shard.stat().st_size
+    except FileNotFoundError:
+        raise DataError(f"{shard}: the shard is missing. {BUILD_AGAIN}") from None
+    if size == 0:
+        raise DataError(f"{shard}: the shard is empty (0 bytes, {record.bytes} wanted). {BUILD_AGAIN}")
+    header = read_header(index_path(shard))
+    if header.content_id != record.content_id or header.token_bytes != token_bytes:
+        raise DataError(
+            f"{index_path(shard)}: this is the index of another shard than dataset.json names. "
+            f"`triptych data index {shard.parent}` builds the indices again from the shards."
+        )
+    if size != header.tar_bytes:
+        state = "truncated" if size < header.tar_bytes else "too long"
+        raise DataError(f"{shard}: {state}: {size} bytes, its index says {header.tar_bytes}. {BUILD_AGAIN}")
+    with shard.open("rb") as file:
+        head = file.read(4096)
+        file.seek(max(0, size - 4096))
+        found = hashlib.blake2b(head + file.read(), digest_size=16).hexdigest()
+    if found != header.probe:
+        raise DataError(
+            f"{shard}: its first or last bytes are not those its index was built from: damaged, or another "
+            f"shard's. {BUILD_AGAIN}"
+        )
+
+
+class Shard:
+    """One tokenised shard of a dataset, mapped into memory on demand. Thread-safe."""
+
+    def __init__(self, dataset: Dataset, record: ShardRecord) -> None:
+        self.path = dataset.path / f"{record.name}.tar"
+        self.record = record
+        self.vocabulary = dataset.vocabulary
+        self._kind = np.dtype(f"<u{dataset.token_bytes}")
+        self._checked: np.ndarray | None = None  # per member: its bytes were found right
+
+    def index(self) -> Index:
+        """Map the index, its arrays' checksum checked."""
+        return read_index(index_path(self.path))
+
+    def open(self) -> OpenShard:
+        """Map index and tokens."""
+        index = self.index()
+        tar = map_file(self.path)
+        if len(tar) != index.header.tar_bytes or probe(tar).hex() != index.header.probe:
+            raise DataError(f"{self.path}: it changed since it was opened. {BUILD_AGAIN}")
+        if self._checked is None:
+            self._checked = np.zeros(index.header.members, np.bool_)
+        return OpenShard(self.path, index, memoryview(tar), self._kind, self._checked)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_checked": None}
+
+
+class OpenShard:
+    """A mapped shard: its tokens as one array, and the checks of each member on first touch."""
+
+    def __init__(
+        self, path: Path, index: Index, tar: memoryview, kind: np.dtype[Any], checked: np.ndarray
+    ) -> None:
+        self.path, self.index = path, index
+        self._tar, self._checked, self._lock = tar, checked, threading.Lock()
+        whole = len(tar) // kind.itemsize * kind.itemsize
+        self.tokens = np.frombuffer(tar[:whole], kind)  # the tar itself seen as tokens, headers and all
+        self._item = kind.itemsize
+
+    def check(self, positions: np.ndarray) -> None:
+        """Check the members that hold the tokens at `positions` (in tokens from the start of the tar), and
+        the members of the same samples, if that was not done before.
+
+        Raises:
+            DataError: a byte of a header or of the data is not what it was, with shard, member and offset.
+        """
+        offsets = positions.astype(np.int64) * self._item
+        members = np.searchsorted(self.index.data_offset_N, offsets, side="right") - 1
+        for member in np.unique(members[~self._checked[members]]).tolist():
+            with self._lock:
+                self._check_member(member - 1)  # the lengths, which lie before the tokens of their sample
+                self._check_member(member)
+
+    def _check_member(self, member: int) -> None:
+        if member < 0 or self._checked[member]:
+            return
+        index = self.index
+        header, data = int(index.header_offset_N[member]), int(index.data_offset_N[member])
+        end = data + int(index.size_N[member])
+        for start, stop, wanted, what in (
+            (header, data, int(index.header_crc_N[member]), "tar header"),
+            (data, end, int(index.crc_N[member]), "data"),
+        ):
+            if crc32(self._tar[start:stop]) != wanted:
+                name = index.extensions[int(index.extension_N[member])]
+                raise DataError(
+                    f"{self.path}: the {what} of member {member} (.{name}, bytes {start} to {stop}) is "
+                    f"damaged: its checksum is not the index's. {BUILD_AGAIN}"
+                )
+        self._checked[member] = True
+
+    def member_tokens(self, member: int) -> np.ndarray:
+        """The tokens of one member (checked)."""
+        assert self.index.extensions[int(self.index.extension_N[member])] in TOKEN_EXTENSIONS.values()
+        self._check_member(member)
+        start = int(self.index.data_offset_N[member]) // self._item
+        return self.tokens[start : start + int(self.index.size_N[member]) // self._item]

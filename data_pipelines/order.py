@@ -1,0 +1,258 @@
+"""The endless token stream of one source: its documents in a shuffled order that is a pure function of the
+seed.
+
+Epoch after epoch, each epoch in a new order. The order has two levels, for disks: the shards are permuted,
+taken in windows of a few shards, and the documents are permuted within a window. So a reader touches a few
+shards at a time, and only the lengths of one window's documents are ever held in memory.
+
+The permutations sort splitmix64 hashes, which are the same on every platform and in every version of numpy
+(numpy's generators promise that only within limits).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from data_pipelines.dataset import Dataset, OpenShard, Shard
+from data_pipelines.errors import DataError
+
+Value = TypeVar("Value")
+
+
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection of uint64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permutation(count: int, *key: object) -> np.ndarray:
+    """A permutation of range(count), int64, that depends on `key` alone."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
+    first, second = np.frombuffer(digest, "<u8")
+    hashes = splitmix64(splitmix64(np.arange(count, dtype=np.uint64) ^ first) ^ second)
+    return np.argsort(hashes, kind="stable")
+
+
+class LruCache(Generic[Value]):
+    """The last few values, by key. Thread-safe; a copy sent to another process starts empty."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value of `key`, made now if it is not held."""
+        with self._lock:
+            if key not in self._values:
+                while len(self._values) >= self._size:
+                    self._values.popitem(last=False)
+                self._values[key] = make()
+            self._values.move_to_end(key)
+            return self._values[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._size,)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """The windows of one epoch: which shards, and where each begins. S shards, N windows."""
+
+    shards_S: np.ndarray  # shard numbers in this epoch's order
+    window_start_N1: (
+        np.ndarray
+    )  # first token of each window, counted from the epoch's start; last: its tokens
+
+
+@dataclass(frozen=True)
+class Window:
+    """The documents of one window in this epoch's order, as P pieces (runs of tokens inside one member)."""
+
+    shards: tuple[OpenShard, ...]
+    shard_P: np.ndarray  # number in `shards`
+    start_P: np.ndarray  # tokens from the start of the shard's tar
+    cumulative_P1: np.ndarray  # where each piece begins in the window's stream; last: the window's tokens
+    document_P: np.ndarray  # number of the document in the split, in stored order
+    within_P: np.ndarray  # where the piece begins in its document
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of tokens that fill intervals of a stream. R runs, sorted by interval and place."""
+
+    interval_R: np.ndarray  # which interval
+    place_R: np.ndarray  # where the run begins in it
+    length_R: np.ndarray
+    begins_R: np.ndarray  # whether the run is the beginning of a document
+    start_R: np.ndarray  # tokens from the start of the shard's tar
+    shard_R: np.ndarray  # number in `shards`
+    document_R: np.ndarray
+    within_R: np.ndarray  # where the run begins in its document
+    epoch_R: np.ndarray
+    shards: tuple[OpenShard, ...]
+
+
+class TokenStream:
+    """Random access to the endless stream of one source.
+
+    Args:
+        dataset: an opened dataset.
+        split: the name of the split.
+        key: what the order depends on (seed and source number); None for the stored order.
+        window_shards: how many shards are shuffled together.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, key: tuple[object, ...] | None, window_shards: int
+    ) -> None:
+        if window_shards < 1:
+            raise DataError(f"window_shards is {window_shards}; it must be at least 1.")
+        self.tokens = dataset.split(split).tokens  # of one epoch
+        self._key, self._window_shards = key, window_shards
+        self._shards = [Shard(dataset, record) for record in dataset.split(split).shards]
+        records = dataset.split(split).shards
+        self._shard_tokens = np.asarray([record.tokens for record in records], np.int64)
+        documents = np.asarray([record.documents for record in records], np.int64)
+        self._first_document = np.cumsum(documents) - documents
+        self._epochs: LruCache[EpochPlan] = LruCache(2)
+        self._windows: LruCache[Window] = LruCache(3)
+
+    def runs(self, begin_I: np.ndarray, length: int, end: int | None = None) -> Runs:
+        """Find the tokens of the intervals [begin, begin + length) of the stream, cut off at `end`.
+
+        Args:
+            begin_I: ascending starts, int64. Intervals may overlap.
+        """
+        end_I = begin_I + length if end is None else np.minimum(begin_I + length, end)
+        found: list[Runs] = []
+        position, last = int(begin_I[0]), int(end_I.max())
+        while position < last:
+            epoch, offset = divmod(position, self.tokens)
+            plan = self._epoch(epoch)
+            number = int(np.searchsorted(plan.window_start_N1, offset, side="right")) - 1
+            window = self._window(epoch, number)
+            start = epoch * self.tokens + int(plan.window_start_N1[number])
+            stop = start + int(window.cumulative_P1[-1])
+            found.append(_runs_in_window(window, start, epoch, begin_I, end_I))
+            later = begin_I[end_I > stop]
+            position = max(stop, int(later[0])) if len(later) else last
+        return _join(found)
+
+    def nothing(self) -> Runs:
+        """No runs at all."""
+        none, no = np.zeros(0, np.int64), np.zeros(0, np.bool_)
+        return Runs(none, none, none, no, none, none, none, none, none, ())
+
+    def _epoch(self, epoch: int) -> EpochPlan:
+        return self._epochs.get(epoch, lambda: self._plan_epoch(epoch))
+
+    def _window(self, epoch: int, number: int) -> Window:
+        return self._windows.get((epoch, number), lambda: self._plan_window(epoch, number))
+
+    def _plan_epoch(self, epoch: int) -> EpochPlan:
+        count = len(self._shards)
+        shards = np.arange(count) if self._key is None else permutation(count, *self._key, epoch, "shards")
+        ends = np.cumsum(self._shard_tokens[shards])
+        last_of_window = np.append(np.arange(self._window_shards, count, self._window_shards), count) - 1
+        return EpochPlan(shards, np.append(0, ends[last_of_window]))
+
+    def _plan_window(self, epoch: int, number: int) -> Window:
+        first = number * self._window_shards
+        numbers = self._epoch(epoch).shards_S[first : first + self._window_shards]
+        shards = tuple(self._shards[shard].open() for shard in numbers.tolist())
+        documents = [shard.index.header.documents for shard in shards]
+        order = np.arange(sum(documents))
+        if self._key is not None:
+            order = permutation(len(order), *self._key, epoch, "window", number)
+        pieces = [shard.index.header.pieces for shard in shards]
+        bases = np.cumsum([0, *pieces[:-1]])
+        first_piece = np.concatenate(
+            [s.index.first_piece_D1[:-1].astype(np.int64) + b for s, b in zip(shards, bases, strict=True)]
+        )
+        piece_count = np.diff(np.append(first_piece, sum(pieces)))
+        split_document = np.concatenate(
+            [self._first_document[n] + np.arange(d) for n, d in zip(numbers.tolist(), documents, strict=True)]
+        )
+        piece = _expand(first_piece[order], piece_count[order])
+        length = np.concatenate([s.index.piece_length_P for s in shards])[piece].astype(np.int64)
+        cumulative = np.append(0, np.cumsum(length))
+        document_start = np.cumsum(piece_count[order]) - piece_count[order]
+        return Window(
+            shards,
+            np.repeat(np.arange(len(shards), dtype=np.int32), pieces)[piece],
+            np.concatenate([s.index.piece_start_P for s in shards])[piece].astype(np.int64),
+            cumulative,
+            np.repeat(split_document[order], piece_count[order]),
+            cumulative[:-1] - np.repeat(cumulative[document_start], piece_count[order]),
+        )
+
+
+def _expand(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """The concatenation of range(first[i], first[i] + count[i]) for all i."""
+    before = np.cumsum(count) - count
+    return np.repeat(first - before, count) + np.arange(int(count.sum()))
+
+
+def _runs_in_window(window: Window, start: int, epoch: int, begin_I: np.ndarray, end_I: np.ndarray) -> Runs:
+    """The parts of the intervals that lie in a window, whose stream begins at `start`."""
+    size = int(window.cumulative_P1[-1])
+    touched = np.flatnonzero((end_I > start) & (begin_I < start + size))
+    low = np.maximum(begin_I[touched] - start, 0)
+    high = np.minimum(end_I[touched] - start, size)
+    first = np.searchsorted(window.cumulative_P1, low, side="right") - 1
+    count = np.searchsorted(window.cumulative_P1, high, side="left") - first
+    piece = _expand(first, count)
+    interval = np.repeat(touched, count)
+    piece_start = window.cumulative_P1[piece]
+    run_start = np.maximum(piece_start, np.repeat(low, count))
+    run_end = np.minimum(window.cumulative_P1[piece + 1], np.repeat(high, count))
+    skipped = run_start - piece_start
+    within = window.within_P[piece] + skipped
+    return Runs(
+        interval,
+        run_start + start - begin_I[interval],
+        run_end - run_start,
+        within == 0,
+        window.start_P[piece] + skipped,
+        window.shard_P[piece].astype(np.int64),
+        window.document_P[piece],
+        within,
+        np.full(len(piece), epoch, np.int64),
+        window.shards,
+    )
+
+
+def _join(parts: list[Runs]) -> Runs:
+    """The runs of several windows as one, sorted by interval and place."""
+    if len(parts) == 1:
+        return parts[0]
+    return join_runs(parts, None)
+
+
+def join_runs(parts: list[Runs], intervals: list[np.ndarray] | None) -> Runs:
+    """Put runs together and sort them by interval and place.
+
+    Args:
+        intervals: for each part, the new numbers of its intervals; None keeps the numbers.
+    """
+    offsets = np.cumsum([0, *(len(part.shards) for part in parts[:-1])])
+    numbers = [p.interval_R if intervals is None else intervals[i][p.interval_R] for i, p in enumerate(parts)]
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("place_R", "length_R", "begins_R", "start_R", "document_R", "within_R", "epoch_R")
+    }
+    columns["interval_R"] = np.concatenate(numbers)
+    columns["shard_R"] = np.concatenate([p.shard_R + o for p, o in zip(parts, offsets, strict=True)])
+    order = np.lexsort((columns["place_R"], columns["interval_R"]))
+    shards = tuple(shard for part in parts for shard in part.shards)
+    return Runs(**{name: column[order] for name, column in columns.items()}, shards=shards)

@@ -1,0 +1,192 @@
+"""The batches of a run, read ahead in the background.
+
+Every rank computes from the row counter alone which rows are its own, so the stream is the same for any
+number of ranks and workers and any depth of prefetch, and its whole state is the cursor that travels with
+the batch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from data_pipelines.batch import Batch, Cursor
+from data_pipelines.errors import DataError
+from data_pipelines.rows import RowReader
+
+
+class StepBatches(Dataset[Batch]):
+    """Optimizer step -> this rank's batch. Step 0 is the first after `start`."""
+
+    def __init__(self, rows: RowReader, global_rows: int, rank: int, world: int, start: int) -> None:
+        if global_rows < 1 or global_rows % world:
+            raise DataError(
+                f"a global batch of {global_rows} rows cannot be shared by {world} ranks: use a "
+                f"multiple of {world}."
+            )
+        assert 0 <= rank < world, f"rank {rank} of {world}"
+        self.rows, self.global_rows, self.start = rows, global_rows, start
+        self.share = global_rows // world
+        self.first = rank * self.share
+
+    def __getitem__(self, step: int) -> Batch:
+        begin = self.start + step * self.global_rows
+        mine = range(begin + self.first, begin + self.first + self.share)
+        return self.rows.batch(mine, Cursor(begin + self.global_rows, self.rows.fingerprint))
+
+
+class Stream:
+    """An iterator over batches, one for each optimizer step. Close it when done; it is a context manager
+    too."""
+
+    def __init__(self, source: Iterator[Any], close: Any) -> None:
+        self._source, self._close = source, close
+        self._waited = 0.0
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        try:
+            item = next(self._source)
+        finally:
+            self._waited += time.perf_counter() - began
+        if isinstance(item, _Failure):
+            self.close()
+            raise item.error
+        assert isinstance(item, Batch)
+        return item
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that `next` has blocked the consumer since this was last read (reading sets it back to
+        0)."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        """Stop the thread or the workers and wait for them."""
+        self._close()
+        self._source = iter(())  # what it held goes
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class _Failure:
+    """An error on its way from a worker to the consumer, as the object it was."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class _Guarded(Dataset[Any]):
+    """Hands errors on as values: a DataLoader would wrap them in a text with the worker's traceback."""
+
+    def __init__(self, batches: StepBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | _Failure:
+        try:
+            return self.batches[step]
+        except Exception as error:
+            return _Failure(error)
+
+
+def open_stream(
+    rows: RowReader,
+    global_batch_rows: int,
+    rank: int = 0,
+    world: int = 1,
+    start: Cursor | None = None,
+    workers: int = 0,
+    prefetch: int = 2,
+    steps: int | None = None,
+) -> Stream:
+    """The batches of rank `rank` of `world`, from `start` on (None: from row 0).
+
+    Args:
+        workers: processes that read ahead; 0 reads in a thread of this process.
+        prefetch: batches held ready (by each worker).
+        steps: how many batches to deliver; None never ends.
+
+    Raises:
+        DataError: `start` belongs to another run's data, or the rows cannot be shared by the ranks. Errors
+            while reading come out of `next` as they were raised.
+    """
+    if start is not None and start.fingerprint != rows.fingerprint:
+        raise DataError(
+            f"the checkpoint's data cursor has fingerprint {start.fingerprint[:12]}, this run's data has "
+            f"{rows.fingerprint[:12]}: the dataset, mixture, sequence length, window or seed changed. "
+            "Restore them, or begin a new run."
+        )
+    if prefetch < 1 or workers < 0:
+        raise DataError(f"prefetch {prefetch} must be at least 1 and workers {workers} at least 0.")
+    batches = _Guarded(StepBatches(rows, global_batch_rows, rank, world, start.row if start else 0))
+    numbers = itertools.count() if steps is None else range(steps)
+    if workers == 0:
+        thread = _Prefetcher(batches, iter(numbers), prefetch)
+        return Stream(iter(thread), thread.close)
+    # Not fork: this process runs threads (prefetch, tokenizers, CUDA), and a forked child inherits their
+    # locks in whatever state they are. The fork server is a fresh process without threads, and forking it
+    # is quicker than starting an interpreter for each worker.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_pipelines.rows"])
+    loader: DataLoader[Any] = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        multiprocessing_context=context,
+    )
+    # Dropping the loader's iterator stops its workers, and `Stream.close` drops it.
+    return Stream(iter(loader), lambda: None)
+
+
+class _Prefetcher:
+    """A thread that keeps `depth` batches ready."""
+
+    def __init__(self, batches: _Guarded, numbers: Iterator[int], depth: int) -> None:
+        self._batches, self._numbers = batches, numbers
+        self._ready: queue.Queue[Any] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="triptych-data", daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        for step in self._numbers:
+            item = self._batches[step]
+            if not self._put(item) or isinstance(item, _Failure):
+                return
+        self._put(None)
+
+    def _put(self, item: Any) -> bool:
+        """Wait for room; False if the stream was closed meanwhile."""
+        while not self._stop.is_set():
+            try:
+                self._ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[Any]:
+        while (item := self._ready.get()) is not None:
+            yield item
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._stop.set()
+        self._thread.join(timeout=30)

@@ -1,0 +1,206 @@
+"""`triptych data ...`: make, check and look at datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from data_pipelines.build import BuildOptions, Built
+
+app = typer.Typer(no_args_is_help=True, help="Make, check and look at datasets.", rich_markup_mode="rich")
+
+Out = Annotated[Path, typer.Option(help="Folder to write; it appears when the build is complete.")]
+TokenizerSpec = Annotated[
+    str, typer.Option(help="bytes, bpe:N (trained on this text), a tokenizer.json, or a dataset folder.")
+]
+Fraction = Annotated[float, typer.Option(help="Share of documents held out for validation.")]
+ShardSize = Annotated[float, typer.Option(help="Size of one shard file in MB.")]
+Seed = Annotated[int, typer.Option(help="Decides which documents are held out.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the dataset that is in --out.")]
+Folder = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=False)]
+
+
+@app.command()
+def demo(
+    out: Out = Path("data/demo"),
+    tokenizer: TokenizerSpec = "bpe:4096",
+    megabytes: Annotated[float, typer.Option(help="At most so much text.")] = 12.0,
+    validation_fraction: Fraction = 0.05,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Build a dataset from this Python's standard library: real text, no download.
+
+    Example: triptych data demo --out data/demo
+    """
+    from data_pipelines.build import BuildOptions
+    from data_pipelines.demo import build_demo
+
+    options = BuildOptions(tokenizer, validation_fraction, 256, seed, force)
+    with _progress() as report:
+        built = build_demo(out, options, megabytes, report)
+    _print_built(built)
+
+
+@app.command()
+def build(
+    source: Annotated[
+        Path, typer.Argument(help="A text file, .jsonl, .jsonl.gz, or a folder of such files.")
+    ],
+    out: Out,
+    tokenizer: TokenizerSpec = "bpe:8192",
+    validation_fraction: Fraction = 0.05,
+    shard_megabytes: ShardSize = 256.0,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Tokenise your own text.
+
+    Each line of a .jsonl file is one document ({"text": "..."}), every other file is one document. A single
+    plain file is split into a training part and a validation part at its end.
+
+    Example: triptych data build my_texts/ --out data/mine --tokenizer bpe:8192
+    """
+    from data_pipelines.build import BuildOptions
+    from data_pipelines.build import build as run_build
+
+    options = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force)
+    with _progress() as report:
+        built = run_build(source, out, options, report)
+    _print_built(built)
+
+
+@app.command()
+def tokenize(
+    source: Annotated[
+        Path, typer.Argument(help="A raw .tar shard (.txt or .json members) or a folder of them.")
+    ],
+    out: Out,
+    tokenizer: TokenizerSpec,
+    validation_fraction: Fraction = 0.05,
+    shard_megabytes: ShardSize = 256.0,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Tokenise raw webdataset shards.
+
+    Example: triptych data tokenize raw_shards/ --out data/mine --tokenizer data/demo
+    """
+    from data_pipelines.build import BuildOptions, build_from_files
+    from data_pipelines.documents import find_files
+    from data_pipelines.errors import DataError
+
+    shards = [path for path in find_files(source) if path.suffix == ".tar"]
+    if not shards:
+        raise DataError(f"{source}: no .tar shards here. `triptych data build` reads text and .jsonl files.")
+    options: BuildOptions = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force)
+    with _progress() as report:
+        built = build_from_files(shards, out, options, report)
+    _print_built(built)
+
+
+@app.command()
+def index(folder: Annotated[Path, typer.Argument(help="A folder with .tar shards.")]) -> None:
+    """Build the shards' indices again.
+
+    Example: triptych data index data/demo
+    """
+    from data_pipelines.lint import rebuild_indices
+
+    with _progress() as report:
+        count = rebuild_indices(folder, report)
+    typer.echo(f"{folder}: {count} indices written.")
+
+
+@app.command()
+def lint(
+    folder: Folder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the problems as JSON.")] = False,
+) -> None:
+    """Read every byte of a dataset and report all damage. Exit code 1 if there is any.
+
+    Example: triptych data lint data/demo
+    """
+    from data_pipelines.lint import lint as find_problems
+    from data_pipelines.lint import problems_json
+
+    with _progress() as report:
+        problems = find_problems(folder, report)
+    if as_json:
+        typer.echo(problems_json(problems))
+    else:
+        for problem in problems:
+            typer.echo(str(problem))
+        typer.echo(f"{folder}: {len(problems)} problem(s)." if problems else f"{folder}: no problems.")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def stats(
+    folder: Folder,
+    samples: Annotated[int, typer.Option(help="Show the beginnings of so many documents of each split.")] = 1,
+) -> None:
+    """Documents, tokens, lengths and samples of a dataset.
+
+    Example: triptych data stats data/demo --samples 3
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from data_pipelines.dataset import open_dataset
+    from data_pipelines.stats import describe_split, sample_texts
+    from data_pipelines.tokenizers import load_tokenizer
+    from pretrain.commands.data_tables import histogram_table, split_table
+
+    dataset, tokenizer, console = open_dataset(folder), load_tokenizer(folder), Console()
+    console.print(f"[bold]{escape(str(folder))}[/]  {tokenizer.describe()}  {dataset.fingerprint[:12]}")
+    described = [describe_split(dataset, name) for name in dataset.splits]
+    console.print(split_table(described))
+    for split in described:
+        console.print(histogram_table(split))
+    for name in dataset.splits:
+        for text in sample_texts(dataset, tokenizer, name, samples):
+            console.rule(f"{name}, the beginning of a document", align="left")
+            console.print(escape(text), highlight=False)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on the terminal's error stream; the function takes (what, done, total)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, int] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                for task in bar.tasks:
+                    bar.update(task.id, completed=task.total)
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield report
+        for task in bar.tasks:
+            bar.update(task.id, completed=task.total)
+
+
+def _print_built(built: Built) -> None:
+    dataset = built.dataset
+    typer.echo(f"{dataset.path}: {built.tokenizer.describe()}, fingerprint {dataset.fingerprint[:12]}")
+    for name, split in dataset.splits.items():
+        typer.echo(
+            f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.text_bytes:,} bytes, "
+            f"{len(split.shards)} shard(s)"
+        )
+    for reason, count in built.skipped.counts.items():
+        typer.echo(f"  left out: {count:,} {reason}")
+    for line in built.skipped.names[:5]:
+        typer.echo(f"    {line}")
+    typer.echo(f"Train on it: triptych train configs/sigmoid/demo.yaml data.path={dataset.path}")
