@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,6 @@ def save(results: dict[str, Any], out: Path | None) -> None:
 def demo_dataset(path: Path = Path("data/demo")) -> Path:
     """The quickstart's corpus, built on first use."""
     if not (path / "dataset.json").exists():
-        from pretrain.commands.data import build_demo
-
-        build_demo(path)
+        command = [sys.executable, "-m", "pretrain.cli", "data", "demo", "--out", str(path)]
+        subprocess.run(command, check=True, timeout=600)
     return path

@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     help="Pretrain sigmoid-attention Transformers, parallel nonlinear RNNs and tri-modal masked diffusion.",
 )
 app.add_typer(data_app, name="data")

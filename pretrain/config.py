@@ -302,7 +302,7 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
         model = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
     except ValidationError as error:
         return None, problems + list(_problems("model", error, names))
-    return (None if problems else model), problems
+    return model, problems
 
 
 def _problems(section: str, error: ValidationError, names: list[str]) -> Iterator[Problem]:

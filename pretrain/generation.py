@@ -30,7 +30,7 @@ def generate(
     """One continuation per prompt, prompt included. An empty prompt starts a new document."""
     texts = []
     for number, prompt in enumerate(prompts):
-        ids = list(tokenizer.encode(prompt)) or []
+        ids = tokenizer.encode(prompt).tolist()
         random = torch.Generator().manual_seed(sampling.seed + number)
         # A document begins after the end-of-text token of the one before; so does a generated one.
         stream = generate_tokens(model, [tokenizer.eot, *ids], tokenizer.eot, sampling, random, device)

@@ -42,6 +42,9 @@ class Sink(Protocol):
 class TensorBoardSink:
     def __init__(self, folder: Path, resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import scalar
+
+        self._scalar = scalar
 
         # purge_step hides what a killed run logged beyond the step it resumes from.
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None, flush_secs=10)
@@ -49,7 +52,10 @@ class TensorBoardSink:
     def write(self, step: int, record: Record) -> None:
         for name, value in record.items():
             assert name in SCALARS, f"{name} has no help text"
-            self._writer.add_scalar(name, value, step, summary_description=SCALARS[name])
+            # add_scalar takes no description; the page shows it when one points at a chart's title.
+            summary = self._scalar(name, value)
+            summary.value[0].metadata.summary_description = SCALARS[name]
+            self._writer._get_file_writer().add_summary(summary, step)
 
     def text(self, step: int, name: str, text: str) -> None:
         self._writer.add_text(name, text, step)
@@ -111,6 +117,8 @@ class ProgressSink:
     def text(self, step: int, name: str, text: str) -> None:
         from rich.markup import escape
 
+        if name == "config":  # for TensorBoard; here it would push everything else off the screen
+            return
         self._console.print(f"[dim]step {step}, {name}:[/dim] {escape(text)}")
 
     def close(self) -> None:

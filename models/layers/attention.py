@@ -84,7 +84,8 @@ class Attention(nn.Module, ABC):
         self, batch: int, length: int, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> KVCache:
         width = self.shape.head_width
-        key_heads = self.qkv.weight.shape[0] // width // (self.shape.heads // self.shape.kv_heads + 2)
+        # Not the weight's shape: under ZeRO 3 the weight is not here between forward passes.
+        key_heads = self.qkv.out_features // width // (self.shape.heads // self.shape.kv_heads + 2)
         return KVCache(batch, length, key_heads, width, device=device, dtype=dtype)
 
     def _project(self, x_BTC: Tensor, positions_BT: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

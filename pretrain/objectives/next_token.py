@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from models.layers.loss import token_cross_entropy
+from models.layers.loss import default_chunk_tokens, token_cross_entropy
 from pretrain.objectives.base import LossSum
 
 if TYPE_CHECKING:
@@ -23,5 +23,13 @@ class NextToken:
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
         hidden_BTC = model(batch.tokens, batch.segment_ids, batch.positions)
-        loss, z_term = token_cross_entropy(model.head, hidden_BTC, batch.targets, batch.weights, z_loss=self.z_loss)
+        head: nn.Linear = model.head  # type: ignore[assignment]
+        loss, z_term = token_cross_entropy(
+            head,
+            hidden_BTC,
+            batch.targets,
+            batch.weights,
+            z_loss=self.z_loss,
+            chunk_tokens=default_chunk_tokens(head.out_features),
+        )
         return LossSum(total=loss + z_term, loss=loss.detach())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build import build_dataset
+from data_pipelines.build import BuildOptions, build
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +17,5 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts.mkdir()
     for number, source in enumerate(sorted(Path("pretrain").rglob("*.py"))[:30]):
         (texts / f"{number:03d}.txt").write_text(source.read_text())
-    build_dataset(texts, folder / "data", tokenizer="bytes")
+    build(texts, folder / "data", BuildOptions(tokenizer="bytes"))
     return folder / "data"

@@ -71,8 +71,8 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ("override without =", ["run.steps"], ["run.steps: an override is written key=value"]),
     (
         "many at once",
-        ["optim.wieght_decay=1", "run.steps=no", "model.heads=5", "parallel.zero=9"],
-        ["4 problems", "optim.wieght_decay", "run.steps = no", "model.heads = 5", "parallel.zero = 9"],
+        ["optim.wieght_decay=1", "run.steps=nay", "model.heads=5", "parallel.zero=9"],
+        ["4 problems", "optim.wieght_decay", "run.steps = nay", "model.heads = 5", "parallel.zero = 9"],
     ),
 ]
 

@@ -1,0 +1,4 @@
+import typer
+app = typer.Typer(help="x")
+@app.command()
+def a() -> None: ...
