@@ -33,7 +33,7 @@ def generate(
         ids = tokenizer.encode(prompt).tolist()
         random = torch.Generator().manual_seed(sampling.seed + number)
         # A document begins after the end-of-text token of the one before; so does a generated one.
-        stream = generate_tokens(model, [tokenizer.eot, *ids], tokenizer.eot, sampling, random, device)
+        stream = generate_tokens(model, [tokenizer.eot, *ids], tokenizer, sampling, random, device)
         texts.append(tokenizer.decode([*ids, *stream]))
     return texts
 
@@ -42,12 +42,12 @@ def generate(
 def generate_tokens(
     model: nn.Module,
     prompt: Sequence[int],
-    end: int,
+    tokenizer: Tokenizer,
     sampling: Sampling,
     random: torch.Generator,
     device: torch.device,
 ) -> Iterator[int]:
-    """Yield new token ids, `end` excluded."""
+    """Yield new token ids until the end-of-text token, which is not among them."""
     dtype = next(model.parameters()).dtype
     state = model.new_state(1, len(prompt) + sampling.tokens, device, dtype)  # type: ignore[operator]
     fed = torch.tensor([prompt], device=device)
@@ -56,8 +56,9 @@ def generate_tokens(
         positions = torch.arange(position, position + fed.shape[1], device=device)[None]
         hidden_BTC = model(fed, positions_BT=positions, state=state)
         logits_V = model.head(hidden_BTC[:, -1:])[0, -1].float().cpu()  # type: ignore[operator]
+        logits_V = logits_V[: tokenizer.vocabulary]  # the model's vocabulary may be rounded up
         token = sample_token(logits_V, sampling, random)
-        if token == end:
+        if token == tokenizer.eot:
             return
         yield token
         position += fed.shape[1]

@@ -1,4 +1,0 @@
-import typer
-app = typer.Typer(help="x")
-@app.command()
-def a() -> None: ...
