@@ -100,7 +100,7 @@ class CheckpointStore:
         self._keep_every_steps = keep_every_steps
         self._asynchronous = asynchronous
         self._writer_id = writer_id
-        self._stager = Stager()
+        self._stager = Stager(copies=asynchronous)
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         self._cleaned = False
