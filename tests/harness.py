@@ -96,8 +96,8 @@ def run_ranks(n: int, function: Callable[..., T], *args: Any, timeout_s: float =
 def import_deepspeed() -> None:
     """Import DeepSpeed, and keep it from compiling its shared-memory op, which only its inference uses.
 
-    Muon's module, which every engine imports, brings torch's compiler with it: seconds in each rank, unless it
-    is here already.
+    Muon's module, which every engine imports, brings torch's compiler with it. That would cost seconds in
+    each rank, unless it is here already.
     """
     import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # for the children
 

@@ -98,6 +98,14 @@ def test_a_step_that_is_saved_already_is_not_written_again(tmp_path: Path) -> No
     assert (tmp_path / "step_00000007" / "MANIFEST.json").stat().st_mtime_ns == written
 
 
+def test_starting_from_another_run_does_not_count_as_having_saved(tmp_path: Path) -> None:
+    save_all(open_alone(tmp_path / "old"), 7)
+    store = open_alone(tmp_path / "new")
+    store.load(tmp_path / "old" / "step_00000007", make_state(0))
+    save_all(store, 7)
+    assert [info.step for info in store.steps(checksums=True)] == [7]
+
+
 def flip_bit(folder: Path) -> None:
     file = next(folder.glob("*.distcp"))
     data = bytearray(file.read_bytes())
