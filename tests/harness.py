@@ -94,8 +94,12 @@ def run_ranks(n: int, function: Callable[..., T], *args: Any, timeout_s: float =
 
 
 def import_deepspeed() -> None:
-    """Import DeepSpeed, and keep it from compiling its shared-memory op, which only its inference uses."""
-    import deepspeed  # noqa: F401  # imported for its effect on the children
+    """Import DeepSpeed, and keep it from compiling its shared-memory op, which only its inference uses.
+
+    Muon's module, which every engine imports, brings torch's compiler with it. That would cost seconds in
+    each rank, unless it is here already.
+    """
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # for the children
 
     # `deepspeed.comm.torch` as an attribute is the real torch; the module is only to be had here
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]

@@ -65,12 +65,16 @@ def step_of(folder: Path) -> int:
     return int(match.group(1))
 
 
+def is_step_folder(path: Path) -> bool:
+    """Whether a path is a folder named as a step's, whole or not."""
+    return STEP_PATTERN.fullmatch(path.name) is not None and path.is_dir()
+
+
 def step_folders(folder: Path) -> list[Path]:
     """All step folders, newest first, whole or not."""
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if STEP_PATTERN.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=step_of, reverse=True)
+    return sorted(filter(is_step_folder, folder.iterdir()), key=step_of, reverse=True)
 
 
 def verify_step(folder: Path, *, checksums: bool = True) -> Manifest:

@@ -34,6 +34,7 @@ from pretrain.checkpoint.staging import Stager
 from pretrain.checkpoint.steps import (
     META_NAME,
     StepInfo,
+    is_step_folder,
     list_steps,
     newest_whole,
     rank_file_name,
@@ -100,7 +101,7 @@ class CheckpointStore:
         self._keep_every_steps = keep_every_steps
         self._asynchronous = asynchronous
         self._writer_id = writer_id
-        self._stager = Stager()
+        self._stager = Stager(copies=asynchronous)
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
         self._cleaned = False
@@ -271,7 +272,8 @@ class CheckpointStore:
 
         manifest = self._ranks.on_first(check)
         self._ranks.agree(lambda: self._check_own_share(folder, manifest))
-        self._known_whole.add(manifest.step)
+        if self._is_own(folder):
+            self._known_whole.add(step_of(folder))
         return manifest
 
     def _check_own_share(self, folder: Path, manifest: Manifest) -> None:
@@ -315,11 +317,14 @@ class CheckpointStore:
 
     def _manifest_of(self, path: Path) -> Manifest:
         def known() -> Manifest | None:
-            is_own = path.resolve().parent == self.folder.resolve()
-            manifest = read_manifest(path)
-            return manifest if is_own and manifest.step in self._known_whole else None
+            is_known = self._is_own(path) and step_of(path) in self._known_whole
+            return read_manifest(path) if is_known else None
 
         return self._ranks.on_first(known) or self._verify(path)
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a step is one of this store's, and not of another run that this one starts from."""
+        return path.resolve().parent == self.folder.resolve() and is_step_folder(path)
 
     def _check_model(self, path: Path, fragments: list[Fragment]) -> None:
         """Compare what all ranks have together with what is stored; one rank need not have everything."""

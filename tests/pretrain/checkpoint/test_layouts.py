@@ -5,9 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from pretrain.checkpoint import TrainingState
+from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
+from pretrain.errors import CheckpointError
 from tests.harness import run_ranks
-from tests.pretrain.checkpoint.training import Layout, resume, save_after
+from tests.pretrain.checkpoint.training import (
+    Layout,
+    make_engine,
+    open_store,
+    plain_model,
+    resume,
+    save_after,
+)
 
 SAVED_AT = 3
 STEPS = 6
@@ -57,8 +68,53 @@ def test_any_layout_loads_in_any_other(
 
 
 @pytest.mark.parametrize(
-    "layout", [*(Layout(zero) for zero in range(4)), *(Layout(z, bf16=True) for z in (1, 2, 3))]
+    "layout",
+    [
+        *(Layout(zero) for zero in range(4)),
+        *(Layout(z, bf16=True) for z in (1, 2, 3)),
+        Layout(1, bf16=True, fp32_accumulation=True),
+    ],
 )
 def test_the_same_layout_continues_bit_for_bit(layout: Layout, tmp_path: Path) -> None:
     expected = run_ranks(2, save_after, layout, tmp_path, SAVED_AT, STEPS)[0]
     assert run_ranks(2, resume, layout, tmp_path, STEPS)[0]["losses"] == expected[SAVED_AT:]
+
+
+def refusal(layout: Layout, frozen: bool) -> str:
+    engine, placements = make_engine(layout)
+    if frozen:
+        engine.module.norm.weight.requires_grad_(False)
+    with pytest.raises(CheckpointError) as caught:
+        deepspeed_fragments(engine, placements)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "frozen", "message"),
+    [(Layout(0, bf16=True), False, "parallel.zero=1"), (Layout(0), True, "norm.weight is frozen")],
+)
+def test_what_cannot_be_saved_exactly_is_refused(layout: Layout, frozen: bool, message: str) -> None:
+    assert message in run_ranks(1, refusal, layout, frozen)[0]
+
+
+def weights_after_loading(layout: Layout, folder: Path) -> bool:
+    """Whether the engine's weights are the stored masters, as a plain model has them."""
+    import deepspeed
+
+    engine, placements = make_engine(layout)
+    store = open_store(folder)
+    path = store.latest()
+    assert path is not None
+    store.load(path, TrainingState(deepspeed_fragments(engine, placements)))
+    refresh_weights(engine)
+    plain = plain_model(layout)
+    store.load_weights(path, dict(plain.named_parameters()))
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=layout.zero == 3):
+        pairs = zip(engine.module.parameters(), plain.parameters(), strict=True)
+        return all(torch.equal(weight, master.to(weight.dtype)) for weight, master in pairs)
+
+
+@pytest.mark.parametrize("layout", [Layout(0), Layout(1, bf16=True), Layout(2), Layout(3, bf16=True)])
+def test_weights_follow_the_loaded_masters(layout: Layout, tmp_path: Path) -> None:
+    run_ranks(1, save_after, Layout(1), tmp_path, SAVED_AT, SAVED_AT)
+    assert run_ranks(2, weights_after_loading, layout, tmp_path) == [True, True]

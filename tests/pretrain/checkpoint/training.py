@@ -50,6 +50,7 @@ class Layout:
 
     zero: int
     bf16: bool = False
+    fp32_accumulation: bool = False  # with bf16 and ZeRO 1 this is another optimizer class of DeepSpeed's
     tied: bool = False
     width: int = WIDTH
 
@@ -82,6 +83,7 @@ def make_engine(layout: Layout) -> tuple[Any, dict[str, Placement]]:
         "zero_optimization": {"stage": layout.zero},
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": layout.bf16},
+        "data_types": {"grad_accum_dtype": "fp32" if layout.fp32_accumulation else None},
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine, placements
