@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.index import TOKEN_EXTENSIONS, Index, index_path, map_file, probe, read_header, read_index
+from data_pipelines.index import Index, index_path, map_file, probe, read_header, read_index
 from data_pipelines.shards import ShardRecord
 from data_pipelines.tarwalk import crc32
 
@@ -193,7 +192,7 @@ class Shard:
         self.record = record
         self.vocabulary = dataset.vocabulary
         self._kind = np.dtype(f"<u{dataset.token_bytes}")
-        self._checked: np.ndarray | None = None  # per member: its bytes were found right
+        self._checked: bytearray | None = None  # per member: 1 if its bytes were found right
 
     def index(self) -> Index:
         """Map the index, its arrays' checksum checked."""
@@ -206,7 +205,7 @@ class Shard:
         if len(tar) != index.header.tar_bytes or probe(tar).hex() != index.header.probe:
             raise DataError(f"{self.path}: it changed since it was opened. {BUILD_AGAIN}")
         if self._checked is None:
-            self._checked = np.zeros(index.header.members, np.bool_)
+            self._checked = bytearray(index.header.members)
         return OpenShard(self.path, index, memoryview(tar), self._kind, self._checked)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -217,30 +216,31 @@ class OpenShard:
     """A mapped shard: its tokens as one array, and the checks of each member on first touch."""
 
     def __init__(
-        self, path: Path, index: Index, tar: memoryview, kind: np.dtype[Any], checked: np.ndarray
+        self, path: Path, index: Index, tar: memoryview, kind: np.dtype[Any], checked: bytearray
     ) -> None:
-        self.path, self.index = path, index
-        self._tar, self._checked, self._lock = tar, checked, threading.Lock()
+        self.path, self.index, self.checked = path, index, checked
+        self._tar = tar
         whole = len(tar) // kind.itemsize * kind.itemsize
         self.tokens = np.frombuffer(tar[:whole], kind)  # the tar itself seen as tokens, headers and all
         self._item = kind.itemsize
 
-    def check(self, positions: np.ndarray) -> None:
-        """Check the members that hold the tokens at `positions` (in tokens from the start of the tar), and
-        the members of the same samples, if that was not done before.
+    def piece_members(self) -> np.ndarray:
+        """Which member each piece lies in. (P,) int32."""
+        begins = self.index.data_offset_N // np.uint64(self._item)
+        return (np.searchsorted(begins, self.index.piece_start_P, side="right") - 1).astype(np.int32)
+
+    def check(self, member: int) -> None:
+        """Compare a tokens member, and the lengths before it in its sample, with the index's checksums; `checked`
+        remembers which were right.
 
         Raises:
             DataError: a byte of a header or of the data is not what it was, with shard, member and offset.
         """
-        offsets = positions.astype(np.int64) * self._item
-        members = np.searchsorted(self.index.data_offset_N, offsets, side="right") - 1
-        for member in np.unique(members[~self._checked[members]]).tolist():
-            with self._lock:
-                self._check_member(member - 1)  # the lengths, which lie before the tokens of their sample
-                self._check_member(member)
+        self._check_member(member - 1)
+        self._check_member(member)
 
     def _check_member(self, member: int) -> None:
-        if member < 0 or self._checked[member]:
+        if member < 0 or self.checked[member]:
             return
         index = self.index
         header, data = int(index.header_offset_N[member]), int(index.data_offset_N[member])
@@ -255,11 +255,4 @@ class OpenShard:
                     f"{self.path}: the {what} of member {member} (.{name}, bytes {start} to {stop}) is "
                     f"damaged: its checksum is not the index's. {BUILD_AGAIN}"
                 )
-        self._checked[member] = True
-
-    def member_tokens(self, member: int) -> np.ndarray:
-        """The tokens of one member (checked)."""
-        assert self.index.extensions[int(self.index.extension_N[member])] in TOKEN_EXTENSIONS.values()
-        self._check_member(member)
-        start = int(self.index.data_offset_N[member]) // self._item
-        return self.tokens[start : start + int(self.index.size_N[member]) // self._item]
+        self.checked[member] = 1

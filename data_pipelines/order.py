@@ -80,6 +80,7 @@ class Window:
 
     shards: tuple[OpenShard, ...]
     shard_P: np.ndarray  # number in `shards`
+    member_P: np.ndarray  # number in the shard
     start_P: np.ndarray  # tokens from the start of the shard's tar
     cumulative_P1: np.ndarray  # where each piece begins in the window's stream; last: the window's tokens
     document_P: np.ndarray  # number of the document in the split, in stored order
@@ -95,11 +96,19 @@ class Runs:
     length_R: np.ndarray
     begins_R: np.ndarray  # whether the run is the beginning of a document
     start_R: np.ndarray  # tokens from the start of the shard's tar
+    member_R: np.ndarray  # number in the shard
     shard_R: np.ndarray  # number in `shards`
-    document_R: np.ndarray
-    within_R: np.ndarray  # where the run begins in its document
-    epoch_R: np.ndarray
     shards: tuple[OpenShard, ...]
+
+
+@dataclass(frozen=True)
+class DocumentPart:
+    """A run of one document's tokens."""
+
+    epoch: int
+    document: int  # number in the split, in stored order
+    first: int  # token of the document
+    count: int
 
 
 class TokenStream:
@@ -135,29 +144,41 @@ class TokenStream:
         """
         end_I = begin_I + length if end is None else np.minimum(begin_I + length, end)
         found: list[Runs] = []
-        position, last = int(begin_I[0]), int(end_I.max())
+        position, last = int(begin_I[0]), int(end_I[-1])
         while position < last:
-            epoch, offset = divmod(position, self.tokens)
-            plan = self._epoch(epoch)
-            number = int(np.searchsorted(plan.window_start_N1, offset, side="right")) - 1
-            window = self._window(epoch, number)
-            start = epoch * self.tokens + int(plan.window_start_N1[number])
+            _, window, start = self._window_at(position)
             stop = start + int(window.cumulative_P1[-1])
-            found.append(_runs_in_window(window, start, epoch, begin_I, end_I))
+            found.append(_runs_in_window(window, start, begin_I, end_I))
             later = begin_I[end_I > stop]
             position = max(stop, int(later[0])) if len(later) else last
-        return _join(found)
+        return found[0] if len(found) == 1 else join_runs(found, None)
+
+    def documents(self, begin: int, length: int) -> list[DocumentPart]:
+        """The documents of the interval [begin, begin + length), for tests and people."""
+        parts: list[DocumentPart] = []
+        position, end = begin, begin + length
+        while position < end:
+            epoch, window, start = self._window_at(position)
+            piece = int(np.searchsorted(window.cumulative_P1, position - start, side="right")) - 1
+            stop = min(end, start + int(window.cumulative_P1[piece + 1]))
+            skipped = position - start - int(window.cumulative_P1[piece])
+            document, within = int(window.document_P[piece]), int(window.within_P[piece]) + skipped
+            parts.append(DocumentPart(epoch, document, within, stop - position))
+            position = stop
+        return parts
+
+    def _window_at(self, position: int) -> tuple[int, Window, int]:
+        """(epoch, window, where the window begins in the stream) of a token of the stream."""
+        epoch, offset = divmod(position, self.tokens)
+        plan = self._epochs.get(epoch, lambda: self._plan_epoch(epoch))
+        number = int(np.searchsorted(plan.window_start_N1, offset, side="right")) - 1
+        window = self._windows.get((epoch, number), lambda: self._plan_window(epoch, plan, number))
+        return epoch, window, epoch * self.tokens + int(plan.window_start_N1[number])
 
     def nothing(self) -> Runs:
         """No runs at all."""
-        none, no = np.zeros(0, np.int64), np.zeros(0, np.bool_)
-        return Runs(none, none, none, no, none, none, none, none, none, ())
-
-    def _epoch(self, epoch: int) -> EpochPlan:
-        return self._epochs.get(epoch, lambda: self._plan_epoch(epoch))
-
-    def _window(self, epoch: int, number: int) -> Window:
-        return self._windows.get((epoch, number), lambda: self._plan_window(epoch, number))
+        none = np.zeros(0, np.int64)
+        return Runs(none, none, none, np.zeros(0, np.bool_), none, none, none, ())
 
     def _plan_epoch(self, epoch: int) -> EpochPlan:
         count = len(self._shards)
@@ -166,9 +187,9 @@ class TokenStream:
         last_of_window = np.append(np.arange(self._window_shards, count, self._window_shards), count) - 1
         return EpochPlan(shards, np.append(0, ends[last_of_window]))
 
-    def _plan_window(self, epoch: int, number: int) -> Window:
+    def _plan_window(self, epoch: int, plan: EpochPlan, number: int) -> Window:
         first = number * self._window_shards
-        numbers = self._epoch(epoch).shards_S[first : first + self._window_shards]
+        numbers = plan.shards_S[first : first + self._window_shards]
         shards = tuple(self._shards[shard].open() for shard in numbers.tolist())
         documents = [shard.index.header.documents for shard in shards]
         order = np.arange(sum(documents))
@@ -190,6 +211,7 @@ class TokenStream:
         return Window(
             shards,
             np.repeat(np.arange(len(shards), dtype=np.int32), pieces)[piece],
+            np.concatenate([shard.piece_members() for shard in shards])[piece],
             np.concatenate([s.index.piece_start_P for s in shards])[piece].astype(np.int64),
             cumulative,
             np.repeat(split_document[order], piece_count[order]),
@@ -203,10 +225,12 @@ def _expand(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.repeat(first - before, count) + np.arange(int(count.sum()))
 
 
-def _runs_in_window(window: Window, start: int, epoch: int, begin_I: np.ndarray, end_I: np.ndarray) -> Runs:
+def _runs_in_window(window: Window, start: int, begin_I: np.ndarray, end_I: np.ndarray) -> Runs:
     """The parts of the intervals that lie in a window, whose stream begins at `start`."""
     size = int(window.cumulative_P1[-1])
-    touched = np.flatnonzero((end_I > start) & (begin_I < start + size))
+    touched = np.arange(len(begin_I))
+    if begin_I[0] < start or end_I[-1] > start + size:
+        touched = np.flatnonzero((end_I > start) & (begin_I < start + size))
     low = np.maximum(begin_I[touched] - start, 0)
     high = np.minimum(end_I[touched] - start, size)
     first = np.searchsorted(window.cumulative_P1, low, side="right") - 1
@@ -217,30 +241,20 @@ def _runs_in_window(window: Window, start: int, epoch: int, begin_I: np.ndarray,
     run_start = np.maximum(piece_start, np.repeat(low, count))
     run_end = np.minimum(window.cumulative_P1[piece + 1], np.repeat(high, count))
     skipped = run_start - piece_start
-    within = window.within_P[piece] + skipped
     return Runs(
         interval,
         run_start + start - begin_I[interval],
         run_end - run_start,
-        within == 0,
+        window.within_P[piece] + skipped == 0,
         window.start_P[piece] + skipped,
-        window.shard_P[piece].astype(np.int64),
-        window.document_P[piece],
-        within,
-        np.full(len(piece), epoch, np.int64),
+        window.member_P[piece],
+        window.shard_P[piece],
         window.shards,
     )
 
 
-def _join(parts: list[Runs]) -> Runs:
-    """The runs of several windows as one, sorted by interval and place."""
-    if len(parts) == 1:
-        return parts[0]
-    return join_runs(parts, None)
-
-
 def join_runs(parts: list[Runs], intervals: list[np.ndarray] | None) -> Runs:
-    """Put runs together and sort them by interval and place.
+    """Put the runs of several windows or sources together and sort them by interval and place.
 
     Args:
         intervals: for each part, the new numbers of its intervals; None keeps the numbers.
@@ -249,7 +263,7 @@ def join_runs(parts: list[Runs], intervals: list[np.ndarray] | None) -> Runs:
     numbers = [p.interval_R if intervals is None else intervals[i][p.interval_R] for i, p in enumerate(parts)]
     columns = {
         name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("place_R", "length_R", "begins_R", "start_R", "document_R", "within_R", "epoch_R")
+        for name in ("place_R", "length_R", "begins_R", "start_R", "member_R")
     }
     columns["interval_R"] = np.concatenate(numbers)
     columns["shard_R"] = np.concatenate([p.shard_R + o for p, o in zip(parts, offsets, strict=True)])

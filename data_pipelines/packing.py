@@ -23,21 +23,20 @@ def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) ->
         pad: a token id.
     """
     count = len(rows)
-    buffer = gather(runs, count, length + 1, pad)
-    tokens = buffer[:, :-1].astype(np.int64)
-    targets = buffer[:, 1:].astype(np.int64)
+    full = int(runs.length_R.sum()) == count * (length + 1)
+    buffer = gather(runs, count, length + 1, None if full else pad)
     weights = np.ones(count * length, np.float32)
     # A document that begins at place p > 0 of a row is not to be predicted from the end of the one before.
-    begins = runs.begins_R & (runs.place_R > 0)
-    weights[runs.interval_R[begins] * length + runs.place_R[begins] - 1] = 0.0
-    filled = np.bincount(runs.interval_R, runs.length_R, count).astype(np.int64)
-    short = np.flatnonzero(filled <= length)
-    for row in short.tolist():  # only the last rows of an evaluation
-        weights[row * length + max(0, int(filled[row]) - 1) : (row + 1) * length] = 0.0
-    segments, positions = _segments(runs, filled, count, length)
+    later = runs.begins_R & (runs.place_R > 0)
+    begins = (runs.interval_R * length + runs.place_R)[later]
+    weights[begins - 1] = 0.0
+    cuts = [np.arange(count) * length, begins[runs.place_R[later] < length]]
+    if not full:
+        cuts.append(_pad_weights(runs, weights, count, length))
+    segments, positions = _segments(np.concatenate(cuts), count, length)
     return Batch(
-        tokens=torch.from_numpy(tokens),
-        targets=torch.from_numpy(targets),
+        tokens=torch.from_numpy(buffer[:, :-1].astype(np.int64)),
+        targets=torch.from_numpy(buffer[:, 1:].astype(np.int64)),
         weights=torch.from_numpy(weights.reshape(count, length)),
         segment_ids=torch.from_numpy(segments),
         positions=torch.from_numpy(positions),
@@ -46,36 +45,41 @@ def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) ->
     )
 
 
-def gather(runs: Runs, count: int, width: int, pad: int) -> np.ndarray:
-    """Copy the tokens of `runs` into (count, width), in the type they are stored in. Members are checked
-    first."""
-    for number in np.unique(runs.shard_R).tolist():
-        here = runs.shard_R == number
-        runs.shards[number].check(runs.start_R[here])
-    sources = [shard.tokens for shard in runs.shards]
-    kind = sources[0].dtype if sources else np.dtype(np.uint16)
+def gather(runs: Runs, count: int, width: int, pad: int | None) -> np.ndarray:
+    """Copy the tokens of `runs` into (count, width), in the type they are stored in.
+
+    Each member is checked when its first run is copied. `pad` fills what no run covers; None: they cover all.
+    """
+    kind = runs.shards[0].tokens.dtype if runs.shards else np.dtype(np.uint16)
     buffer = np.empty(count * width, kind)
-    if int(runs.length_R.sum()) < buffer.size:
+    if pad is not None:
         buffer.fill(pad)
+    sources = [(shard.tokens, shard.checked) for shard in runs.shards]
     place = (runs.interval_R * width + runs.place_R).tolist()
-    starts, shards, lengths = runs.start_R.tolist(), runs.shard_R.tolist(), runs.length_R.tolist()
-    for to, shard, start, size in zip(place, shards, starts, lengths, strict=True):
-        buffer[to : to + size] = sources[shard][start : start + size]
+    columns = (runs.shard_R, runs.member_R, runs.start_R, runs.length_R)
+    for to, shard, member, start, size in zip(place, *(column.tolist() for column in columns), strict=True):
+        tokens, checked = sources[shard]
+        if not checked[member]:
+            runs.shards[shard].check(member)
+        buffer[to : to + size] = tokens[start : start + size]
     return buffer.reshape(count, width)
 
 
-def _segments(runs: Runs, filled: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions, (B, T) int32 each. A segment begins where a row or a document does, and
-    where padding begins."""
-    rows = np.arange(count)
-    starts_here = (runs.begins_R & (runs.place_R < length)) & (runs.place_R > 0)
-    documents = runs.interval_R[starts_here] * length + runs.place_R[starts_here]
-    padding = (rows * length + filled)[(filled > 0) & (filled < length)]
-    cuts = np.concatenate([rows * length, documents, padding])
+def _pad_weights(runs: Runs, weights: np.ndarray, count: int, length: int) -> np.ndarray:
+    """Set the weights of rows that end early (at the end of an evaluation) to 0 from their last token on, and
+    return where padding begins after tokens."""
+    filled = np.bincount(runs.interval_R, runs.length_R, count).astype(np.int64)
+    for row in np.flatnonzero(filled <= length).tolist():
+        weights[row * length + max(0, int(filled[row]) - 1) : (row + 1) * length] = 0.0
+    return (np.arange(count) * length + filled)[(filled > 0) & (filled < length)]
+
+
+def _segments(cuts: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segment ids and positions, (B, T) int32 each, from the places in the flat batch where segments begin."""
     cuts.sort()
-    sizes = np.diff(np.append(cuts, count * length))
+    sizes = np.diff(cuts, append=count * length)
     number = np.arange(len(cuts)) - np.searchsorted(cuts, cuts // length * length)
-    positions = np.repeat(cuts.astype(np.int32), sizes)
-    np.subtract(np.arange(count * length, dtype=np.int32), positions, out=positions)
+    positions = np.arange(count * length, dtype=np.int32)
+    positions -= np.repeat(cuts.astype(np.int32), sizes)
     segments = np.repeat(number.astype(np.int32), sizes)
     return segments.reshape(count, length), positions.reshape(count, length)

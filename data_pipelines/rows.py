@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class OpenSource:
 
 
 @dataclass(frozen=True)
-class DocumentPart:
+class RowPart:
     """A run of one document's tokens in a row."""
 
     source: int
@@ -83,6 +84,16 @@ def open_sources(sources: Sequence[Source], split: str = "train") -> list[OpenSo
     return opened
 
 
+def _keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed batches for the next ones.
+
+    glibc gives memory back to the kernel as soon as more than twice the size of the largest block freed so far is
+    unused, and every batch then pays for fresh pages: more than for filling them. Freeing one block of just under
+    32 MiB, its upper bound for this rule (mallopt(3), M_MMAP_THRESHOLD), moves the limit; no page is touched.
+    """
+    np.empty(31 << 20, np.uint8)
+
+
 class RowReader:
     """Reads rows by number. Can be pickled; caches stay behind.
 
@@ -104,6 +115,7 @@ class RowReader:
     ) -> None:
         if sequence_length < 1:
             raise DataError(f"sequence_length is {sequence_length}; it must be at least 1.")
+        _keep_freed_memory()
         self.sources = list(sources)
         self.sequence_length, self.seed = sequence_length, seed
         self.mixture = Mixture([source.weight for source in self.sources])
@@ -124,6 +136,10 @@ class RowReader:
         }
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _keep_freed_memory()  # in this process too
+        self.__dict__.update(state)
+
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
         """The rows with these numbers, in this order.
 
@@ -136,31 +152,28 @@ class RowReader:
         numbers = np.asarray(rows, np.int64)
         assert numbers.ndim == 1 and len(numbers) and numbers.min() >= 0, f"row numbers {rows}"
         cursor = cursor or Cursor(int(numbers.max()) + 1, self.fingerprint)
-        runs, _ = self._runs(numbers)
+        runs = self._runs(numbers)
         return pack(runs, numbers, self.sequence_length, self.eot, cursor)
 
-    def documents(self, row: int) -> list[DocumentPart]:
+    def documents(self, row: int) -> list[RowPart]:
         """Which documents fill the T inputs of a row, for tests and people."""
-        runs, source = self._runs(np.asarray([row], np.int64))
-        parts: list[DocumentPart] = []
-        columns = (runs.epoch_R, runs.document_R, runs.within_R, runs.length_R, runs.place_R)
-        for epoch, document, first, count, place in zip(*(c.tolist() for c in columns), strict=True):
-            inside = min(count, self.sequence_length - place)
-            if inside > 0:
-                parts.append(DocumentPart(int(source[0]), epoch, document, first, inside))
-        return parts
+        sources, draws = self.mixture.draws(np.asarray([row], np.int64))
+        source, begin = int(sources[0]), int(draws[0]) * self.sequence_length
+        parts = self._streams[source].documents(begin, self.sequence_length)
+        return [RowPart(source, part.epoch, part.document, part.first, part.count) for part in parts]
 
-    def _runs(self, rows: np.ndarray) -> tuple[Runs, np.ndarray]:
-        """The runs of the rows' T + 1 tokens (interval = place in `rows`), and each row's source."""
+    def _runs(self, rows: np.ndarray) -> Runs:
+        """The runs of the rows' T + 1 tokens; interval = place in `rows`."""
         source, draw = self.mixture.draws(rows)
         parts: list[Runs] = []
         places: list[np.ndarray] = []
-        for number in np.unique(source).tolist():
+        for number, stream in enumerate(self._streams):
             place = np.flatnonzero(source == number)
-            place = place[np.argsort(draw[place], kind="stable")]
-            begin = draw[place] * self.sequence_length
-            parts.append(self._streams[number].runs(begin, self.sequence_length + 1))
-            places.append(place)
+            if len(place):
+                place = place[np.argsort(draw[place], kind="stable")]
+                begin = draw[place] * self.sequence_length
+                parts.append(stream.runs(begin, self.sequence_length + 1))
+                places.append(place)
         if len(parts) == 1 and bool((places[0][:-1] < places[0][1:]).all()):
-            return parts[0], source
-        return join_runs(parts, places), source
+            return parts[0]
+        return join_runs(parts, places)

@@ -1,0 +1,152 @@
+"""How fast packed rows are read from tokenised shards, against webdataset on one member per document.
+
+Both read the same tokens in one run on one core: our side in shuffled order through the index, packed into rows
+with targets, weights, segment ids and positions; webdataset sequentially, its documents joined and cut into rows.
+Figures are CPU time (user + system) of this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipelines.dataset import write_dataset
+from data_pipelines.rows import RowReader, Source, open_sources
+from data_pipelines.shards import TokenShardWriter, write_tar
+from data_pipelines.tokenizers import BytesTokenizer
+
+VOCABULARY = 32_768
+
+
+def document_lengths(tokens: int, mean: float) -> np.ndarray:
+    """Log-normal lengths, as web text has them, with the given mean."""
+    spread = 0.9
+    center = np.log(mean) - spread**2 / 2
+    lengths = np.random.default_rng(0).lognormal(center, spread, int(tokens / mean))
+    return np.clip(lengths, 8, 100_000).astype(np.int64)
+
+
+def write_both(folder: Path, tokens: int, mean: float, webdataset_documents: int) -> int:
+    """Write our dataset, and the first documents as a webdataset shard; returns the tokens in the latter."""
+    random = np.random.default_rng(1)
+    writer = TokenShardWriter(folder / "ours", "train", 2, 64_000_000)
+    (folder / "ours").mkdir()
+    samples: list[dict[str, Any]] = []
+    for number, length in enumerate(document_lengths(tokens, mean).tolist()):
+        ids = random.integers(1, VOCABULARY, length, dtype=np.uint16)
+        ids[-1] = 0
+        writer.write(ids, 4 * length)
+        if number < webdataset_documents:
+            samples.append({"__key__": f"{number:09d}", "tokens.u16": ids.tobytes()})
+    entry = BytesTokenizer().save(folder) | {"vocabulary": VOCABULARY, "eot": 0}
+    write_dataset(folder / "ours", {"train": writer.close()}, entry)
+    write_tar(folder / "webdataset.tar", samples)
+    return sum(len(sample["tokens.u16"]) // 2 for sample in samples)
+
+
+def read_ours(folder: Path, length: int, rows_per_batch: int, batches: int) -> dict[str, float]:
+    """Million tokens per second of CPU time: the first pass (with checksums) and the second."""
+    reader = RowReader(open_sources([Source(folder / "ours")]), length, seed=0)
+    total = batches * rows_per_batch * length
+
+    def read() -> None:
+        for step in range(batches):
+            reader.batch(range(step * rows_per_batch, (step + 1) * rows_per_batch))
+
+    first = cpu_seconds(read)
+    again = min(cpu_seconds(read) for _ in range(3))
+    return {"first_pass": total / first / 1e6, "after": total / again / 1e6}
+
+
+def read_webdataset(folder: Path, length: int, rows_per_batch: int) -> None:
+    """Read every document through webdataset and pack batches of the same tensors as ours."""
+    import webdataset
+
+    wanted = rows_per_batch * length + 1
+    held: list[np.ndarray] = []
+    size = 0
+    for sample in webdataset.WebDataset(str(folder / "webdataset.tar"), shardshuffle=False):
+        held.append(np.frombuffer(sample["tokens.u16"], np.uint16))
+        size += len(held[-1])
+        if size >= wanted:
+            joined = np.concatenate(held)
+            pack_joined(joined[:wanted], [len(part) for part in held], length)
+            held = [joined[wanted - 1 :]]
+            size = len(held[0])
+
+
+def pack_joined(tokens: np.ndarray, lengths: list[int], length: int) -> list[torch.Tensor]:
+    """Tokens, targets, weights, segment ids and positions from joined documents."""
+    count = len(tokens) - 1
+    ends = np.cumsum(lengths)
+    ends = ends[ends < count]
+    cuts = np.union1d(np.arange(0, count, length), ends)
+    sizes = np.diff(cuts, append=count)
+    weights = np.ones(count, np.float32)
+    weights[ends - 1] = 0
+    number = np.arange(len(cuts)) - np.searchsorted(cuts, cuts // length * length)
+    segments = np.repeat(number.astype(np.int32), sizes)
+    positions = np.arange(count, dtype=np.int32) - np.repeat(cuts.astype(np.int32), sizes)
+    arrays = (tokens[:-1].astype(np.int64), tokens[1:].astype(np.int64), weights, segments, positions)
+    return [torch.from_numpy(array).view(-1, length) for array in arrays]
+
+
+def cpu_seconds(work: Callable[[], None]) -> float:
+    """CPU time of this process for `work`."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
+
+
+def main() -> None:
+    """Measure, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, help="write the figures here as JSON")
+    parser.add_argument("--tokens", type=float, default=60e6, help="tokens in the dataset (default 60e6)")
+    parser.add_argument("--length", type=int, default=4096, help="row length (default 4096)")
+    parser.add_argument("--rows", type=int, default=64, help="rows of a batch (default 64)")
+    parser.add_argument("--mean", type=float, default=1200, help="mean document length (default 1200)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        webdataset_tokens = write_both(folder, int(options.tokens), options.mean, 5000)
+        batches = int(options.tokens * 0.9 / options.rows / options.length)
+        ours = read_ours(folder, options.length, options.rows, batches)
+        seconds = min(
+            cpu_seconds(lambda: read_webdataset(folder, options.length, options.rows)) for _ in range(3)
+        )
+    theirs = webdataset_tokens / seconds / 1e6
+    results = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "settings": {key: value for key, value in vars(options).items() if key != "out"},
+        "million_tokens_per_cpu_second": {
+            "rows, first pass with checksums": round(ours["first_pass"], 1),
+            "rows, after that": round(ours["after"], 1),
+            "webdataset, a member per document": round(theirs, 1),
+        },
+        "ratio_to_webdataset": round(ours["after"] / theirs, 1),
+    }
+    for label, value in results["million_tokens_per_cpu_second"].items():  # type: ignore[attr-defined]
+        print(f"{label:40s} {value:8.1f} M tokens per CPU second")
+    print(f"{'ratio':40s} {results['ratio_to_webdataset']:8.1f}")
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
