@@ -248,12 +248,13 @@ class _Workspace:
         self.buffers = [like.new_empty(size, dtype=self.dtype) for _ in range(buffers)]
         # Rounded copies of the weights and of the score gradient, the operands of low-precision products.
         self.low_buffers = [like.new_empty(size) for _ in range(buffers)] if self.low else []
-        self.bias = torch.tensor(problem.bias, dtype=self.dtype, device=like.device)
+        # Of one dimension: one without any would not make a sum with half-precision products fp32.
+        self.bias = torch.full((1,), problem.bias, dtype=self.dtype, device=like.device)
         rows = max(tile.rows for tile in plan)
         self.distance = self._distances(rows, like.device) if problem.slopes is not None else None
 
     def weights(self, tile: Tile, q_NRD: Tensor, k_NWD: Tensor, *, fresh: bool = False) -> Tensor:
-        """P transposed, (N, W, R), in fp32 or wider, in a buffer or in fresh memory; hidden pairs are exactly 0."""
+        """P transposed, (N, W, R), in fp32 or wider; hidden pairs are 0. `fresh`: in memory of its own."""
         buffer = self.buffers[0]
         if fresh:
             buffer = buffer.new_empty(k_NWD.shape[0] * k_NWD.shape[1] * q_NRD.shape[1])
@@ -358,11 +359,7 @@ def _group_rows(x_BTHD: Tensor, problem: Problem) -> Tensor:
 def _ungroup_rows(x_NRD: Tensor, problem: Problem) -> Tensor:
     """(B K, T G, D) to a contiguous (B, T, H, D)."""
     shape = (problem.batch, problem.key_heads, problem.queries, problem.group, problem.width)
-    return (
-        x_NRD.view(shape)
-        .transpose(1, 2)
-        .reshape(problem.batch, problem.queries, problem.heads, problem.width)
-    )
+    return x_NRD.view(shape).transpose(1, 2).contiguous().flatten(2, 3)
 
 
 def _heads_first(x_BSKD: Tensor) -> Tensor:
