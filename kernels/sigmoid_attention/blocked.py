@@ -112,24 +112,39 @@ def problem_of(
     )
 
 
-def blocked_forward(q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, problem: Problem) -> Tensor:
-    """Output (B, T, H, D) in the inputs' dtype; the sum over keys is one matrix product per tile."""
+def blocked_forward(
+    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, problem: Problem, kept: list[Tensor] | None = None
+) -> Tensor:
+    """Output (B, T, H, D) in the inputs' dtype; the sum over keys is one matrix product per tile.
+
+    `kept`: a list that receives the tiles' weights, in fp32 or wider, for the backward pass.
+    """
     q_NRD, k_NSD, v_NSD = _group_rows(q_BTHD, problem), _heads_first(k_BSKD), _heads_first(v_BSKD)
     plan = plan_tiles(problem, q_BTHD.device)
     workspace = _Workspace(problem, plan, q_BTHD, buffers=1)
     out_NRD = torch.empty_like(q_NRD)
     for tile in plan:
         items, rows, keys = _slices(tile, problem)
-        weights_NWR = workspace.weights(tile, q_NRD[items, rows], k_NSD[items, keys])
+        weights_NWR = workspace.weights(tile, q_NRD[items, rows], k_NSD[items, keys], fresh=kept is not None)
+        if kept is not None:
+            kept.append(weights_NWR)
         weights_NWR = workspace.rounded(weights_NWR, 0)
         torch.bmm(weights_NWR.transpose(1, 2), v_NSD[items, keys], out=out_NRD[items, rows])
     return _ungroup_rows(out_NRD, problem)
 
 
 def blocked_backward(
-    grad_BTHD: Tensor, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, problem: Problem
+    grad_BTHD: Tensor,
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    problem: Problem,
+    kept: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (B, T, H, D) and of k, v (B, S, K, D), in the inputs' dtype, summed in fp32 or wider."""
+    """Gradients of q (B, T, H, D) and of k, v (B, S, K, D), in the inputs' dtype, summed in fp32 or wider.
+
+    `kept`: the weights that the forward pass left, or None to compute them again.
+    """
     q_NRD, grad_NRD = _group_rows(q_BTHD, problem), _group_rows(grad_BTHD, problem)
     k_NSD, v_NSD = _heads_first(k_BSKD), _heads_first(v_BSKD)
     plan = plan_tiles(problem, q_BTHD.device)
@@ -137,10 +152,10 @@ def blocked_backward(
     dq_NRD = torch.empty_like(q_NRD)
     dk_NSD = torch.zeros_like(k_NSD, dtype=workspace.dtype)
     dv_NSD = torch.zeros_like(k_NSD, dtype=workspace.dtype)
-    for tile in plan:
+    for index, tile in enumerate(plan):
         items, rows, keys = _slices(tile, problem)
         q_tile, k_tile, grad_tile = q_NRD[items, rows], k_NSD[items, keys], grad_NRD[items, rows]
-        weights_NWR = workspace.weights(tile, q_tile, k_tile)
+        weights_NWR = workspace.weights(tile, q_tile, k_tile) if kept is None else kept[index]
         _accumulate(dv_NSD[items, keys], workspace.rounded(weights_NWR, 0), grad_tile)
         dscores_NWR = workspace.score_gradient(weights_NWR, grad_tile, v_NSD[items, keys])
         torch.bmm(dscores_NWR.transpose(1, 2), k_tile, out=dq_NRD[items, rows])
@@ -233,13 +248,17 @@ class _Workspace:
         self.buffers = [like.new_empty(size, dtype=self.dtype) for _ in range(buffers)]
         # Rounded copies of the weights and of the score gradient, the operands of low-precision products.
         self.low_buffers = [like.new_empty(size) for _ in range(buffers)] if self.low else []
-        self.bias = torch.tensor(problem.bias, dtype=self.dtype, device=like.device)
+        # Of one dimension: one without any would not make a sum with half-precision products fp32.
+        self.bias = torch.full((1,), problem.bias, dtype=self.dtype, device=like.device)
         rows = max(tile.rows for tile in plan)
         self.distance = self._distances(rows, like.device) if problem.slopes is not None else None
 
-    def weights(self, tile: Tile, q_NRD: Tensor, k_NWD: Tensor) -> Tensor:
-        """P transposed, (N, W, R), in fp32 or wider; hidden pairs are exactly 0."""
-        scores_NWR = self._view(self.buffers[0], k_NWD, q_NRD)
+    def weights(self, tile: Tile, q_NRD: Tensor, k_NWD: Tensor, *, fresh: bool = False) -> Tensor:
+        """P transposed, (N, W, R), in fp32 or wider; hidden pairs are 0. `fresh`: in memory of its own."""
+        buffer = self.buffers[0]
+        if fresh:
+            buffer = buffer.new_empty(k_NWD.shape[0] * k_NWD.shape[1] * q_NRD.shape[1])
+        scores_NWR = self._view(buffer, k_NWD, q_NRD)
         start = self._bias_of(tile, scores_NWR)
         scale = self.problem.scale
         if self.low is None:
@@ -300,7 +319,9 @@ class _Workspace:
         weights = self._by_time(tile, weights_NWR)
         if tile.diagonal:
             # The causal border lies in the last `rows` keys; triu_ wants keys and time in the last two axes.
-            weights[:, :, -tile.rows :].movedim(4, 2).triu_()
+            border = weights[:, :, -tile.rows :]
+            border = border.squeeze(4) if self.problem.group == 1 else border.movedim(4, 2)
+            border.triu_()
         if tile.mixed and self.problem.segments is not None:
             ids_BT = self.problem.segments[tile.batch_start : tile.batch_end]
             row_ids = ids_BT[:, None, tile.row_start : tile.row_end]
@@ -338,11 +359,7 @@ def _group_rows(x_BTHD: Tensor, problem: Problem) -> Tensor:
 def _ungroup_rows(x_NRD: Tensor, problem: Problem) -> Tensor:
     """(B K, T G, D) to a contiguous (B, T, H, D)."""
     shape = (problem.batch, problem.key_heads, problem.queries, problem.group, problem.width)
-    return (
-        x_NRD.view(shape)
-        .transpose(1, 2)
-        .reshape(problem.batch, problem.queries, problem.heads, problem.width)
-    )
+    return x_NRD.view(shape).transpose(1, 2).contiguous().flatten(2, 3)
 
 
 def _heads_first(x_BSKD: Tensor) -> Tensor:

@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.sigmoid_attention.blocked import blocked_backward, blocked_forward, problem_of
 
+# On a CPU, computing the weights again costs a sixth of forward and backward together: they are kept while
+# they are few, at most 64 MiB of fp32 per call.
+KEPT_ELEMENTS = 2**24
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,8 +49,49 @@ def sigmoid_attention(
     _check_tensors(q, k, v)
     _check_masks(q, k, alibi_slopes, segment_ids)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = _attend(q, k, v, float(bias), float(scale), causal, alibi_slopes, segment_ids)
+    if _worth_keeping(q, k, v):
+        out: Tensor = _Kept.apply(q, k, v, float(bias), float(scale), causal, alibi_slopes, segment_ids)
+        return out
+    out = _attend(q, k, v, float(bias), float(scale), causal, alibi_slopes, segment_ids)
     return out
+
+
+def _worth_keeping(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    if q.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    few = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1] <= KEPT_ELEMENTS
+    return few and (q.requires_grad or k.requires_grad or v.requires_grad)
+
+
+class _Kept(torch.autograd.Function):
+    """The blocked form with its weights kept: what runs on a CPU, eagerly, at small sizes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: float,
+        scale: float,
+        causal: bool,
+        alibi_slopes: Tensor | None,
+        segment_ids: Tensor | None,
+    ) -> Tensor:
+        kept: list[Tensor] = []
+        ctx.problem = problem_of(
+            q, k, bias=bias, scale=scale, causal=causal, alibi_slopes=alibi_slopes, segment_ids=segment_ids
+        )
+        out = blocked_forward(q, k, v, ctx.problem, kept)
+        ctx.save_for_backward(q, k, v, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, *kept = ctx.saved_tensors
+        dq, dk, dv = blocked_backward(grad, q, k, v, ctx.problem, kept)
+        return dq, dk, dv, None, None, None, None, None
 
 
 @torch.library.custom_op("triptych::sigmoid_attention", mutates_args=())
