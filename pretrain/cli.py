@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -122,6 +123,7 @@ def main() -> None:
     from data_pipelines.errors import DataError
     from pretrain.errors import UserError
 
+    _speak_up()
     try:
         app(standalone_mode=True)
     except (UserError, DataError) as error:
@@ -129,6 +131,16 @@ def main() -> None:
         text = str(error) if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
         print(f"error: {text}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+
+def _speak_up() -> None:
+    """Our own warnings go to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    for room in ("data_pipelines", "pretrain", "launch"):
+        logger = logging.getLogger(room)
+        logger.addHandler(handler)
+        logger.propagate = False
 
 
 if __name__ == "__main__":

@@ -142,16 +142,16 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         )
         latest = store.latest()
         if latest is not None:
-            refuse_changed_model(config, store.read_meta(latest), latest)
+            refuse_another_run(data, store.read_meta(latest), latest)
         engine = build_engine(config, mesh, device)
         evaluation = EvaluationHook(config.monitor.evaluate_every_steps, data.bytes_per_token)
         hooks = Hooks(_hooks(config, evaluation))
         clock = Clock(config.run.steps)
         if latest is not None:
             _resume(store, latest, engine, hooks, clock, config)
-        _write_folder(folder, config, data, clock, mesh)
-
         stream = stack.enter_context(_open_stream(config, data, mesh, clock))
+        # Everything that could refuse this start has had its say: only now does the folder change.
+        _write_folder(folder, config, data, clock, mesh)
         stop = StopRequest(mesh.control)
         stack.callback(stop.close)
         stack.callback(hooks.close)
@@ -218,9 +218,16 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
         raise UserError(problem[0])
 
 
-def refuse_changed_model(config: Config, meta: dict[str, Any], path: Path) -> None:
-    """A run's weights fit one model. Raises CheckpointError that lists the settings that differ."""
-    ours, saved = config.to_dict()["model"], meta["config"]["model"]
+def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
+    """A run's weights fit one tokenizer and one model. Raises CheckpointError that lists what differs."""
+    if meta["tokenizer"] != data.tokenizer.fingerprint:
+        raise CheckpointError(
+            f"{path}: this run reads text through tokenizer {meta['tokenizer'][:12]}, and "
+            f"{data.config.data.sources[0].path} was built with {data.tokenizer.fingerprint[:12]} "
+            f"({data.tokenizer.describe()}); set data.path back, build the dataset with `--tokenizer` of the run's "
+            "tokenizer folder, or train under another run.name; the checkpoint is untouched"
+        )
+    ours, saved = data.config.to_dict()["model"], meta["config"]["model"]
     changed = [
         f"  model.{key}: {saved.get(key)} in the checkpoint, {ours.get(key)} in the config"
         for key in dict.fromkeys([*saved, *ours])

@@ -8,12 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from data_pipelines.batch import Batch
@@ -22,6 +26,7 @@ from pretrain.engine.base import StepReport
 from pretrain.hooks.base import Hook
 from pretrain.loop import train
 from pretrain.run import Run, open_run
+from tests.harness import import_deepspeed
 
 TINY = """
 run: {{name: tiny, folder: {folder}, steps: 12, device: cpu}}
@@ -65,6 +70,53 @@ def losses(folder: Path) -> dict[int, float]:
     found = [(record["step"], record["loss/train"]) for record in metrics(folder) if "loss/train" in record]
     assert len(found) == len(dict(found)), "a step stands twice in the log"
     return dict(found)
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    output: str
+    errors: str
+
+
+def run_forked(*arguments: str, before: Callable[[], object] | None = None, timeout_s: float = 120) -> Ended:
+    """`triptych ARGUMENTS` in a fork of this process, which has imported DeepSpeed already.
+
+    before: called in the child first, for instance to lower its limits.
+    """
+    import_deepspeed()
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [Path(folder) / "out", Path(folder) / "err"]
+        child = get_context("fork").Process(target=_be_triptych, args=(arguments, before, *texts))
+        child.start()
+        child.join(timeout_s)
+        if child.is_alive():
+            child.kill()
+            child.join()
+            raise AssertionError(f"triptych {' '.join(arguments)} did not end within {timeout_s} s")
+        assert child.exitcode is not None
+        return Ended(child.exitcode, *(text.read_text() for text in texts))
+
+
+def _be_triptych(arguments: tuple[str, ...], before: Callable[[], object] | None, out: Path, err: Path) -> None:
+    from pretrain.cli import main
+
+    torch.set_num_threads(1)
+    os.environ.update(environment())
+    sys.argv = ["triptych", *arguments]
+    with out.open("w") as sys.stdout, err.open("w") as sys.stderr:
+        if before is not None:
+            before()
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0)
 
 
 def kill_at(config: Path, step: int, log: Path, *overrides: str, timeout_s: float = 120) -> None:
