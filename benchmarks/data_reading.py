@@ -1,8 +1,8 @@
 """How fast packed rows are read from tokenised shards, against webdataset on one member per document.
 
-Both read the same tokens in one run on one core: our side in shuffled order through the index, packed into rows
-with targets, weights, segment ids and positions; webdataset sequentially, its documents joined and cut into rows.
-Figures are CPU time (user + system) of this process.
+Both read the same tokens in one run on one core: our side in shuffled order through the index, packed into
+rows with targets, weights, segment ids and positions; webdataset sequentially, its documents joined and cut
+into rows. Figures are CPU time (user + system) of this process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def main() -> None:
         )
     theirs = webdataset_tokens / seconds / 1e6
     results = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.processor() or platform.machine(),
         "python": platform.python_version(),
         "numpy": np.__version__,

@@ -218,7 +218,7 @@ def _placed(texts: Iterable[str], options: BuildOptions, survey: Survey) -> Iter
 
 def cut_tail(text: str, fraction: float) -> tuple[str, str]:
     """Split one text into a beginning and an end of about `fraction`, after a line break if one is near."""
-    place = min(len(text) - 1, max(1, round(len(text) * (1 - fraction))))
+    place = max(1, min(len(text) - 1, round(len(text) * (1 - fraction))))
     line = text.rfind("\n", max(1, place - len(text) // 20), place) + 1
     place = line or place
     return text[:place], text[place:]

@@ -178,10 +178,34 @@ def check_shard(shard: Path, record: ShardRecord, token_bytes: int) -> None:
         file.seek(max(0, size - 4096))
         found = hashlib.blake2b(head + file.read(), digest_size=16).hexdigest()
     if found != header.probe:
-        raise DataError(
-            f"{shard}: its first or last bytes are not those its index was built from: damaged, or another "
-            f"shard's. {BUILD_AGAIN}"
-        )
+        raise DataError(_what_differs(shard))
+
+
+def _what_differs(shard: Path) -> str:
+    """Say what is wrong with a shard whose first or last bytes are not those its index was built from."""
+    index, tar = read_index(index_path(shard)), memoryview(map_file(shard))
+    damaged = [problem for n in range(index.header.members) if (problem := member_problem(tar, index, n))]
+    if len(damaged) == index.header.members:
+        return f"{shard}: this is another shard than the one its index was built from. {BUILD_AGAIN}"
+    what = damaged[0] if damaged else "bytes that belong to no member are damaged"
+    return f"{shard}: {what}. {BUILD_AGAIN}"
+
+
+def member_problem(tar: memoryview, index: Index, member: int) -> str | None:
+    """Compare one member's header and data with the index's checksums; None if both are right."""
+    header, data = int(index.header_offset_N[member]), int(index.data_offset_N[member])
+    end = data + int(index.size_N[member])
+    for start, stop, wanted, what in (
+        (header, data, int(index.header_crc_N[member]), "tar header"),
+        (data, end, int(index.crc_N[member]), "data"),
+    ):
+        if crc32(tar[start:stop]) != wanted:
+            name = index.extensions[int(index.extension_N[member])]
+            return (
+                f"the {what} of member {member} (.{name}, bytes {start} to {stop}) is damaged: its "
+                "checksum is not the index's"
+            )
+    return None
 
 
 class Shard:
@@ -202,8 +226,10 @@ class Shard:
         """Map index and tokens."""
         index = self.index()
         tar = map_file(self.path)
-        if len(tar) != index.header.tar_bytes or probe(tar).hex() != index.header.probe:
-            raise DataError(f"{self.path}: it changed since it was opened. {BUILD_AGAIN}")
+        if len(tar) != index.header.tar_bytes:
+            raise DataError(f"{self.path}: its size changed since it was opened. {BUILD_AGAIN}")
+        if probe(tar).hex() != index.header.probe:
+            raise DataError(_what_differs(self.path))
         if self._checked is None:
             self._checked = bytearray(index.header.members)
         return OpenShard(self.path, index, memoryview(tar), self._kind, self._checked)
@@ -230,8 +256,8 @@ class OpenShard:
         return (np.searchsorted(begins, self.index.piece_start_P, side="right") - 1).astype(np.int32)
 
     def check(self, member: int) -> None:
-        """Compare a tokens member, and the lengths before it in its sample, with the index's checksums; `checked`
-        remembers which were right.
+        """Compare a tokens member, and the lengths before it in its sample, with the index's checksums;
+        `checked` remembers which were right.
 
         Raises:
             DataError: a byte of a header or of the data is not what it was, with shard, member and offset.
@@ -242,17 +268,7 @@ class OpenShard:
     def _check_member(self, member: int) -> None:
         if member < 0 or self.checked[member]:
             return
-        index = self.index
-        header, data = int(index.header_offset_N[member]), int(index.data_offset_N[member])
-        end = data + int(index.size_N[member])
-        for start, stop, wanted, what in (
-            (header, data, int(index.header_crc_N[member]), "tar header"),
-            (data, end, int(index.crc_N[member]), "data"),
-        ):
-            if crc32(self._tar[start:stop]) != wanted:
-                name = index.extensions[int(index.extension_N[member])]
-                raise DataError(
-                    f"{self.path}: the {what} of member {member} (.{name}, bytes {start} to {stop}) is "
-                    f"damaged: its checksum is not the index's. {BUILD_AGAIN}"
-                )
+        problem = member_problem(self._tar, self.index, member)
+        if problem:
+            raise DataError(f"{self.path}: {problem}. {BUILD_AGAIN}")
         self.checked[member] = 1

@@ -11,7 +11,15 @@ import numpy as np
 
 from data_pipelines.dataset import Dataset, check_shard, read_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.index import TOKEN_EXTENSIONS, Index, index_path, map_file, read_index, write_index
+from data_pipelines.index import (
+    TOKEN_EXTENSIONS,
+    Index,
+    index_path,
+    map_file,
+    read_header,
+    read_index,
+    write_index,
+)
 from data_pipelines.shards import ShardRecord
 from data_pipelines.tarwalk import BLOCK, crc32, header_problem, padded, walk
 from data_pipelines.tokenizers import load_tokenizer
@@ -52,6 +60,8 @@ def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
             if not any(folder.glob("*.tar")):
                 raise
             problems.append(_problem(folder / "dataset.json", error))
+    elif any(_is_tokenised(path) for path in folder.glob("*.idx")):
+        problems.append(Problem(folder / "dataset.json", "missing, though the shards are tokenised."))
     records = {r.name: r for s in dataset.splits.values() for r in s.shards} if dataset else {}
     names = sorted({*records, *(path.stem for path in folder.glob("*.tar"))})
     for done, name in enumerate(names):
@@ -59,6 +69,13 @@ def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
         problems += _lint_shard(folder / f"{name}.tar", records.get(name), dataset)
     report("checking shards", len(names), len(names))
     return problems
+
+
+def _is_tokenised(index: Path) -> bool:
+    try:
+        return read_header(index).token_bytes > 0
+    except DataError:
+        return False  # reported with its shard
 
 
 def _problem(path: Path, error: DataError) -> Problem:

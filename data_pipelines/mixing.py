@@ -18,8 +18,8 @@ ROUNDED_PATTERN = 10_000
 def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     """The smallest integers in proportion to `weights`.
 
-    0.7, 0.2, 0.1 gives 7, 2, 1. Weights whose common denominator would be above 65,536 are rounded to
-    shares of 1/10,000, at least one each.
+    0.7, 0.2, 0.1 gives 7, 2, 1, and 1/3, 2/3 gives 1, 2. Weights whose common denominator would be above
+    65,536 are rounded to shares of 1/10,000, at least one each.
 
     Raises:
         DataError: a weight is not a positive number.
@@ -30,10 +30,18 @@ def integer_weights(weights: Sequence[float]) -> tuple[int, ...]:
     scale = math.lcm(*(fraction.denominator for fraction in exact))
     whole = [int(fraction * scale) for fraction in exact]
     if sum(whole) // math.gcd(*whole) > MAX_PATTERN:
-        total = sum(exact)
-        whole = [max(1, round(fraction / total * ROUNDED_PATTERN)) for fraction in exact]
+        whole = _rounded([fraction / sum(exact) for fraction in exact])
     divisor = math.gcd(*whole)
     return tuple(number // divisor for number in whole)
+
+
+def _rounded(shares: list[Fraction]) -> list[int]:
+    """Integers close to `shares`: by small denominators if those differ by under 1e-9, else in 1/10,000."""
+    near = [share.limit_denominator(1000) for share in shares]
+    scale = math.lcm(*(share.denominator for share in near))
+    if scale <= MAX_PATTERN and all(abs(a - b) < 1e-9 for a, b in zip(near, shares, strict=True)):
+        return [int(share * scale) for share in near]
+    return [max(1, round(share * ROUNDED_PATTERN)) for share in shares]
 
 
 def mixing_pattern(weights: Sequence[int]) -> np.ndarray:

@@ -75,7 +75,8 @@ def _pad_weights(runs: Runs, weights: np.ndarray, count: int, length: int) -> np
 
 
 def _segments(cuts: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions, (B, T) int32 each, from the places in the flat batch where segments begin."""
+    """Segment ids and positions, (B, T) int32 each, from the places in the flat batch where segments
+    begin."""
     cuts.sort()
     sizes = np.diff(cuts, append=count * length)
     number = np.arange(len(cuts)) - np.searchsorted(cuts, cuts // length * length)

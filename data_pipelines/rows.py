@@ -87,9 +87,10 @@ def open_sources(sources: Sequence[Source], split: str = "train") -> list[OpenSo
 def _keep_freed_memory() -> None:
     """Have the C library keep the memory of freed batches for the next ones.
 
-    glibc gives memory back to the kernel as soon as more than twice the size of the largest block freed so far is
-    unused, and every batch then pays for fresh pages: more than for filling them. Freeing one block of just under
-    32 MiB, its upper bound for this rule (mallopt(3), M_MMAP_THRESHOLD), moves the limit; no page is touched.
+    glibc gives memory back to the kernel as soon as more than twice the size of the largest block freed so
+    far is unused, and every batch then pays for fresh pages: more than for filling them. Freeing one block
+    of just under 32 MiB, its upper bound for this rule (mallopt(3), M_MMAP_THRESHOLD), moves the limit; no
+    page is touched.
     """
     np.empty(31 << 20, np.uint8)
 

@@ -1,0 +1,57 @@
+"""Small real datasets for the tests of this room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_pipelines.batch import Batch
+from data_pipelines.dataset import write_dataset
+from data_pipelines.shards import TokenShardWriter
+from data_pipelines.tokenizers import BytesTokenizer
+
+FIELDS = ("tokens", "targets", "weights", "segment_ids", "positions", "rows")
+EOT = 256
+
+
+def write_documents(folder: Path, split: str, documents: Sequence[np.ndarray], shard_bytes: int) -> list:  # type: ignore[type-arg]
+    """Write documents (ids without end-of-text) to shards; returns their records."""
+    writer = TokenShardWriter(folder, split, 2, shard_bytes)
+    for ids in documents:
+        writer.write(np.append(ids, EOT).astype(np.uint16), len(ids))
+    return writer.close()
+
+
+def make_dataset(
+    folder: Path, lengths: Sequence[int], shard_bytes: int = 10**9, seed: int = 0, validation: int = 0
+) -> list[np.ndarray]:
+    """A dataset of random documents in the bytes vocabulary; returns the documents of train."""
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = [random.integers(0, 256, length).astype(np.uint16) for length in lengths]
+    splits = {"train": write_documents(folder, "train", documents, shard_bytes)}
+    if validation:
+        held = [random.integers(0, 256, 20) for _ in range(validation)]
+        splits["validation"] = write_documents(folder, "validation", held, shard_bytes)
+    write_dataset(folder, splits, BytesTokenizer().save(folder))
+    return documents
+
+
+def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
+    """A .jsonl file of documents."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def same(a: Batch, b: Batch) -> bool:
+    """Whether two batches are equal in every tensor and in the cursor."""
+    return a.cursor == b.cursor and all(torch.equal(getattr(a, f), getattr(b, f)) for f in FIELDS)
+
+
+def joined(batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
+    """The tensors of several batches, one below the other."""
+    return {field: torch.cat([getattr(batch, field) for batch in batches]) for field in FIELDS}

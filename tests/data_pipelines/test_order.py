@@ -1,0 +1,195 @@
+"""Row order, mixing and packing: pure functions of (seed, dataset, mixture, row)."""
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.errors import DataError
+from data_pipelines.evaluation import evaluation_batches, evaluation_rows
+from data_pipelines.mixing import Mixture, integer_weights, mixing_pattern
+from data_pipelines.order import permutation
+from data_pipelines.rows import RowReader, Source, open_sources
+from tests.data_pipelines.helpers import EOT, make_dataset
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "row_order.json"
+quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=30)
+
+
+def epoch_by_hand(reader: RowReader, documents: list[np.ndarray], rows: int) -> np.ndarray:
+    """The inputs of the first rows, built from the parts that `documents` names."""
+    out = []
+    ended = [np.append(document, EOT) for document in documents]
+    for row in range(rows):
+        for part in reader.documents(row):
+            out.append(ended[part.document][part.first : part.first + part.count])
+    return np.concatenate(out)
+
+
+@given(st.integers(1, 3000), st.integers())
+@quick
+def test_permutation_holds_each_number_once(count, seed):
+    order = permutation(count, seed, "shards")
+    assert np.array_equal(np.sort(order), np.arange(count))
+    assert np.array_equal(order, permutation(count, seed, "shards"))
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=12))
+@quick
+def test_mixing_counts_are_exact_and_prefixes_deviate_by_less_than_one(weights):
+    pattern = mixing_pattern(weights)
+    total = sum(weights)
+    assert np.bincount(pattern, minlength=len(weights)).tolist() == weights
+    steps = np.arange(1, total + 1)
+    for source, weight in enumerate(weights):
+        off = np.cumsum(pattern == source) * total - steps * weight
+        assert np.abs(off).max() < total
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 10**12))
+@quick
+def test_draws_count_up_without_a_gap_at_any_row(weights, first):
+    mixture = Mixture(weights)
+    source, draw = mixture.draws(np.arange(first, first + 100))
+    for number in set(source.tolist()):
+        mine = draw[source == number]
+        assert np.array_equal(np.diff(mine), np.ones(len(mine) - 1))
+    if first == 0:
+        assert draw.min() == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        ((0.7, 0.2, 0.1), (7, 2, 1)),
+        ((4, 2), (2, 1)),
+        ((1 / 3, 2 / 3), (1, 2)),
+        ((0.1234567, 0.8765433), (247, 1753)),
+        ((5,), (1,)),
+    ],
+)
+def test_float_weights_become_integers(weights, wanted):
+    assert integer_weights(weights) == wanted
+
+
+@pytest.mark.parametrize("weights", [(), (0, 1), (-1.0,), (float("nan"),), (float("inf"), 1)])
+def test_bad_weights_are_refused(weights):
+    with pytest.raises(DataError, match="weight"):
+        integer_weights(weights)
+
+
+@given(lengths_lists, st.integers(1, 40), st.integers(0, 5), st.integers(1, 3), st.booleans())
+@quick
+def test_each_epoch_serves_each_token_once(tmp_path_factory, lengths, length, seed, window, shuffle):
+    folder = tmp_path_factory.mktemp("data")
+    documents = make_dataset(folder, lengths, shard_bytes=160, seed=seed)
+    reader = RowReader(open_sources([Source(folder)]), length, seed, window, shuffle)
+    total = sum(lengths) + len(lengths)
+    rows = -(-3 * total // length)
+    seen: Counter[tuple[int, int, int]] = Counter()
+    for row in range(rows):
+        for part in reader.documents(row):
+            seen.update((part.epoch, part.document, part.first + i) for i in range(part.count))
+    for epoch in range(3):
+        for document, size in enumerate(lengths):
+            assert all(seen[epoch, document, token] == 1 for token in range(size + 1))
+    batch = reader.batch(range(rows))
+    assert np.array_equal(batch.tokens.flatten().numpy(), epoch_by_hand(reader, documents, rows))
+
+
+@given(lengths_lists, st.integers(1, 50), st.integers(0, 3))
+@quick
+def test_batch_fields_follow_from_the_tokens(tmp_path_factory, lengths, length, seed):
+    folder = tmp_path_factory.mktemp("data")
+    make_dataset(folder, lengths, shard_bytes=200, seed=seed)
+    batch = RowReader(open_sources([Source(folder)]), length, seed).batch(range(3, 9))
+    assert torch.equal(batch.tokens.flatten()[1:], batch.targets.flatten()[:-1])
+    assert torch.equal(batch.weights, (batch.tokens != EOT).float())
+    for tokens, segments, positions in zip(batch.tokens, batch.segment_ids, batch.positions, strict=True):
+        segment, position = 0, 0
+        for t in range(length):
+            if t and tokens[t - 1] == EOT:
+                segment, position = segment + 1, 0
+            assert (segments[t], positions[t]) == (segment, position)
+            position += 1
+    kinds = [batch.tokens.dtype, batch.targets.dtype, batch.weights.dtype, batch.segment_ids.dtype]
+    assert kinds == [torch.int64, torch.int64, torch.float32, torch.int32]
+    assert batch.positions.dtype == torch.int32 and batch.rows.tolist() == list(range(3, 9))
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=12), st.integers(0, 3))
+@quick
+def test_a_row_does_not_depend_on_the_rows_beside_it(tmp_path_factory, rows, seed):
+    root = tmp_path_factory.mktemp("data")
+    make_dataset(root / "a", [5, 17, 40, 3, 9], shard_bytes=60, seed=1)
+    make_dataset(root / "b", [30, 2, 2, 8], shard_bytes=60, seed=2)
+    sources = open_sources([Source(root / "a", 3), Source(root / "b", 2)])
+    reader = RowReader(sources, 13, seed, window_shards=2)
+    together = reader.batch(rows)
+    for place, row in enumerate(rows):
+        alone = RowReader(sources, 13, seed, window_shards=2).batch([row])
+        for field in ("tokens", "targets", "weights", "segment_ids", "positions"):
+            assert torch.equal(getattr(together, field)[place], getattr(alone, field)[0])
+
+
+def test_sources_are_mixed_exactly(tmp_path):
+    make_dataset(tmp_path / "a", [50] * 20)
+    make_dataset(tmp_path / "b", [50] * 3)
+    reader = RowReader(open_sources([Source(tmp_path / "a", 0.75), Source(tmp_path / "b", 0.25)]), 10, 0)
+    first = [reader.documents(row)[0].source for row in range(400)]
+    assert Counter(first) == {0: 300, 1: 100}
+
+
+def test_a_document_longer_than_a_member_stays_whole(tmp_path):
+    documents = make_dataset(tmp_path, [600_000, 10, 262_143, 262_144, 5], seed=3)
+    reader = RowReader(open_sources([Source(tmp_path)]), 1000, seed=1)
+    total = sum(len(d) + 1 for d in documents)
+    rows = total // 1000
+    batch = reader.batch(range(rows))
+    assert np.array_equal(batch.tokens.flatten().numpy(), epoch_by_hand(reader, documents, rows))
+    assert int((batch.weights == 0).sum()) == int((batch.tokens == EOT).sum())
+    assert batch.segment_ids.max() == 1 or batch.segment_ids.max() == 2
+
+
+@given(lengths_lists, st.integers(1, 30), st.integers(1, 4), st.sampled_from([1, 2, 3]))
+@quick
+def test_evaluation_scores_each_target_once_on_any_number_of_ranks(
+    tmp_path_factory, lengths, length, rows, world
+):
+    folder = tmp_path_factory.mktemp("data")
+    documents = make_dataset(folder, lengths, shard_bytes=100)
+    sources = open_sources([Source(folder)])
+    ranks = [list(evaluation_batches(sources, length, rows, rank, world)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    batches = [batch for group in zip(*ranks, strict=True) for batch in group]
+    targets = torch.cat([batch.targets.flatten()[batch.weights.flatten() > 0] for batch in batches])
+    wanted = np.concatenate([np.append(document, EOT)[1:] for document in documents])
+    assert np.array_equal(targets.numpy(), wanted)
+    assert all(batch.tokens.shape == (rows, length) for batch in batches)
+    assert sum(int((b.weights.sum(1) > 0).sum()) for b in batches) <= evaluation_rows(sources, length)
+
+
+def test_evaluation_can_be_limited(tmp_path):
+    make_dataset(tmp_path, [50] * 10)
+    batches = list(evaluation_batches(open_sources([Source(tmp_path)]), 10, 4, limit_rows=6))
+    assert [int((b.weights.sum(1) > 0).sum()) for b in batches] == [4, 2]
+
+
+def test_row_order_is_pinned(tmp_path):
+    """Frozen: a change breaks the resume of every run. Raise `order` in the fingerprint if it must be."""
+    make_dataset(tmp_path / "a", [7, 30, 2, 19, 44, 11, 5, 23], shard_bytes=60, seed=1)
+    make_dataset(tmp_path / "b", [13, 13, 40], shard_bytes=60, seed=2)
+    sources = open_sources([Source(tmp_path / "a", 2), Source(tmp_path / "b", 1)])
+    reader = RowReader(sources, 16, seed=1234, window_shards=2)
+    parts = [[list(vars(part).values()) for part in reader.documents(row)] for row in range(200)]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    golden = json.loads(GOLDEN.read_text())
+    assert digest == golden["documents_sha256"] and parts[:3] == golden["first_rows"]
+    assert reader.fingerprint == golden["fingerprint"]

@@ -1,0 +1,127 @@
+"""Tokenizers: round trips, identical ids from both BPE engines, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex as HuggingFaceRegex
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from data_pipelines.errors import DataError
+from data_pipelines.tokenizers import (
+    EOT,
+    HARD_TEXTS,
+    BpeTokenizer,
+    BytesTokenizer,
+    bpe_size,
+    tokenizer_from_spec,
+    train_bpe,
+)
+
+TEXT = [
+    "def f(x): return x + 1\n" * 20,
+    "Der Bär läuft durch Größe und Maß. " * 20,
+    "Привет мир, 你好世界 hello world 12345 " * 20,
+    "the quick brown fox jumps over the lazy dog; don't they're we'll " * 20,
+]
+GPT4_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return train_bpe(TEXT, 350)
+
+
+def test_bpe_has_the_asked_size_and_encodes_through_tiktoken(bpe):
+    assert bpe.vocabulary == 350 and bpe.engine == "tiktoken" and bpe.eot == 0
+    assert len(bpe.encode(TEXT[3])) < len(TEXT[3]) / 2
+
+
+@given(st.text(max_size=200))
+@settings(deadline=None, max_examples=300)
+def test_both_engines_give_the_same_ids_for_any_text(bpe, text):
+    ids = bpe.encode(text)
+    assert np.array_equal(ids, bpe.encode_reference(text))
+    assert bpe.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", [*TEXT, *HARD_TEXTS, "a<|endoftext|>b"])
+def test_both_engines_give_the_same_ids_for_hard_texts(bpe, text):
+    ids = bpe.encode(text)
+    assert np.array_equal(ids, bpe.encode_reference(text))
+    assert np.array_equal(ids, bpe.encode_batch([text, "x"])[0])
+    assert bpe.eot not in ids and bpe.decode(ids) == text
+
+
+@given(st.text(max_size=100))
+@settings(deadline=None)
+def test_bytes_go_round(text):
+    tokenizer = BytesTokenizer()
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.uint16 and tokenizer.decode(ids) == text
+    assert tokenizer.decode([65, 256, 66]) == f"A{EOT}B"
+
+
+def trained(pre_tokenizer, special=EOT):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = [special] if special else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    return tokenizer.to_str()
+
+
+def test_a_file_with_its_own_pattern_goes_through_tiktoken(tmp_path):
+    split = pre_tokenizers.Split(HuggingFaceRegex(GPT4_PATTERN), "isolated")
+    steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(trained(pre_tokenizers.Sequence(steps)))
+    tokenizer = tokenizer_from_spec(str(path))
+    assert isinstance(tokenizer, BpeTokenizer) and tokenizer.engine == "tiktoken"
+    for text in [*TEXT, *HARD_TEXTS]:
+        assert np.array_equal(tokenizer.encode(text), tokenizer.encode_reference(text))
+
+
+def test_a_file_that_tiktoken_cannot_follow_goes_through_its_own_library():
+    tokenizer = BpeTokenizer(trained(pre_tokenizers.ByteLevel(add_prefix_space=True)), "file")
+    assert tokenizer.engine == "tokenizers"
+    assert np.array_equal(tokenizer.encode("a b"), tokenizer.encode_batch(["a b"])[0])
+
+
+def test_merges_out_of_the_order_of_ids_are_left_to_the_library(bpe):
+    spec = json.loads(bpe._content)
+    spec["model"]["merges"].reverse()
+    assert BpeTokenizer(json.dumps(spec), "file").engine == "tokenizers"
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [("bpe", "bpe:N"), ("bpe:x", "bpe:N"), ("bpe:256", "at least 257")],
+)
+def test_bad_sizes_are_refused(spec, text):
+    with pytest.raises(DataError, match=text):
+        bpe_size(spec)
+
+
+def test_bad_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        tokenizer_from_spec(str(tmp_path / "none.json"))
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(DataError, match=r"bad\.json: not a Hugging Face tokenizer"):
+        tokenizer_from_spec(str(tmp_path / "bad.json"))
+    (tmp_path / "open.json").write_text(trained(pre_tokenizers.ByteLevel(), special=None))
+    with pytest.raises(DataError, match=r"open\.json: no end-of-text token"):
+        tokenizer_from_spec(str(tmp_path / "open.json"))
+
+
+def test_a_tiny_corpus_gives_a_smaller_vocabulary():
+    assert 257 <= train_bpe(["abab"], 5000).vocabulary < 300
