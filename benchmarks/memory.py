@@ -1,8 +1,9 @@
 """What `triptych plan` says of parameters, gradients and optimizer, against the bytes that the engine holds.
 
-Trains a few steps in every ZeRO stage on real ranks (gloo, CPU), and counts, after each backward pass and
-before the update, the storage of every tensor alive that was not there before the engine was built. Also
-reports the peak resident memory of a demo process.
+Trains two steps in every ZeRO stage on real ranks (gloo, CPU), and counts the storage of every tensor alive
+that was not there before the engine was built, at the moment when gradients are all there: at the end of the
+backward pass, before the reduction that drops what other ranks own (stages 0 and 1), or before the update
+(stages 2 and 3, which reduce as they go). Also reports the peak resident memory of a demo process.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --ranks 1 2 --out benchmarks/results/memory.json
@@ -43,7 +44,7 @@ def storage_bytes() -> dict[int, int]:
 
 
 def measure_rank(rank: int, world: int, port: int, zero: int, dtype: str, data: str, queue: Queue[Any]) -> None:
-    """One rank: build the demo's engine, train two steps, count between backward and update."""
+    """One rank: build the engine of a deep demo, train two steps, count."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     import torch
@@ -58,7 +59,9 @@ def measure_rank(rank: int, world: int, port: int, zero: int, dtype: str, data: 
     from pretrain.run_data import open_run_data
 
     torch.set_num_threads(1)
-    settings = [f"data.path={data}", f"parallel.zero={zero}", f"precision.dtype={dtype}"]
+    # Sixteen layers: DeepSpeed keeps the gradient of a parameter that lies across a cut whole on both sides, which
+    # is much of a tiny model and little of a real one.
+    settings = [f"data.path={data}", f"parallel.zero={zero}", f"precision.dtype={dtype}", "model.layers=16"]
     run_data = open_run_data(load_config("configs/sigmoid/demo.yaml", settings))
     config = run_data.config
     start_process_group(ranks_from_environment(), torch.device("cpu"))
@@ -68,19 +71,21 @@ def measure_rank(rank: int, world: int, port: int, zero: int, dtype: str, data: 
     batch = reader.batch(range(rank * rows, (rank + 1) * rows))
     before = storage_bytes()
     engine = build_engine(config, mesh, torch.device("cpu"))
-    update, counted = engine._engine.step, []  # type: ignore[attr-defined]
+    moment = "_backward_epilogue" if zero < 2 else "step"
+    go_on, counted = getattr(engine._engine, moment), []  # type: ignore[attr-defined]
 
     def counting() -> None:
         gc.collect()
         counted.append(sum(size for address, size in storage_bytes().items() if address not in before))
-        update()
+        go_on()
 
-    engine._engine.step = counting  # type: ignore[attr-defined]
+    setattr(engine._engine, moment, counting)  # type: ignore[attr-defined]
     for _ in range(2):
         engine.train_step(batch, build_objective(config.objective), 1.0)
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine._engine.module.parameters())  # type: ignore[attr-defined]
     plan = state_memory(parameters, config, world)
-    queue.put((rank, counted[-1], plan.state))
+    # ZeRO 3 keeps its buffer between steps; ZeRO 2 has freed it when we count.
+    queue.put((rank, counted[-1], plan.state + (plan.buffers if zero == 3 else 0)))
 
 
 def measure(world: int, zero: int, dtype: str, data: Path) -> dict[str, Any]:

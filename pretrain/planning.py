@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models import families
+from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import matrix_lr_multiplier, parameter_type
@@ -29,6 +30,8 @@ class Memory:
     parameters: int
     gradients: int
     optimizer: int
+    buffers: int
+    """Where DeepSpeed gathers gradients before it reduces them."""
     activations: int
 
     @property
@@ -38,7 +41,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.state + self.activations
+        return self.state + self.buffers + self.activations
 
 
 @dataclass(frozen=True)
@@ -122,5 +125,6 @@ def state_memory(parameters: int, config: Config, data_ranks: int, activations: 
         parameters=int(width * (share if zero == 3 else parameters)),
         gradients=int(width * (share if zero >= 2 else parameters)),
         optimizer=int(FP32_BYTES * (2 * parameters if zero == 0 else 3 * share)),
+        buffers=width * bucket_elements(parameters) if zero >= 2 else 0,
         activations=activations,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from pretrain.parallel.parallelize import Parallelized
 
 NO_PRINTING = 1 << 40
+MOST_BUCKET_ELEMENTS = 50_000_000
+"""100 MB of bf16: large enough for any link to reach its speed."""
 
 
 class LossModule(nn.Module):
@@ -53,13 +57,14 @@ class DeepSpeedEngine:
         module = LossModule(parallelized.model)
         groups = parameter_groups(parallelized.model.named_parameters(), config.optim, config.model.width)
         rows = config.data.global_batch_rows // mesh.data.size
+        parameters = sum(parameter.numel() for parameter in module.parameters())
         self._micro_rows = micro_batch_rows(config, mesh)
         self._clip_norm = config.optim.clip_norm
         self._clips_itself = config.parallel.zero > 0
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(groups, config.optim),
-            config=deepspeed_config(config, self._micro_rows, rows // self._micro_rows),
+            config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows),
             mpu=mesh.mpu,
             dist_init_required=False,
         )
@@ -129,8 +134,14 @@ def micro_batch_rows(config: Config, mesh: Mesh) -> int:
     return max(n for n in range(1, micro + 1) if rows % n == 0)
 
 
-def deepspeed_config(config: Config, micro_rows: int, accumulation: int) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": config.parallel.zero}
+def bucket_elements(parameters: int) -> int:
+    """Elements of one reduction. DeepSpeed's own default, 5e8, sets aside 2 GB even for a tiny model."""
+    return min(parameters, MOST_BUCKET_ELEMENTS)
+
+
+def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulation: int) -> dict[str, Any]:
+    bucket = bucket_elements(parameters)
+    zero: dict[str, Any] = {"stage": config.parallel.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if config.parallel.zero == 3:
         # Small parameters stay whole on every rank by default; at tiny widths that would be all of them.
         zero |= {"stage3_param_persistence_threshold": config.model.width * 4}
@@ -151,11 +162,11 @@ def import_deepspeed(device: torch.device) -> Any:
 
     That extension is compiled at the first use on a CPU (a minute and a half) for one inference collective.
     """
-    import os
-
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19.8 calls collectives that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -86,7 +86,7 @@ def flip_token_byte(scene: Scene) -> None:
 
     index = read_index(scene.shard.with_suffix(".idx"))
     content = bytearray(scene.shard.read_bytes())
-    content[int(index.offsets[0]) + 7] ^= 0x10
+    content[int(index.data_offset_N[0]) + 7] ^= 0x10
     scene.shard.write_bytes(bytes(content))
 
 
@@ -122,7 +122,7 @@ CASES: dict[str, tuple[Callable[[Scene], object] | None, list[str], list[str]]] 
     "missing shard": (lambda s: s.shard.unlink(), [], ["train-000000.tar"]),
     "empty shard": (lambda s: s.shard.write_bytes(b""), [], ["train-000000.tar"]),
     "truncated shard": (lambda s: s.shard.write_bytes(s.shard.read_bytes()[:-20_000]), [], ["train-000000.tar"]),
-    "flipped byte": (flip_token_byte, [], ["train-000000.tar", "000000000.tokens"]),
+    "flipped byte": (flip_token_byte, [], ["train-000000.tar", "member", "checksum is not the index's"]),
     "zeroed tar header": (zero_first_header, [], ["train-000000.tar"]),
     "index of another shard": (
         lambda s: shutil.copy(s.data / "validation-000000.idx", s.data / "train-000000.idx"),
