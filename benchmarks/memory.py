@@ -84,8 +84,8 @@ def measure_rank(rank: int, world: int, port: int, zero: int, dtype: str, data: 
         engine.train_step(batch, build_objective(config.objective), 1.0)
     parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine._engine.module.parameters())  # type: ignore[attr-defined]
     plan = state_memory(parameters, config, world)
-    # ZeRO 3 keeps its buffer between steps; ZeRO 2 has freed it when we count.
-    queue.put((rank, counted[-1], plan.state + (plan.buffers if zero == 3 else 0)))
+    # DeepSpeed's gradient buffer is there when we count, but for ZeRO 2, which frees it before the update.
+    queue.put((rank, counted[-1], plan.state + (plan.buffers if zero != 2 else 0)))
 
 
 def measure(world: int, zero: int, dtype: str, data: Path) -> dict[str, Any]:

@@ -125,6 +125,6 @@ def state_memory(parameters: int, config: Config, data_ranks: int, activations: 
         parameters=int(width * (share if zero == 3 else parameters)),
         gradients=int(width * (share if zero >= 2 else parameters)),
         optimizer=int(FP32_BYTES * (2 * parameters if zero == 0 else 3 * share)),
-        buffers=width * bucket_elements(parameters) if zero >= 2 else 0,
+        buffers=width * bucket_elements(parameters) if zero else 0,
         activations=activations,
     )
