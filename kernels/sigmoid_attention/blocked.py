@@ -177,7 +177,10 @@ def plan_tiles(problem: Problem, device: torch.device) -> list[Tile]:
     for block, row_start in enumerate(starts):
         row_end = min(row_start + row_limit, problem.queries)
         reach = row_end + problem.offset if problem.causal else problem.keys
-        items = max(1, budget // ((row_end - row_start) * problem.group * reach))
+        extent = reach
+        if segments:
+            extent = min(reach, max(last for _, last, _ in segments[block])) - min(segments[block])[0]
+        items = max(1, budget // ((row_end - row_start) * problem.group * extent))
         batch_step = max(1, items // problem.key_heads)
         head_step = problem.key_heads if batch_step > 1 else min(items, problem.key_heads)
         for batch_start in range(0, problem.batch, batch_step):

@@ -29,6 +29,7 @@ def decoder_activation_bytes(
     Per token and layer: the inputs of the norms, of the projections and of the attention, and four vectors of
     the feed-forward's hidden width; then the final norm and one chunk of fp32 log-probabilities.
     `masked_softmax`: each layer also keeps an additive mask of (heads, length, length).
+    Not counted: on a CPU, sigmoid attention keeps up to 64 MiB of weights per layer at small sizes.
     """
     assert config.vocabulary is not None
     q, k, v = config.qkv_features
