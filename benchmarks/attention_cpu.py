@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python -m benchmarks.attention_cpu [--out results.json] [--repeats 20]
 
-Each case is checked against the float64 definition before it is timed. The contestants take turns, and the
-medians are compared, so that a disturbance of the machine meets all of them.
+Each case is checked against the float64 definition before it is timed. The contestants take turns, so that
+a disturbance of the machine meets all of them, and the lower quartiles are compared, which it touches least.
 
 Shape suffixes: B batch, T time, H heads, D head width.
 """
@@ -101,7 +101,7 @@ def check(case: Case, attentions: dict[str, Attention], qkv: list[Tensor], grad:
 
 
 def measure(case: Case, repeats: int) -> dict[str, object]:
-    """Median milliseconds of each contestant and the ratios of ours to them."""
+    """Lower-quartile milliseconds of each contestant and the ratios of ours to them."""
     generator = torch.Generator().manual_seed(0)
     shape = (case.batch, case.time, case.heads, case.width)
     *qkv, grad = (torch.randn(shape, generator=generator).to(case.dtype) for _ in range(4))
@@ -116,10 +116,10 @@ def measure(case: Case, repeats: int) -> dict[str, object]:
             forward_and_backward(attention, qkv, grad)
             if turn >= 2:  # the first turns warm up
                 times[name].append(1000 * (time.perf_counter() - start))
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    quartiles = {name: statistics.quantiles(values, n=4)[0] for name, values in times.items()}
     settings = {**asdict(case), "dtype": str(case.dtype)}
-    ratios = {name: medians["ours"] / value for name, value in medians.items()}
-    return {"case": settings, "error": error, "milliseconds": medians, "ratio_of_ours_to": ratios}
+    ratios = {name: quartiles["ours"] / value for name, value in quartiles.items()}
+    return {"case": settings, "error": error, "milliseconds": quartiles, "ratio_of_ours_to": ratios}
 
 
 def line(result: dict[str, object]) -> str:

@@ -150,19 +150,19 @@ def blocked_backward(
     plan = plan_tiles(problem, q_BTHD.device)
     workspace = _Workspace(problem, plan, q_BTHD, buffers=2)
     dq_NRD = torch.empty_like(q_NRD)
-    dk_NSD = torch.zeros_like(k_NSD, dtype=workspace.dtype)
-    dv_NSD = torch.zeros_like(k_NSD, dtype=workspace.dtype)
-    for index, tile in enumerate(plan):
+    # Without segments the last row block meets every key: it goes first and writes what others add to.
+    start = torch.empty_like if problem.segments is None else torch.zeros_like
+    dk_NSD, dv_NSD = start(k_NSD, dtype=workspace.dtype), start(k_NSD, dtype=workspace.dtype)
+    for index, tile in reversed(list(enumerate(plan))):
         items, rows, keys = _slices(tile, problem)
         q_tile, k_tile, grad_tile = q_NRD[items, rows], k_NSD[items, keys], grad_NRD[items, rows]
+        write = problem.segments is None and tile.row_end == problem.queries
         weights_NWR = workspace.weights(tile, q_tile, k_tile) if kept is None else kept[index]
-        _accumulate(dv_NSD[items, keys], workspace.rounded(weights_NWR, 0), grad_tile)
+        _accumulate(dv_NSD[items, keys], workspace.rounded(weights_NWR, 0), grad_tile, 1.0, write)
         dscores_NWR = workspace.score_gradient(weights_NWR, grad_tile, v_NSD[items, keys])
-        torch.bmm(dscores_NWR.transpose(1, 2), k_tile, out=dq_NRD[items, rows])
-        _accumulate(dk_NSD[items, keys], dscores_NWR, q_tile)
-    dq_NRD *= problem.scale
-    dk_NSD *= problem.scale
-    dk_BSKD, dv_BSKD = (_heads_last(x, problem).to(k_BSKD.dtype).contiguous() for x in (dk_NSD, dv_NSD))
+        _accumulate(dq_NRD[items, rows], dscores_NWR.transpose(1, 2), k_tile, problem.scale, True)
+        _accumulate(dk_NSD[items, keys], dscores_NWR, q_tile, problem.scale, write)
+    dk_BSKD, dv_BSKD = (_heads_last(x, problem).to(k_BSKD.dtype) for x in (dk_NSD, dv_NSD))
     return _ungroup_rows(dq_NRD, problem), dk_BSKD, dv_BSKD
 
 
@@ -346,11 +346,14 @@ def _slices(tile: Tile, problem: Problem) -> tuple[slice, slice, slice]:
     return slice(first, last), rows, slice(tile.key_start, tile.key_end)
 
 
-def _accumulate(total_NWD: Tensor, left_NWR: Tensor, right_NRD: Tensor) -> None:
+def _accumulate(total_NWD: Tensor, left_NWR: Tensor, right_NRD: Tensor, scale: float, write: bool) -> None:
+    """Add scale times the product to the total, or write it there."""
     if total_NWD.dtype == left_NWR.dtype:
-        total_NWD.baddbmm_(left_NWR, right_NRD)
+        total_NWD.baddbmm_(left_NWR, right_NRD, beta=0 if write else 1, alpha=scale)
+    elif write:
+        total_NWD.copy_(torch.bmm(left_NWR, right_NRD)).mul_(scale)
     else:  # many rounded sums would drift: the total is fp32
-        total_NWD += torch.bmm(left_NWR, right_NRD)
+        total_NWD.add_(torch.bmm(left_NWR, right_NRD), alpha=scale)
 
 
 def _group_rows(x_BTHD: Tensor, problem: Problem) -> Tensor:
@@ -360,9 +363,9 @@ def _group_rows(x_BTHD: Tensor, problem: Problem) -> Tensor:
 
 
 def _ungroup_rows(x_NRD: Tensor, problem: Problem) -> Tensor:
-    """(B K, T G, D) to a contiguous (B, T, H, D)."""
+    """(B K, T G, D) to (B, T, H, D), a view where heads are not grouped."""
     shape = (problem.batch, problem.key_heads, problem.queries, problem.group, problem.width)
-    return x_NRD.view(shape).transpose(1, 2).contiguous().flatten(2, 3)
+    return x_NRD.view(shape).transpose(1, 2).flatten(2, 3)
 
 
 def _heads_first(x_BSKD: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def _attend(
     problem = problem_of(
         q, k, bias=bias, scale=scale, causal=causal, alibi_slopes=alibi_slopes, segment_ids=segment_ids
     )
-    return blocked_forward(q, k, v, problem)
+    return blocked_forward(q, k, v, problem).contiguous()
 
 
 @torch.library.custom_op("triptych::sigmoid_attention_backward", mutates_args=())
@@ -126,7 +126,8 @@ def _attend_backward(
     problem = problem_of(
         q, k, bias=bias, scale=scale, causal=causal, alibi_slopes=alibi_slopes, segment_ids=segment_ids
     )
-    return blocked_backward(grad, q, k, v, problem)
+    dq, dk, dv = blocked_backward(grad, q, k, v, problem)
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
 @_attend.register_fake
