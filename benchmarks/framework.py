@@ -51,11 +51,19 @@ def measure_triptych(shape: dict[str, Any], data: Path, zero: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pretrain.cli", "train", "configs/sigmoid/demo.yaml"]
         settings = overrides(shape, data, folder, zero)
-        subprocess.run([*command, *settings], check=True, timeout=900, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [*command, *settings],
+            check=True,
+            timeout=900,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         lines = (Path(folder) / "demo" / "logs" / "metrics.jsonl").read_text().splitlines()
     logged = [record for record in map(json.loads, lines) if "speed/step_seconds" in record]
     late = [record for record in logged if record["step"] > shape["steps"] // 2]
-    return shape["rows"] * shape["length"] / statistics.median(record["speed/step_seconds"] for record in late)
+    return (
+        shape["rows"] * shape["length"] / statistics.median(record["speed/step_seconds"] for record in late)
+    )
 
 
 def measure_bare(shape: dict[str, Any], data: Path) -> float:
@@ -83,7 +91,9 @@ def bare_loop(shape: dict[str, Any], data: Path) -> float:
     model_config = config.model.resolved(vocabulary=vocabulary, sequence_length=shape["length"])
     model = families[config.model.family].build(model_config)
     initialise(model, 1)
-    optimizer = build_optimizer(parameter_groups(model.named_parameters(), config.optim, shape["width"]), config.optim)
+    optimizer = build_optimizer(
+        parameter_groups(model.named_parameters(), config.optim, shape["width"]), config.optim
+    )
     objective = build_objective(config.objective)
     reader = RowReader(sources, sequence_length=shape["length"], seed=1)
     batches = [reader.batch(range(s * shape["rows"], (s + 1) * shape["rows"])) for s in range(shape["steps"])]
@@ -120,7 +130,8 @@ def compare(name: str, pairs: int, zero: int, data: Path) -> dict[str, Any]:
         "ratio_of_best": max(ours) / max(bare),
     }
     print(
-        f"{name:7s} ZeRO {zero}: triptych {statistics.median(ours):9,.0f}  bare {statistics.median(bare):9,.0f} tokens/s   "
+        f"{name:7s} ZeRO {zero}: triptych {statistics.median(ours):9,.0f} tokens/s   "
+        f"bare {statistics.median(bare):9,.0f} tokens/s   "
         f"ratio {result['median_ratio']:.3f} (median of {pairs} pairs, {min(ratios):.3f}-{max(ratios):.3f}; "
         f"best against best {result['ratio_of_best']:.3f}), wanted {shape['target']}"
     )
@@ -128,7 +139,9 @@ def compare(name: str, pairs: int, zero: int, data: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--zero", type=int, default=1, help="ZeRO stage of the triptych runs")

@@ -43,9 +43,16 @@ def storage_bytes() -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in storages}
 
 
-def measure_rank(rank: int, world: int, port: int, zero: int, dtype: str, data: str, queue: Queue[Any]) -> None:
+def measure_rank(
+    rank: int, world: int, port: int, zero: int, dtype: str, data: str, queue: Queue[Any]
+) -> None:
     """One rank: build the engine of a deep demo, train two steps, count."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "OMP_NUM_THREADS": "1",
+    }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu"}
     import torch
 
@@ -82,7 +89,9 @@ def measure_rank(rank: int, world: int, port: int, zero: int, dtype: str, data: 
     setattr(engine._engine, moment, counting)  # type: ignore[attr-defined]
     for _ in range(2):
         engine.train_step(batch, build_objective(config.objective), 1.0)
-    parameters = sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine._engine.module.parameters())  # type: ignore[attr-defined]
+    parameters = sum(
+        p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine._engine.module.parameters()
+    )  # type: ignore[attr-defined]
     plan = state_memory(parameters, config, world)
     # DeepSpeed's gradient buffer is there when we count, but for ZeRO 2, which frees it before the update.
     queue.put((rank, counted[-1], plan.state + (plan.buffers if zero != 2 else 0)))
@@ -95,7 +104,8 @@ def measure(world: int, zero: int, dtype: str, data: Path) -> dict[str, Any]:
         port = probe.getsockname()[1]
     queue: Queue[Any] = context.Queue()
     ranks = [
-        context.Process(target=measure_rank, args=(r, world, port, zero, dtype, str(data), queue)) for r in range(world)
+        context.Process(target=measure_rank, args=(r, world, port, zero, dtype, str(data), queue))
+        for r in range(world)
     ]
     for process in ranks:
         process.start()
@@ -128,7 +138,9 @@ def demo_peak(data: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--out", type=Path, default=None, help="write JSON here")
     arguments = parser.parse_args()

@@ -24,9 +24,12 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 
-ConfigPath = Annotated[str, typer.Argument(help="A YAML file, e.g. configs/sigmoid/demo.yaml.", show_default=False)]
+ConfigPath = Annotated[
+    str, typer.Argument(help="A YAML file, e.g. configs/sigmoid/demo.yaml.", show_default=False)
+]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's, e.g. optim.lr=3e-3.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's, e.g. optim.lr=3e-3."),
 ]
 RunName = Annotated[str, typer.Argument(help="A run's name under runs/, or its folder.", show_default=False)]
 Step = Annotated[int | None, typer.Option(help="A saved step. Default: the newest whole checkpoint.")]
@@ -37,7 +40,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 def train(
     config: ConfigPath,
     overrides: Overrides = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the resolved config and stop.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
     """Train here: one process, or as many as torchrun or srun started. Resumes by itself.
@@ -59,16 +64,18 @@ def train(
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,
-    gpus: Annotated[int | None, typer.Option(help="Devices. Default: launch.nodes x launch.gpus_per_node.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Devices. Default: launch.nodes x launch.gpus_per_node.")
+    ] = None,
     gpu: Annotated[str, typer.Option(help="h100, h200 or a100.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Model FLOPs utilisation to reckon with.")] = 0.4,
     price: Annotated[float | None, typer.Option(help="Price of a GPU hour, for the cost.")] = None,
 ) -> None:
     """Parameters, memory per GPU, FLOPs, hyperparameters, time and cost, before a GPU is touched.
 
-        triptych plan configs/sigmoid/7b.yaml --gpus 256
+    triptych plan configs/sigmoid/7b.yaml --gpus 256
 
-        triptych plan configs/sigmoid/1b.yaml parallel.zero=2 --gpus 64 --mfu 0.45 --price 2.5
+    triptych plan configs/sigmoid/1b.yaml parallel.zero=2 --gpus 64 --mfu 0.45 --price 2.5
     """
     from pretrain.commands.plan import print_plan
 
@@ -78,7 +85,9 @@ def plan(
 @app.command()
 def generate(
     run: RunName,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to continue; may be repeated.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Text to continue; may be repeated.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="At most this many new tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Nucleus sampling.")] = 0.95,
@@ -88,7 +97,7 @@ def generate(
 ) -> None:
     """Continue a text with a trained model.
 
-        triptych generate demo --prompt "def read(self" --temperature 0.7
+    triptych generate demo --prompt "def read(self" --temperature 0.7
     """
     from pretrain.commands.inference import print_generated
     from pretrain.generation import Sampling
@@ -100,7 +109,9 @@ def generate(
 @app.command()
 def evaluate(
     run: RunName,
-    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Dataset folder; default: the run's.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Dataset folder; default: the run's.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
     rows: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
     step: Step = None,
@@ -109,9 +120,9 @@ def evaluate(
 ) -> None:
     """Loss in nats per token, perplexity and bits per byte of a trained model on any dataset.
 
-        triptych evaluate demo
+    triptych evaluate demo
 
-        triptych evaluate demo --data data/mine --split train --rows 200
+    triptych evaluate demo --data data/mine --split train --rows 200
     """
     from pretrain.commands.inference import print_evaluation
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -176,7 +176,11 @@ class Problem:
     has_value: bool = False
 
     def __str__(self) -> str:
-        return f"{self.path} = {self.value}: {self.message}" if self.has_value else f"{self.path}: {self.message}"
+        return (
+            f"{self.path} = {self.value}: {self.message}"
+            if self.has_value
+            else f"{self.path}: {self.message}"
+        )
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -197,7 +201,9 @@ def config_from_dict(raw: Mapping[str, Any], origin: str) -> Config:
     sections: dict[str, Any] = {}
     for name in raw:
         if name not in SECTIONS and name != "model":
-            problems.append(Problem(str(name), "no such section" + _did_you_mean(str(name), [*SECTIONS, "model"])))
+            problems.append(
+                Problem(str(name), "no such section" + _did_you_mean(str(name), [*SECTIONS, "model"]))
+            )
     for name, section in SECTIONS.items():
         value, found = _validate(name, section, raw.get(name, {}))
         problems += found
@@ -296,10 +302,12 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
     names = [field.name for field in dataclasses.fields(kind)]
     # A misspelt key is reported by us: a plain dataclass has nowhere to say `extra="forbid"`.
     problems = [
-        Problem(f"model.{key}", "no such setting" + _suggest("model", str(key), names)) for key in raw if key not in names
+        Problem(f"model.{key}", "no such setting" + _suggest("model", str(key), names))
+        for key in raw
+        if key not in names
     ]
     try:
-        model = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
+        model: Any = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
     except ValidationError as error:
         return None, problems + list(_problems("model", error, names))
     return model, problems
@@ -309,7 +317,11 @@ def _problems(section: str, error: ValidationError, names: list[str]) -> Iterato
     seen: set[str] = set()
     for item in error.errors():
         # Branches of a union (int | "auto") add their own tag to the location; only the key matters to a user.
-        keys = [part for part in item["loc"] if isinstance(part, int) or str(part) in names or len(item["loc"]) == 1]
+        keys = [
+            part
+            for part in item["loc"]
+            if isinstance(part, int) or str(part) in names or len(item["loc"]) == 1
+        ]
         nested = [str(part) for part in item["loc"] if str(part) in ("path", "weight") and section == "data"]
         path = ".".join([section, *(str(key) for key in (keys or nested))])
         if item["type"] == "extra_forbidden":
@@ -346,14 +358,14 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 
 def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between settings. Each runs where the sections it reads are valid by themselves."""
-    rules = {
-        _check_model: ("model", "data"),
-        _check_parallel: ("parallel", "model"),
-        _check_precision: ("precision", "parallel"),
-        _check_batch: ("data",),
-        _check_optim: ("optim", "run"),
-    }
-    for rule, needs in rules.items():
+    rules: list[tuple[Callable[..., Iterator[Problem]], tuple[str, ...]]] = [
+        (_check_model, ("model", "data")),
+        (_check_parallel, ("parallel", "model")),
+        (_check_precision, ("precision", "parallel")),
+        (_check_batch, ("data",)),
+        (_check_optim, ("optim", "run")),
+    ]
+    for rule, needs in rules:
         if all(name in sections for name in needs):
             yield from rule(*(sections[name] for name in needs))
 
@@ -368,14 +380,21 @@ def _check_parallel(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
     if heads and heads % parallel.tensor:
         right = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
         yield Problem(
-            "parallel.tensor", f"{heads} heads do not divide by {parallel.tensor}; use one of {right}", parallel.tensor, True
+            "parallel.tensor",
+            f"{heads} heads do not divide by {parallel.tensor}; use one of {right}",
+            parallel.tensor,
+            True,
         )
     for key in ("tensor", "context", "pipeline"):
         size = getattr(parallel, key)
         if size > 1 and not (key == "tensor" and heads and heads % size):
-            yield Problem(f"parallel.{key}", "this version runs 1 only; use parallel.data and parallel.zero", size, True)
+            yield Problem(
+                f"parallel.{key}", "this version runs 1 only; use parallel.data and parallel.zero", size, True
+            )
     if parallel.sequence:
-        yield Problem("parallel.sequence", "sequence parallelism needs parallel.tensor above 1; set false", True, True)
+        yield Problem(
+            "parallel.sequence", "sequence parallelism needs parallel.tensor above 1; set false", True, True
+        )
 
 
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:
@@ -418,6 +437,13 @@ def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:
         )
     decay = optim.decay_steps
     if decay is not None and optim.schedule != "wsd":
-        yield Problem("optim.decay_steps", "only the wsd schedule has it; set optim.schedule=wsd or remove it", decay, True)
+        yield Problem(
+            "optim.decay_steps",
+            "only the wsd schedule has it; set optim.schedule=wsd or remove it",
+            decay,
+            True,
+        )
     if decay is not None and optim.warmup_steps + decay > run.steps:
-        yield Problem("optim.decay_steps", f"warm-up and decay together exceed run.steps = {run.steps}", decay, True)
+        yield Problem(
+            "optim.decay_steps", f"warm-up and decay together exceed run.steps = {run.steps}", decay, True
+        )

@@ -71,5 +71,7 @@ def sample_token(logits_V: Tensor, sampling: Sampling, random: torch.Generator) 
         return int(logits_V.argmax())
     probabilities, order = (logits_V / sampling.temperature).softmax(-1).sort(descending=True)
     before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)  # the most likely one always stays
+    probabilities = probabilities.masked_fill(
+        before >= sampling.top_p, 0.0
+    )  # the most likely one always stays
     return int(order[torch.multinomial(probabilities, 1, generator=random)])

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCALARS: Mapping[str, str] = {
-    "loss/train": "Training loss in nats per token, averaged over the tokens since the last log. Regularisers excluded.",
+    "loss/train": "Training loss in nats per token over the tokens since the last log. Regularisers excluded.",
     "loss/validation": "Loss in nats per token on the validation split (its first monitor.evaluate_rows rows).",
     "loss/validation_bits_per_byte": "The same loss in bits per byte of UTF-8 text: independent of the tokenizer.",
     "optim/learning_rate": "Learning rate of embeddings and norms; matrices have it times optim.matrix_lr_multiplier.",
@@ -47,7 +47,9 @@ class TensorBoardSink:
         self._scalar = scalar
 
         # purge_step hides what a killed run logged beyond the step it resumes from.
-        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None, flush_secs=10)
+        self._writer = SummaryWriter(
+            str(folder), purge_step=resume_step + 1 if resume_step else None, flush_secs=10
+        )
 
     def write(self, step: int, record: Record) -> None:
         for name, value in record.items():
@@ -83,7 +85,14 @@ class ProgressSink:
     """A bar with loss, tokens/s and time left; plain lines where the output is no terminal."""
 
     def __init__(self, console: Console, step: int, steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self._console = console
         self._steps = steps
@@ -109,7 +118,9 @@ class ProgressSink:
             self._progress.update(self._task, completed=step, loss=loss, speed=speed)
             if not self._console.is_terminal:
                 left = (self._steps - step) * record["speed/step_seconds"]
-                self._console.print(f"step {step}/{self._steps}  loss {loss}  {speed} tokens/s  {left:.0f} s left")
+                self._console.print(
+                    f"step {step}/{self._steps}  loss {loss}  {speed} tokens/s  {left:.0f} s left"
+                )
         if "loss/validation" in record:
             nats, bits = record["loss/validation"], record["loss/validation_bits_per_byte"]
             self._console.print(f"step {step}: validation loss {nats:.4f} nats/token, {bits:.4f} bits/byte")

@@ -45,7 +45,9 @@ def parameter_groups(
     for kind, parameters in types.items():
         peak = optim.lr * (matrix_lr_multiplier(optim, width) if kind == "matrix" else 1.0)
         decay = 0.0 if kind == "vector" else optim.weight_decay / peak
-        groups.append({"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay, "type": kind})
+        groups.append(
+            {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay, "type": kind}
+        )
     return groups
 
 

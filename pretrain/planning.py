@@ -75,7 +75,9 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
     family = families[config.model.family]
     if config.model.vocabulary is None:
-        raise ConfigError("model.vocabulary: null leaves it to the dataset; name a number to plan, e.g. model.vocabulary=32768")
+        raise ConfigError(
+            "model.vocabulary: null leaves it to the dataset; name a number to plan, e.g. model.vocabulary=32768"
+        )
     length = config.data.sequence_length
     model_config = config.model.resolved(vocabulary=config.model.vocabulary, sequence_length=length)
     with torch.device("meta"):

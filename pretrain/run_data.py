@@ -46,7 +46,10 @@ def open_run_data(config: Config) -> RunData:
         config=config,
         tokenizer=tokenizer,
         train=RowReader(
-            train, sequence_length=length, seed=config.run.seed, window_shards=config.data.shuffle_window_shards
+            train,
+            sequence_length=length,
+            seed=config.run.seed,
+            window_shards=config.data.shuffle_window_shards,
         ),
         validation=validation,
         bytes_per_token=bytes_per_token(validation),

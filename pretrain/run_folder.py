@@ -56,7 +56,9 @@ class RunFolder:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere") from None
+            raise UserError(
+                f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere"
+            ) from None
 
     def lock(self) -> filelock.FileLock:
         """Held as long as this process lives; raises UserError if another live run holds it."""
@@ -119,7 +121,11 @@ def find_run(name_or_path: str, folder: str = "runs") -> RunFolder:
     for path in (Path(name_or_path), Path(folder) / name_or_path):
         if (path / "config.yaml").is_file():
             return RunFolder(path)
-    known = sorted(config.parent.name for config in Path(folder).glob("*/config.yaml")) if Path(folder).is_dir() else []
+    known = (
+        sorted(config.parent.name for config in Path(folder).glob("*/config.yaml"))
+        if Path(folder).is_dir()
+        else []
+    )
     listed = f"; {folder}/ has {', '.join(known)}" if known else f"; {folder}/ has no runs"
     raise UserError(f"{name_or_path}: no run there, nor under {folder}/{listed}")
 

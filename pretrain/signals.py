@@ -41,7 +41,9 @@ class StopRequest:
             self.stopped = bool(self._flag.item())
         if not self.stopped:
             self._flag.fill_(int(self.signal is not None))
-            self._pending = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._control, async_op=True)
+            self._pending = dist.all_reduce(
+                self._flag, op=dist.ReduceOp.MAX, group=self._control, async_op=True
+            )
         return self.stopped
 
     def close(self) -> None:

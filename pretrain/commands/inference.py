@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from pretrain.generation import Sampling
 
 
-def print_generated(run: str, prompts: list[str], sampling: Sampling, *, step: int | None, device: str) -> None:
+def print_generated(
+    run: str, prompts: list[str], sampling: Sampling, *, step: int | None, device: str
+) -> None:
     trained = load_trained_model(find_run(run), step, device)
     for prompt in prompts:
         print(*generate(trained.model, trained.tokenizer, [prompt], sampling, trained.device))
@@ -49,4 +51,7 @@ def print_evaluation(
         print(json.dumps(facts))
         return
     print(f"{run}, step {trained.step}, {split} split of {', '.join(paths)}: {result.tokens:,} tokens")
-    print(f"{result.nats_per_token:.4f} nats/token   perplexity {result.perplexity:.2f}   {result.bits_per_byte:.4f} bits/byte")
+    print(
+        f"{result.nats_per_token:.4f} nats/token   perplexity {result.perplexity:.2f}   "
+        f"{result.bits_per_byte:.4f} bits/byte"
+    )

@@ -46,7 +46,9 @@ def _parameters(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan, config: Config) -> Table:
-    table = Table(f"memory per GPU ({plan.gpus} x {plan.accelerator.name}, ZeRO {config.parallel.zero})", "GiB")
+    table = Table(
+        f"memory per GPU ({plan.gpus} x {plan.accelerator.name}, ZeRO {config.parallel.zero})", "GiB"
+    )
     for kind in ("parameters", "gradients", "optimizer", "buffers", "activations", "total"):
         table.add_row(kind, f"{getattr(plan.memory, kind) / GIB:.3f}")
     table.add_row("of the GPU's", f"{plan.accelerator.memory_gib:.0f}")
@@ -65,7 +67,9 @@ def _training(plan: Plan, config: Config, price: float | None) -> Table:
     table.add_row("schedule", f"{config.optim.schedule}, {config.optim.warmup_steps} warm-up steps")
     if plan.attention_bias is not None:
         table.add_row("attention bias", f"{plan.attention_bias:.4f} = -ln(sequence length)")
-    table.add_row(f"time at MFU {plan.mfu:.0%}", f"{plan.seconds / 86400:.2f} days, {plan.gpu_hours:,.0f} GPU hours")
+    table.add_row(
+        f"time at MFU {plan.mfu:.0%}", f"{plan.seconds / 86400:.2f} days, {plan.gpu_hours:,.0f} GPU hours"
+    )
     speed = plan.tokens / plan.seconds
     table.add_row("speed at that MFU", f"{speed:,.0f} tokens/s, {speed / plan.gpus:,.0f} per GPU")
     if price is not None:

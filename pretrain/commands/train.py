@@ -42,7 +42,9 @@ def print_summary(run: Run) -> None:
     console = Console(highlight=False)
     if not run.clock.done:
         again = f"the same command goes on from step {run.clock.step}"
-        console.print(f"stopped by {run.stop.reason} at step {run.clock.step} of {run.clock.steps}, saved; {again}")
+        console.print(
+            f"stopped by {run.stop.reason} at step {run.clock.step} of {run.clock.steps}, saved; {again}"
+        )
     first, last = run.evaluation.first, run.evaluation.last
     if run.clock.done and first is not None and last is not None:
         console.print(

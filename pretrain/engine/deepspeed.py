@@ -141,7 +141,11 @@ def bucket_elements(parameters: int) -> int:
 
 def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulation: int) -> dict[str, Any]:
     bucket = bucket_elements(parameters)
-    zero: dict[str, Any] = {"stage": config.parallel.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    zero: dict[str, Any] = {
+        "stage": config.parallel.zero,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+    }
     if config.parallel.zero == 3:
         # Small parameters stay whole on every rank by default; at tiny widths that would be all of them.
         zero |= {"stage3_param_persistence_threshold": config.model.width * 4}
@@ -150,7 +154,9 @@ def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulat
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": zero,
         "bf16": {"enabled": config.precision.dtype == "bf16"},
-        "gradient_clipping": config.optim.clip_norm if config.parallel.zero and config.optim.clip_norm else 0.0,
+        "gradient_clipping": config.optim.clip_norm
+        if config.parallel.zero and config.optim.clip_norm
+        else 0.0,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": NO_PRINTING,
         "wall_clock_breakdown": False,

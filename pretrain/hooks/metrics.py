@@ -57,7 +57,9 @@ class MetricsHook(Hook):
         loss_sum = self._sums[:1].clone()
         if run.mesh.data.size > 1:
             dist.all_reduce(loss_sum, group=run.mesh.data.group)
-        loss = loss_sum.item() / self._sums[1].item()  # the only moment at which the host waits for the device
+        loss = (
+            loss_sum.item() / self._sums[1].item()
+        )  # the only moment at which the host waits for the device
         seconds = time.perf_counter() - self._since
         speed = self._tokens / seconds
         flops = speed * self._flops_per_token / dist.get_world_size()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -46,14 +47,16 @@ def shard_tensors(model: nn.Module, mesh: Mesh) -> dict[str, Placement]:
 def checkpoint_blocks(model: nn.Module) -> None:
     """Keep only each block's input for the backward pass and recompute the rest."""
     for block in model.get_submodule("blocks").children():
-        forward = block.forward
+        block.forward = _recomputed(block.forward)
 
-        def recomputed(*inputs: object, _forward=forward, **options: object) -> object:  # type: ignore[no-untyped-def]
-            if not torch.is_grad_enabled():
-                return _forward(*inputs, **options)
-            return checkpoint(_forward, *inputs, use_reentrant=False, **options)
 
-        block.forward = recomputed  # type: ignore[method-assign]
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        return checkpoint(forward, *inputs, use_reentrant=False)
+
+    return call
 
 
 def compile_blocks(model: nn.Module) -> None:

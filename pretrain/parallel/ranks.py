@@ -71,11 +71,19 @@ def start_process_group(ranks: Ranks, device: torch.device, timeout_s: float = 1
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if ranks.started_by == "alone":
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(
+            backend,
+            store=dist.HashStore(),
+            rank=0,
+            world_size=1,
+            timeout=timeout,  # type: ignore[attr-defined]
+        )
         return
     if ranks.started_by == "srun":
         _rendezvous_from_slurm()
-    dist.init_process_group(backend, init_method="env://", rank=ranks.rank, world_size=ranks.world, timeout=timeout)
+    dist.init_process_group(
+        backend, init_method="env://", rank=ranks.rank, world_size=ranks.world, timeout=timeout
+    )
 
 
 def _rendezvous_from_slurm() -> None:
@@ -83,7 +91,11 @@ def _rendezvous_from_slurm() -> None:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
         try:
             listed = subprocess.run(
-                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=SCONTROL_TIMEOUT_S, check=True
+                ["scontrol", "show", "hostnames", nodes],
+                capture_output=True,
+                text=True,
+                timeout=SCONTROL_TIMEOUT_S,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise UserError(

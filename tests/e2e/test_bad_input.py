@@ -78,7 +78,11 @@ def scene(tmp_path: Path, half_run: Path) -> Iterator[Scene]:
 def contents(folder: Path) -> dict[str, bytes]:
     """All files of a run but those that every start may touch."""
     passing = {"run.lock", "run.owner.json"}
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in passing}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in passing
+    }
 
 
 def flip_token_byte(scene: Scene) -> None:
@@ -121,7 +125,11 @@ CASES: dict[str, tuple[Callable[[Scene], object] | None, list[str], list[str]]] 
     "missing dataset": (lambda s: shutil.rmtree(s.data), [], ["data", "triptych data build"]),
     "missing shard": (lambda s: s.shard.unlink(), [], ["train-000000.tar"]),
     "empty shard": (lambda s: s.shard.write_bytes(b""), [], ["train-000000.tar"]),
-    "truncated shard": (lambda s: s.shard.write_bytes(s.shard.read_bytes()[:-20_000]), [], ["train-000000.tar"]),
+    "truncated shard": (
+        lambda s: s.shard.write_bytes(s.shard.read_bytes()[:-20_000]),
+        [],
+        ["train-000000.tar"],
+    ),
     "flipped byte": (flip_token_byte, [], ["train-000000.tar", "member", "checksum is not the index's"]),
     "zeroed tar header": (zero_first_header, [], ["train-000000.tar"]),
     "index of another shard": (
@@ -134,7 +142,10 @@ CASES: dict[str, tuple[Callable[[Scene], object] | None, list[str], list[str]]] 
     "changed model": (
         None,
         ["model.layers=3", "model.qk_norm=false"],
-        ["model.layers: 2 in the checkpoint, 3 in the config", "model.qk_norm: True in the checkpoint, False"],
+        [
+            "model.layers: 2 in the checkpoint, 3 in the config",
+            "model.qk_norm: True in the checkpoint, False",
+        ],
     ),
     "vocabulary too small": (None, ["model.vocabulary=100"], ["model.vocabulary = 100", "257"]),
     "batch that ranks cannot share": (None, ["parallel.data=3"], ["parallel.data = 3: 1 processes leave 1"]),
@@ -175,7 +186,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert ended.code == EXIT_DONE, ended
     assert "step_00000006" in ended.errors and "passed over" in ended.errors
     start = [json.loads(line) for line in (scene.run / "ledger.jsonl").read_text().splitlines()][-1 - 4 :]
-    assert {"event": "start", "step": 3}.items() <= next(line for line in start if line["event"] == "start").items()
+    assert {"event": "start", "step": 3}.items() <= next(
+        line for line in start if line["event"] == "start"
+    ).items()
     assert losses(scene.run) == whole_run
 
 
@@ -186,7 +199,9 @@ def test_asking_for_a_damaged_checkpoint_by_name_says_which_file(scene: Scene) -
     assert "step_00000003" in ended.errors and "__0_0.distcp" in ended.errors
 
 
-def test_a_full_disk_ends_the_run_and_the_previous_step_stays_whole(scene: Scene, whole_run: dict[int, float]) -> None:
+def test_a_full_disk_ends_the_run_and_the_previous_step_stays_whole(
+    scene: Scene, whole_run: dict[int, float]
+) -> None:
     size = (scene.step(6) / "__0_0.distcp").stat().st_size
 
     def fill() -> None:

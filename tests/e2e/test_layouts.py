@@ -25,7 +25,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[dict[
 def test_the_loss_curve_is_that_of_one_process(
     tmp_path: Path, corpus: Path, alone: tuple[dict[int, float], list[float]], world: int, zero: int
 ) -> None:
-    trained = run_ranks(world, train_rank, write_config(tmp_path, corpus), [f"parallel.zero={zero}", *OVERRIDES])
+    trained = run_ranks(
+        world, train_rank, write_config(tmp_path, corpus), [f"parallel.zero={zero}", *OVERRIDES]
+    )
     expected_losses, expected_norms = alone
     assert losses(tmp_path / "runs" / "tiny") == pytest.approx(expected_losses, abs=1e-5)
     assert trained[0].gradient_norms == pytest.approx(expected_norms, rel=1e-4)
@@ -40,11 +42,15 @@ def test_bf16_stays_near_fp32(
     assert losses(tmp_path / "runs" / "tiny") == pytest.approx(alone[0], abs=2e-2)
 
 
-@pytest.mark.parametrize("option", ["parallel.activation_checkpointing=full", "data.workers=2", "objective.z_loss=0"])
+@pytest.mark.parametrize(
+    "option", ["parallel.activation_checkpointing=full", "data.workers=2", "objective.z_loss=0"]
+)
 def test_options_that_must_not_change_the_loss(
     tmp_path: Path, corpus: Path, alone: tuple[dict[int, float], list[float]], option: str
 ) -> None:
-    run_ranks(2, train_rank, write_config(tmp_path, corpus), [option, "parallel.zero=3", *OVERRIDES], timeout_s=120)
+    run_ranks(
+        2, train_rank, write_config(tmp_path, corpus), [option, "parallel.zero=3", *OVERRIDES], timeout_s=120
+    )
     assert losses(tmp_path / "runs" / "tiny") == pytest.approx(alone[0], abs=1e-5)
 
 

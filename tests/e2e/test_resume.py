@@ -46,7 +46,12 @@ def test_kill_9_twice_at_random_steps_and_resume_bit_identically(
     assert done.returncode == EXIT_DONE, done.stderr
     assert losses(run) == uninterrupted
     starts = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
-    assert [line["event"] for line in starts if line["event"] in ("start", "end")] == ["start", "start", "start", "end"]
+    assert [line["event"] for line in starts if line["event"] in ("start", "end")] == [
+        "start",
+        "start",
+        "start",
+        "end",
+    ]
 
 
 def test_sigterm_saves_and_asks_to_be_started_again(
@@ -80,7 +85,11 @@ def test_processes_2_4_1_and_zero_1_3_2_train_the_same_rows_to_the_same_losses(
     # The ranks read a stop request one boundary after it was made, so that no step waits for the network.
     assert [part[0].last_step for part in parts] == [5, 9, 12]
     assert [part[0].first_step for part in parts] == [0, 5, 9]
-    rows = [sorted(row for rank in part for row in rank.rows[step]) for part in parts for step in range(len(part[0].rows))]
+    rows = [
+        sorted(row for rank in part for row in rank.rows[step])
+        for part in parts
+        for step in range(len(part[0].rows))
+    ]
     assert rows == [list(range(8 * step, 8 * step + 8)) for step in range(12)]
     assert losses(run) == pytest.approx(uninterrupted, abs=1e-5)
 

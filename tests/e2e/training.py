@@ -51,13 +51,20 @@ def command(config: Path, *overrides: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     """One thread, and none of the variables by which a launcher would speak to the child."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_"))}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_"))
+    }
     return {**inherited, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 def run_command(config: Path, *overrides: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(config, *overrides), capture_output=True, text=True, timeout=timeout_s, env=environment(), check=False
+        command(config, *overrides),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=environment(),
+        check=False,
     )
 
 
@@ -98,7 +105,9 @@ def run_forked(*arguments: str, before: Callable[[], object] | None = None, time
         return Ended(child.exitcode, *(text.read_text() for text in texts))
 
 
-def _be_triptych(arguments: tuple[str, ...], before: Callable[[], object] | None, out: Path, err: Path) -> None:
+def _be_triptych(
+    arguments: tuple[str, ...], before: Callable[[], object] | None, out: Path, err: Path
+) -> None:
     from pretrain.cli import main
 
     torch.set_num_threads(1)

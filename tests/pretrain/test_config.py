@@ -39,7 +39,9 @@ def test_softmax_twins_differ_in_name_and_family_alone() -> None:
 def test_overrides_and_extends(tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
     child.write_text(f"extends: {DEMO.resolve()}\nrun: {{name: child}}\noptim: {{lr: 5e-4}}\n")
-    config = load_config(child, ["run.steps=77", "model.kv_heads=3", "data.micro_batch_rows=4", "optim.warmup_steps=1"])
+    config = load_config(
+        child, ["run.steps=77", "model.kv_heads=3", "data.micro_batch_rows=4", "optim.warmup_steps=1"]
+    )
     assert (config.run.name, config.run.steps, config.optim.lr) == ("child", 77, 5e-4)
     assert (config.model.kv_heads, config.data.micro_batch_rows, config.model.family) == (3, 4, "sigmoid")
 
@@ -50,7 +52,11 @@ def test_sources_with_weights() -> None:
 
 
 MISTAKES: list[tuple[str, list[str], list[str]]] = [
-    ("misspelt key", ["optim.wieght_decay=0.1"], ["optim.wieght_decay: no such setting; did you mean optim.weight_decay?"]),
+    (
+        "misspelt key",
+        ["optim.wieght_decay=0.1"],
+        ["optim.wieght_decay: no such setting; did you mean optim.weight_decay?"],
+    ),
     ("misspelt model key", ["model.layrs=3"], ["model.layrs: no such setting; did you mean model.layers?"]),
     ("misspelt section", ["optm.lr=1"], ["optm: no such section; did you mean optim?"]),
     ("key of another section", ["data.steps=3"], ["data.steps: no such setting; did you mean run.steps?"]),
@@ -58,10 +64,18 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ("ill-typed model key", ["model.layers=two"], ["model.layers = two: "]),
     ("out of range", ["optim.lr=-1"], ["optim.lr = -1: should be greater than 0"]),
     ("out of a list", ["parallel.zero=4"], ["parallel.zero = 4: should be 0, 1, 2 or 3"]),
-    ("unknown family", ["model.family=sigmod"], ["model.family = sigmod: no such family; did you mean sigmoid?"]),
+    (
+        "unknown family",
+        ["model.family=sigmod"],
+        ["model.family = sigmod: no such family; did you mean sigmoid?"],
+    ),
     ("heads that do not divide the width", ["model.heads=5"], ["model.heads = 5"]),
     ("kv heads that do not divide", ["model.kv_heads=4"], ["model.kv_heads = 4", "6 heads"]),
-    ("tensor size and heads", ["parallel.tensor=4"], ["parallel.tensor = 4: 6 heads do not divide by 4; use one of 1, 2, 3, 6"]),
+    (
+        "tensor size and heads",
+        ["parallel.tensor=4"],
+        ["parallel.tensor = 4: 6 heads do not divide by 4; use one of 1, 2, 3, 6"],
+    ),
     ("tensor size not offered yet", ["parallel.tensor=2"], ["parallel.tensor = 2: this version runs 1 only"]),
     ("bf16 with ZeRO 0", ["precision.dtype=bf16", "parallel.zero=0"], ["parallel.zero = 0: bf16"]),
     ("micro-batch", ["data.micro_batch_rows=5"], ["data.micro_batch_rows = 5", "use 4"]),

@@ -11,7 +11,9 @@ from pretrain.monitoring import SCALARS, TensorBoardSink
 
 
 def test_docs_list_every_scalar_with_its_help() -> None:
-    rows = re.findall(r"^\| `([a-z_/]+/[a-z_]+)` \| (.+) \|$", Path("pretrain/README.md").read_text(), flags=re.M)
+    rows = re.findall(
+        r"^\| `([a-z_/]+/[a-z_]+)` \| (.+) \|$", Path("pretrain/README.md").read_text(), flags=re.M
+    )
     assert dict(rows) == dict(SCALARS)
 
 
