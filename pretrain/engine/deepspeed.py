@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport
 from pretrain.engine.clip import clip_by_global_norm
-from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
+from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, refresh_weights
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
 
 if TYPE_CHECKING:
@@ -115,6 +115,9 @@ class DeepSpeedEngine:
     def fragments(self) -> list[Fragment]:
         return deepspeed_fragments(self._engine, self._placements, prefix=LossModule.PREFIX)
 
+    def before_update(self, callback: Callable[[], object]) -> None:
+        before_adam_step(self._engine, callback)
+
     def after_load(self) -> None:
         refresh_weights(self._engine)
 
@@ -139,7 +142,9 @@ def deepspeed_config(config: Config, micro_rows: int, accumulation: int) -> dict
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": zero,
         "bf16": {"enabled": config.precision.dtype == "bf16"},
-        "gradient_clipping": config.optim.clip_norm if config.parallel.zero and config.optim.clip_norm else 0.0,
+        "gradient_clipping": config.optim.clip_norm
+        if config.parallel.zero and config.optim.clip_norm
+        else 0.0,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": NO_PRINTING,
         "wall_clock_breakdown": False,

@@ -61,6 +61,7 @@ def test_the_tensors_may_change_while_they_are_written(tmp_path: Path) -> None:
     store, state = open_alone(tmp_path), make_state(1)
     for step in (1, 2):
         store.save(step, state)
+        assert store.wait_staged() >= 0
         for fragment in state.fragments:
             fragment.tensors["master"].add_(1)
     store.wait()
@@ -304,7 +305,7 @@ def test_a_write_that_fails_on_one_rank_is_raised_on_all(ranks: int, full_rank: 
     for message, left in results:
         assert "step_00000004 could not be saved" in message and "File too large" in message
         assert "bytes are free" in message and "step_00000002 is still whole" in message
-        assert f"rank {full_rank}: OSError" in message
+        assert (f"rank {full_rank}: " in message) == (ranks > 1) and "OSError" in message
         assert left == ["step_00000002"], "the torn folder is gone"
     assert [info.problem for info in open_alone(tmp_path).steps(checksums=True)] == [None, None]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.checkpoint import CheckpointStore, Placement, TrainingState
-from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
+from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, refresh_weights
 
 VOCABULARY = 61  # divides by no world size
 WIDTH = 24
@@ -118,6 +118,7 @@ def save_after(layout: Layout, folder: Path, save_at: int, last_step: int) -> li
     """Train with an asynchronous save in mid-course; returns all losses."""
     engine, placements = make_engine(layout)
     store = open_store(folder)
+    before_adam_step(engine, store.wait_staged)
     losses = train(engine, 0, save_at)
     state = TrainingState(
         deepspeed_fragments(engine, placements), {"step": save_at}, f"rank {dist.get_rank()}".encode()
