@@ -11,8 +11,8 @@ An asynchronous save copies the tensors while the loop computes the next gradien
 waits for the copy. What stands in for that computation is a forward and a backward pass through all those
 matrices, of --tokens tokens, on every rank. "Blocked" is the time in `save` before it plus the time in
 `wait_staged` after it. The time of the computation is reported too, alone and beside the copying and writing,
-for they share the machine's cores and memory. "Blocked if the update came at once" is the same sum with no computation
-in between. Nothing computes while the other figures are taken.
+for they share the machine's cores and memory. "Blocked if the update came at once" is the same sum with no
+computation in between. Nothing computes while the other figures are taken.
 """
 
 from __future__ import annotations

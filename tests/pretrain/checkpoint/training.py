@@ -129,6 +129,21 @@ def save_after(layout: Layout, folder: Path, save_at: int, last_step: int) -> li
     return losses
 
 
+def save_twice(layout: Layout, folder: Path, save_at: int, last_step: int) -> list[float]:
+    """Save step `save_at` synchronously and asynchronously, and train on at once; returns the waits in s."""
+    engine, placements = make_engine(layout)
+    stores = {name: open_store(folder / name, asynchronous=name == "async") for name in ("sync", "async")}
+    waits: list[float] = []
+    before_adam_step(engine, lambda: waits.append(stores["async"].wait_staged()))
+    train(engine, 0, save_at)
+    waits.clear()
+    for store in stores.values():
+        store.save(save_at, TrainingState(deepspeed_fragments(engine, placements), {"step": save_at}))
+    train(engine, save_at, last_step)
+    stores["async"].wait()
+    return waits
+
+
 def resume(layout: Layout, folder: Path, last_step: int) -> dict[str, Any]:
     """Load the newest step into a fresh engine and train on; returns losses and what else came back."""
     engine, placements = make_engine(layout)
