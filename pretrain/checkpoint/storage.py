@@ -9,7 +9,6 @@ import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -50,27 +49,15 @@ class ChecksummedFile(io.BufferedWriter):
         self.checksum = 0
         self.written_bytes = 0
         self._handed_over_bytes = 0
-        self._checksums = ThreadPoolExecutor(1, "checksum")
 
     def write(self, data: Any) -> int:
         """Append bytes-like data."""
-        if len(data) < BUFFER_BYTES:
-            self.checksum = zlib.crc32(data, self.checksum)
-            count = super().write(data)
-        else:
-            count = self._write_large(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+        count = super().write(data)
         self.written_bytes += count
         if self.written_bytes - self._handed_over_bytes >= WRITEBACK_BYTES:
             self._start_writeback()
         return count
-
-    def _write_large(self, data: Any) -> int:
-        """Checksum and write at once: neither holds the interpreter, and the write waits for the disk."""
-        checksum = self._checksums.submit(zlib.crc32, data, self.checksum)
-        try:
-            return super().write(data)
-        finally:
-            self.checksum = checksum.result()  # before the caller may free the data
 
     def _start_writeback(self) -> None:
         """A hint that may be refused; a failed write is reported by fsync."""
@@ -89,7 +76,6 @@ class ChecksummedFile(io.BufferedWriter):
             self.flush()
             os.fsync(self.fileno())
         finally:
-            self._checksums.shutdown()
             super().close()
 
 
