@@ -36,10 +36,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState
 
@@ -100,7 +100,7 @@ def write_raw(path: Path, state: TrainingState) -> None:
     with path.open("wb", buffering=0) as file:
         for fragment in state.fragments:
             for tensor in fragment.tensors.values():
-                data = memoryview(tensor.numpy()).cast("B")
+                data = tensor.numpy().data.cast("B")
                 for start in range(0, len(data), BLOCK_BYTES):
                     file.write(data[start : start + BLOCK_BYTES])
         os.fsync(file.fileno())
@@ -158,7 +158,7 @@ def measure(rank: int, settings: Settings, folder: Path) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     ranks, rounds = settings.ranks, settings.rounds
     dist.init_process_group(
-        "gloo", store=dist.FileStore(str(folder / "rendezvous"), ranks), rank=rank, world_size=ranks
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks
     )
     clock = Clock()
     state = make_state(settings.parameters, rank, ranks)
@@ -301,7 +301,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="checkpoint-") as name:
         folder = Path(name)
-        mp.spawn(measure, (settings, folder), nprocs=settings.ranks)
+        spawn(measure, (settings, folder), nprocs=settings.ranks)
         timings = json.loads((folder / "timings.json").read_text())
     result = report(timings, settings)
     print_report(result)

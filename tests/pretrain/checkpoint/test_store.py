@@ -246,7 +246,7 @@ def test_torn_folders_are_removed_when_saving_begins(tmp_path: Path) -> None:
     assert [info.step for info in open_alone(tmp_path).steps()] == [2, 6]
 
 
-CHANGED_MODELS = {
+CHANGED_MODELS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
     "reshaped": (
         {**SHAPES, "norm.weight": (9,)},
         r"norm\.weight is \(8,\) in the checkpoint and \(9,\) in the model",
@@ -417,7 +417,7 @@ def die_while_saving(folder: Path, victim: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return count
 
-        storage.ChecksummedFile.write = write_then_die  # type: ignore[method-assign]
+        storage.ChecksummedFile.write = write_then_die  # type: ignore[assignment,method-assign]
     save_on_ranks(folder, 4)
 
 
