@@ -3,10 +3,19 @@
     python -m benchmarks.checkpoint --parameters 100e6 --ranks 2 --out checkpoint.json
 
 Each rank holds an equal flat part of every parameter, as under ZeRO-1, of a Transformer-like list of matrices
-and
-vectors: weights and two moments in float32, 12 bytes per parameter. No training runs beside it. Times are
-those of the slowest rank; the median of the rounds is reported. Reading is measured from the disk: the files'
-pages are dropped from the page cache before each read (posix_fadvise), and once more from the cache.
+and vectors: weights and two moments in float32, 12 bytes per parameter. Times are those of the slowest rank;
+the median of the rounds is reported. Reading is measured from the disk: the files' pages are dropped from the
+page cache before each read (posix_fadvise), and once more from the cache.
+
+An asynchronous save copies the tensors while the loop computes the next gradients, and the optimizer's step
+waits for the copy. What stands in for that computation is a forward and a backward pass through all those
+matrices, of --tokens tokens, on every rank. "Blocked" is the time in `save` before it plus the time in
+`wait_staged` after it. The time of the computation is reported too, alone and beside the copying and writing,
+for they share the machine's cores and memory. "Blocked if the update came at once" is the same sum with no
+computation in between. Nothing computes while the other figures are taken.
+
+The first of two writes in a row and the second differ by more than what is measured on some disks, so raw
+write and synchronous save take turns at being first, and each begins with nothing left to write back.
 """
 
 from __future__ import annotations
@@ -21,24 +30,28 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from rich.console import Console
 from rich.table import Table
+from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState
 
 BLOCK_BYTES = 4 << 20
+WIDTH = 768
+MOVING = ("raw", "synchronous save", "load")  # times in which all bytes are written or read
 LAYER_SHAPES = ((4, 1), (8, 1), (1,))  # multiples of the width: attention, feed-forward, a norm
 
 Timings = dict[str, list[float]]
 
 
-def parameter_shapes(parameters: int, width: int = 768) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(parameters: int, width: int = WIDTH) -> dict[str, tuple[int, ...]]:
     """Names and shapes of about `parameters` elements in layers of matrices and vectors."""
     shapes: dict[str, tuple[int, ...]] = {}
     total = 0
@@ -66,12 +79,28 @@ def make_state(parameters: int, rank: int, ranks: int) -> TrainingState:
     return TrainingState(fragments, {"step": 5})
 
 
+class Computation:
+    """A forward and a backward pass through a whole model's matrices on few tokens."""
+
+    def __init__(self, parameters: int, tokens: int) -> None:
+        shapes = [shape for shape in parameter_shapes(parameters).values() if len(shape) == 2]
+        self._weights = [torch.full(shape, 1e-3, requires_grad=True) for shape in shapes]
+        self._inputs = torch.ones(tokens, WIDTH, requires_grad=True)
+
+    def run(self) -> None:
+        """Gradients of weights and inputs; about 6 operations per parameter and token."""
+        for weight in self._weights:
+            weight.grad = None
+        outputs = [nn.functional.linear(self._inputs, weight) for weight in self._weights]
+        torch.stack([output.mean() for output in outputs]).sum().backward()
+
+
 def write_raw(path: Path, state: TrainingState) -> None:
     """The bytes of the state in one file, block by block, and fsync."""
     with path.open("wb", buffering=0) as file:
         for fragment in state.fragments:
             for tensor in fragment.tensors.values():
-                data = memoryview(tensor.numpy()).cast("B")
+                data = tensor.numpy().data.cast("B")
                 for start in range(0, len(data), BLOCK_BYTES):
                     file.write(data[start : start + BLOCK_BYTES])
         os.fsync(file.fileno())
@@ -113,83 +142,118 @@ class Clock:
         self.timings[name].append(longest.item())
 
 
-def measure(rank: int, ranks: int, parameters: int, folder: Path, rounds: int) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """The command line's choices."""
+
+    parameters: int
+    ranks: int
+    rounds: int
+    tokens: int
+
+
+def measure(rank: int, settings: Settings, folder: Path) -> None:
     """One rank of the measurement; rank 0 leaves `timings.json` in the folder."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    ranks, rounds = settings.ranks, settings.rounds
     dist.init_process_group(
-        "gloo", store=dist.FileStore(str(folder / "rendezvous"), ranks), rank=rank, world_size=ranks
+        "gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=ranks
     )
     clock = Clock()
-    state = make_state(parameters, rank, ranks)
+    state = make_state(settings.parameters, rank, ranks)
+    computation = Computation(settings.parameters, settings.tokens)
+    computation.run()
     synchronous, asynchronous = (
         CheckpointStore(
             folder / name,
             group=dist.new_group(backend="gloo"),
-            keep_last=rounds,
+            keep_last=rounds if name == "sync" else 1,
             asynchronous=name == "async",
         )
         for name in ("sync", "async")
     )
     for round_ in range(rounds):
-        measure_round(clock, state, synchronous, asynchronous, folder / f"raw{rank}.{round_}", round_)
+        raw = folder / f"raw{rank}.{round_}"
+        measure_writing(clock, state, synchronous, raw, round_)
+        measure_blocking(clock, state, asynchronous, computation, 2 * round_)
+        measure_reading(clock, state, synchronous.folder / f"step_{round_:08d}", raw)
         # Old bytes go when the new ones are there, so that every write is to fresh pages, as in a run
         (folder / f"raw{rank}.{round_ - 1}").unlink(missing_ok=True)
         if rank == 0 and round_ > 0:
-            for store in (synchronous, asynchronous):
-                shutil.rmtree(store.folder / f"step_{round_ - 1:08d}")
+            shutil.rmtree(synchronous.folder / f"step_{round_ - 1:08d}")
     if rank == 0:
         (folder / "timings.json").write_text(json.dumps(clock.timings))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def measure_round(
-    clock: Clock,
-    state: TrainingState,
-    synchronous: CheckpointStore,
-    asynchronous: CheckpointStore,
-    raw: Path,
-    round_: int,
+def measure_writing(
+    clock: Clock, state: TrainingState, synchronous: CheckpointStore, raw: Path, round_: int
 ) -> None:
-    """Everything once, each beside what it is compared with."""
-    clock.time("raw write + fsync", lambda: write_raw(raw, state))
-    clock.time("synchronous save", lambda: synchronous.save(round_, state))
+    """The same bytes as they are, and as a checkpoint that the caller waits for."""
+    writes: list[tuple[str, Callable[[], object]]] = [
+        ("raw write + fsync", lambda: write_raw(raw, state)),
+        ("synchronous save", lambda: synchronous.save(round_, state)),
+    ]
+    for name, write in writes if round_ % 2 == 0 else reversed(writes):
+        os.sync()
+        clock.time(name, write)
+
+
+def measure_blocking(
+    clock: Clock, state: TrainingState, store: CheckpointStore, computation: Computation, step: int
+) -> None:
+    """Two asynchronous saves: one with a computation before the update, one without."""
+    clock.time("computation alone", computation.run)
     dist.barrier()
-    blocked = asynchronous.save(round_, state)
-    clock.note("blocked by asynchronous save, first" if round_ == 0 else "blocked, later", blocked)
-    clock.time("asynchronous save in the background", asynchronous.wait)
-    path = synchronous.folder / f"step_{round_:08d}"
+    store.save(step, state)
+    clock.time("computation beside the save", computation.run)
+    store.wait_staged()
+    clock.note("blocked, first save" if step == 0 else "blocked", store.blocked_s)
+    clock.time("rest of the asynchronous writing", store.wait)
+    dist.barrier()
+    store.save(step + 1, state)
+    store.wait_staged()
+    clock.note("blocked if the update came at once", store.blocked_s)
+    store.wait()
+
+
+def measure_reading(clock: Clock, state: TrainingState, path: Path, raw: Path) -> None:
+    """Loading the synchronous save and reading the raw file, from the disk and from the cache."""
     for source in ("disk", "cache"):
         if source == "disk":
             drop_from_cache(raw)
         clock.time(f"raw read, {source}", lambda: read_raw(raw))
-        fresh = CheckpointStore(synchronous.folder, group=dist.new_group(backend="gloo"), keep_last=1)
+        fresh = CheckpointStore(path.parent, group=dist.new_group(backend="gloo"), keep_last=1)
         if source == "disk":
             drop_from_cache(path)
         clock.time(f"load + verify, {source}", partial(fresh.load, path, state))
 
 
-def report(timings: Timings, parameters: int, ranks: int) -> dict[str, object]:
+def report(timings: Timings, settings: Settings) -> dict[str, object]:
     """Medians and ratios, as printed and written."""
     seconds = {name: statistics.median(values) for name, values in timings.items()}
     ratios = {
         "synchronous save / raw write (at most 1.2)": seconds["synchronous save"]
         / seconds["raw write + fsync"],
-        "blocked, later / synchronous save (at most 0.05)": seconds["blocked, later"]
+        "the same, fastest of each": min(timings["synchronous save"]) / min(timings["raw write + fsync"]),
+        "blocked / synchronous save (at most 0.05)": seconds["blocked"] / seconds["synchronous save"],
+        "blocked, first save / synchronous save": seconds["blocked, first save"]
         / seconds["synchronous save"],
-        "blocked, first / synchronous save": seconds["blocked by asynchronous save, first"]
+        "blocked if the update came at once / synchronous save": seconds["blocked if the update came at once"]
         / seconds["synchronous save"],
         "speed of load + verify / raw read, disk (at least 0.5)": seconds["raw read, disk"]
         / seconds["load + verify, disk"],
         "speed of load + verify / raw read, cache": seconds["raw read, cache"]
         / seconds["load + verify, cache"],
     }
-    actual = sum(math.prod(shape) for shape in parameter_shapes(parameters).values())
+    actual = sum(math.prod(shape) for shape in parameter_shapes(settings.parameters).values())
     return {
         "parameters": actual,
         "bytes": 12 * actual,
-        "ranks": ranks,
+        "ranks": settings.ranks,
+        "tokens_per_rank": settings.tokens,
         "cores": os.cpu_count(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
@@ -206,8 +270,14 @@ def print_report(result: dict[str, object]) -> None:
     assert isinstance(seconds, dict) and isinstance(ratios, dict) and isinstance(result["bytes"], int)
     table = Table("what", "seconds", "GB/s", title=f"{result['bytes']:,} bytes on {result['ranks']} ranks")
     for name, value in seconds.items():
-        table.add_row(name, f"{value:.3f}", f"{result['bytes'] / value / 1e9:.2f}")
+        moves_all = any(word in name for word in MOVING)
+        table.add_row(name, f"{value:.3f}", f"{result['bytes'] / value / 1e9:.2f}" if moves_all else "")
     console.print(table)
+    console.print(
+        f"The computation, {result['tokens_per_rank']} tokens per rank, takes "
+        f"{seconds['computation alone']:.2f} s alone and {seconds['computation beside the save']:.2f} s "
+        "beside the save."
+    )
     table = Table("ratio", "value")
     for name, value in ratios.items():
         table.add_row(name, f"{value:.3f}")
@@ -222,18 +292,18 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=100e6, help="about how many (100e6)")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="medians are over these, at least 2")
+    parser.add_argument("--tokens", type=int, default=128, help="per rank, computed beside the copy (128)")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
+    settings = Settings(
+        int(arguments.parameters), arguments.ranks, max(2, arguments.rounds), arguments.tokens
+    )
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="checkpoint-") as name:
         folder = Path(name)
-        mp.spawn(
-            measure,
-            (arguments.ranks, int(arguments.parameters), folder, max(2, arguments.rounds)),
-            nprocs=arguments.ranks,
-        )
+        spawn(measure, (settings, folder), nprocs=settings.ranks)
         timings = json.loads((folder / "timings.json").read_text())
-    result = report(timings, int(arguments.parameters), arguments.ranks)
+    result = report(timings, settings)
     print_report(result)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")

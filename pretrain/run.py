@@ -149,6 +149,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         clock = Clock(config.run.steps)
         if latest is not None:
             _resume(store, latest, engine, hooks, clock, config)
+        engine.before_update(store.wait_staged)
         stream = stack.enter_context(_open_stream(config, data, mesh, clock))
         # Everything that could refuse this start has had its say: only now does the folder change.
         _write_folder(folder, config, data, clock, mesh)

@@ -62,18 +62,17 @@ class Ranks:
 
 
 @contextmanager
-def unwrapped() -> Iterator[None]:
+def unwrapped(world_size: int) -> Iterator[None]:
     """Turn DCP's failure, which is no Exception and holds one per rank, into a CheckpointError."""
     try:
         yield
     except CheckpointException as error:
-        raise CheckpointError(describe(error)) from error
+        failures = {rank: describe(cause) for rank, (cause, _) in error.failures.items()}
+        raise CheckpointError(_join(failures, world_size)) from error
 
 
 def describe(error: BaseException) -> str:
-    """One line that says what went wrong; DCP's collected failures are unwrapped."""
-    if isinstance(error, CheckpointException):
-        return _join({rank: describe(cause) for rank, (cause, _) in error.failures.items()}, 2)
+    """One line that says what went wrong."""
     if isinstance(error, CheckpointError):
         return str(error)
     text = str(error).strip()

@@ -1,20 +1,50 @@
-"""Copying a rank's tensors out of the training loop's way, into host memory that is allocated once."""
+"""Copying a rank's tensors to host memory that is allocated once, beside the training loop."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pretrain.checkpoint.boxes import Boxes
+from pretrain.errors import CheckpointError
 
 ALIGNMENT_ELEMENTS = 16  # 64 bytes: a cache line, so that neighbouring blocks are copied with aligned stores
 
 
-class Stager:
-    """Copies leaves into one reused float32 host buffer, page-locked where there is CUDA.
+@dataclass(frozen=True)
+class Views:
+    """What is to be copied: float32 blocks that still are the engine's memory.
 
-    The copy is the only part of an asynchronous save that the training loop waits for.
+    Attributes:
+        leaves: as DCP will save them.
+        versions: the autograd version counter of each block when it was collected.
+        ready: recorded when the views were collected, after all that computes them; None without CUDA.
+        device: the CUDA device that some of the blocks lie on; None without.
+    """
+
+    leaves: dict[str, Boxes]
+    versions: list[int]
+    ready: torch.cuda.Event | None
+    device: torch.device | None
+
+
+def collect(leaves: dict[str, Boxes]) -> Views:
+    """Note what is to be copied, and from which moment of the device on it may be. Copies nothing."""
+    devices = {view.device for leaf in leaves.values() for view in leaf.blocks.values() if view.is_cuda}
+    assert len(devices) <= 1, f"one rank's tensors lie on {devices}"
+    if not devices:
+        return Views(leaves, _versions(leaves), None, None)
+    (device,) = devices
+    ready = torch.cuda.Event()
+    ready.record(torch.cuda.current_stream(device))
+    return Views(leaves, _versions(leaves), ready, device)
+
+
+class Stager:
+    """Copies views into one reused float32 host buffer, page-locked where they lie on a GPU.
 
     Args:
         copies: False leaves what is in host memory already where it is, for a save that the loop waits for.
@@ -22,19 +52,43 @@ class Stager:
 
     def __init__(self, *, copies: bool) -> None:
         self._copies = copies
-        self._pinned = torch.cuda.is_available()
         self._buffer = torch.empty(0, dtype=torch.float32)
+        self._stream: torch.cuda.Stream | None = None
 
-    def stage(self, leaves: dict[str, Boxes]) -> dict[str, Boxes]:
-        """Copy every block. The result is valid until the next call.
-
-        Args:
-            leaves: float32 blocks on any device.
+    def stage(self, views: Views) -> dict[str, Boxes]:
+        """Copy every block; may run in another thread than `collect` did. Valid until the next call.
 
         Returns:
             The same leaves, their blocks contiguous in host memory.
+
+        Raises:
+            CheckpointError: a block was changed between `collect` and the end of the copy.
         """
-        self._reserve(sum(self._room(view) for leaf in leaves.values() for view in leaf.blocks.values()))
+        if views.ready is None:
+            staged = self._copy_all(views.leaves, pinned=False)
+        else:
+            staged = self._copy_on_side_stream(views, views.ready)
+        if _versions(views.leaves) != views.versions:
+            raise CheckpointError(
+                "tensors were changed while they were being copied: "
+                "call the store's wait_staged before each update of the optimizer"
+            )
+        return staged
+
+    def _copy_on_side_stream(self, views: Views, ready: torch.cuda.Event) -> dict[str, Boxes]:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(views.device)
+        # The context makes the stream's device this thread's too, which page-locking would else take to be 0
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            staged = self._copy_all(views.leaves, pinned=True)
+        self._stream.synchronize()
+        return staged
+
+    def _copy_all(self, leaves: dict[str, Boxes], *, pinned: bool) -> dict[str, Boxes]:
+        room = sum(self._room(view) for leaf in leaves.values() for view in leaf.blocks.values())
+        if self._buffer.numel() < room:
+            self._buffer = torch.empty(room, dtype=torch.float32, pin_memory=pinned)
         memory = self._buffer.numpy()
         staged: dict[str, Boxes] = {}
         position = 0
@@ -46,8 +100,6 @@ class Stager:
                 blocks[tuple(offsets)] = _copy(_slice(memory, position, view), view) if room else _alias(view)
                 position += room
             staged[name] = Boxes(tuple(leaf.global_shape), leaf.dtype, blocks)
-        if self._pinned:
-            torch.cuda.current_stream().synchronize()
         return staged
 
     def _room(self, view: Tensor) -> int:
@@ -56,9 +108,10 @@ class Stager:
             return 0
         return -(-view.numel() // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
 
-    def _reserve(self, elements: int) -> None:
-        if self._buffer.numel() < elements:
-            self._buffer = torch.empty(elements, dtype=torch.float32, pin_memory=self._pinned)
+
+def _versions(leaves: dict[str, Boxes]) -> list[int]:
+    """Autograd's count of the changes in place of each block, which its views and its base share."""
+    return [view._version for leaf in leaves.values() for view in leaf.blocks.values()]
 
 
 def _slice(memory: np.ndarray, position: int, like: Tensor) -> Tensor:

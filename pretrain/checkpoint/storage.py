@@ -111,8 +111,12 @@ class ChecksummingWriter(FileSystemWriter):
     """
 
     def __init__(self, folder: Path) -> None:
-        # sync_files=False: ChecksummingFileSystem syncs, and knows of the syncs that went before
-        super().__init__(folder, single_file_per_rank=True, sync_files=False, thread_count=1)
+        # sync_files=False: ChecksummingFileSystem syncs, and knows of the syncs that went before.
+        # per_thread_copy_ahead=0: what is written lies in host memory; copying ahead would start CUDA on the
+        # first GPU in the writer thread of every rank.
+        super().__init__(
+            folder, single_file_per_rank=True, sync_files=False, thread_count=1, per_thread_copy_ahead=0
+        )
         self.fs: ChecksummingFileSystem = ChecksummingFileSystem()
 
     @property

@@ -8,7 +8,8 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pretrain.checkpoint.manifest import (
 )
 from pretrain.checkpoint.planner import BoxesLoadPlanner, BoxesSavePlanner
 from pretrain.checkpoint.ranks import Ranks, describe, unwrapped
-from pretrain.checkpoint.staging import Stager
+from pretrain.checkpoint.staging import Stager, Views, collect
 from pretrain.checkpoint.steps import (
     META_NAME,
     StepInfo,
@@ -57,10 +58,10 @@ META_KEY = "meta"
 
 @dataclass(frozen=True)
 class _Job:
-    """A save, as the writer thread needs it: nothing in it belongs to the training loop any more."""
+    """A save, as the writer thread needs it. Only the views still belong to the training loop."""
 
     step: int
-    leaves: dict[str, Boxes]
+    views: Views
     meta: str
     rank_bytes: bytes | None
 
@@ -68,8 +69,13 @@ class _Job:
 class CheckpointStore:
     """Saves and loads the steps of one run, in `<folder>/step_00001000/`.
 
-    All ranks make the same calls in the same order. A save copies the tensors to host memory and returns; a
-    thread writes them. Call `wait` before the process ends, or the last save is torn.
+    All ranks make the same calls in the same order. A save notes which tensors there are and returns; a
+    thread copies them to host memory while the loop computes the next gradients, and then writes them. So
+    call `wait_staged` before each update of the tensors, and `wait` before the process ends, or the last save
+    is torn.
+
+    Attributes:
+        blocked_s: seconds that the newest save has held up the caller so far, in `save` and in `wait_staged`.
 
     Args:
         folder: the run's checkpoint folder; created at the first save.
@@ -102,7 +108,9 @@ class CheckpointStore:
         self._asynchronous = asynchronous
         self._writer_id = writer_id
         self._stager = Stager(copies=asynchronous)
+        self.blocked_s = 0.0
         self._thread: threading.Thread | None = None
+        self._staged: Future[None] | None = None  # there from an asynchronous save until it was waited for
         self._failure: CheckpointError | None = None
         self._cleaned = False
         self._known_whole: set[int] = set()  # steps written or verified by this store; equal on all ranks
@@ -119,7 +127,8 @@ class CheckpointStore:
 
         Args:
             step: optimizer steps done.
-            state: views of the engine's tensors; they may change as soon as this returns.
+            state: views of the engine's tensors. When asynchronous, they may change after `wait_staged`; the
+                meta and the step counts are taken at once.
 
         Returns:
             Seconds the caller was blocked.
@@ -131,21 +140,30 @@ class CheckpointStore:
         self.wait()
         if step in self._known_whole:
             logger.info("step %d is saved already", step)
-            return time.perf_counter() - began
-        job = _Job(
-            step,
-            self._stager.stage(boxes_of_fragments(state.fragments)),
-            _as_json(state.meta),
-            state.rank_bytes,
-        )
-        if self._asynchronous:
-            self._thread = threading.Thread(
-                target=self._write_in_background, args=(job,), name="checkpoint", daemon=True
-            )
-            self._thread.start()
         else:
-            self._write(job)
-        return time.perf_counter() - began
+            self._start(_Job(step, _views_of(state), _as_json(state.meta), state.rank_bytes))
+        self.blocked_s = time.perf_counter() - began
+        return self.blocked_s
+
+    def wait_staged(self) -> float:
+        """Wait until the tensors of the save in flight are copied on all ranks; at once when they are.
+
+        Returns:
+            Seconds the caller was blocked.
+
+        Raises:
+            CheckpointError: copying failed, on any rank. It is raised on all ranks, in the same call.
+        """
+        if self._staged is None:
+            return 0.0
+        began = time.perf_counter()
+        failed = self._staged.exception() is not None
+        self._staged = None
+        if failed:
+            self.wait()
+        blocked_s = time.perf_counter() - began
+        self.blocked_s += blocked_s
+        return blocked_s
 
     def wait(self) -> None:
         """Wait for the save in flight.
@@ -156,31 +174,58 @@ class CheckpointStore:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._staged = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
 
-    def _write_in_background(self, job: _Job) -> None:
+    def _start(self, job: _Job) -> None:
+        staged: Future[None] = Future()
+        if not self._asynchronous:
+            self._write(job, staged)
+            return
+        self._staged = staged
+        self._thread = threading.Thread(
+            target=self._write_in_background, args=(job, staged), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def _write_in_background(self, job: _Job, staged: Future[None]) -> None:
         try:
-            self._write(job)
+            self._write(job, staged)
         except BaseException as error:  # whatever ends this thread must reach the training loop
             self._failure = error if isinstance(error, CheckpointError) else CheckpointError(describe(error))
+            if not staged.done():
+                staged.set_exception(self._failure)
 
-    def _write(self, job: _Job) -> None:
+    def _write(self, job: _Job, staged: Future[None]) -> None:
         folder = self.folder / step_name(job.step)
         needed_bytes: list[dict[str, int]] = []
+        leaves: dict[str, Any] = {}
         try:
-            needed_bytes = self._ranks.agree(lambda: _stored_bytes(job.leaves))
-            self._ranks.on_first(lambda: self._make_folder(folder))
-            self._write_files(folder, job)
+            needed_bytes = self._ranks.agree(lambda: _stored_bytes(job.views.leaves))
+            # The ranks agree before any goes on, so that a failure stops all of them at the same update
+            self._ranks.agree(lambda: leaves.update(self._stager.stage(job.views)))
+            staged.set_result(None)
+            self._write_folder(folder, job, leaves)
         except Exception as error:
-            raise self._give_up(folder, error, needed_bytes) from error
+            raise self._failure_of(folder, error, needed_bytes) from error
         self._known_whole.add(job.step)
         self._known_damaged.discard(job.step)
         if self._ranks.rank == 0:
             retire_steps(
                 self.folder, job.step, self._keep_last, self._keep_every_steps, ignore=self._known_damaged
             )
+
+    def _write_folder(self, folder: Path, job: _Job, leaves: dict[str, Any]) -> None:
+        """Write the step's folder, or leave none."""
+        try:
+            self._ranks.on_first(lambda: self._make_folder(folder))
+            self._write_files(folder, job, leaves)
+        except Exception:
+            if self._ranks.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def _make_folder(self, folder: Path) -> None:
         """Rank 0: an empty folder for the step. A folder is never written into twice."""
@@ -193,12 +238,11 @@ class CheckpointStore:
             remove_step(folder)
         folder.mkdir()
 
-    def _write_files(self, folder: Path, job: _Job) -> None:
+    def _write_files(self, folder: Path, job: _Job, leaves: dict[str, Any]) -> None:
         writer = ChecksummingWriter(folder)
-        leaves: dict[str, Any] = dict(job.leaves)
         if self._ranks.rank == 0:
             leaves[META_KEY] = job.meta
-        with unwrapped():
+        with unwrapped(self._ranks.size):
             dcp_save(
                 leaves,
                 storage_writer=writer,
@@ -220,10 +264,10 @@ class CheckpointStore:
         files = {name: record for of_rank in records for name, record in of_rank.items()}
         write_manifest(folder, Manifest(step, self._ranks.size, time.time(), self._writer_id, files))
 
-    def _give_up(self, folder: Path, error: Exception, needed_bytes: list[dict[str, int]]) -> CheckpointError:
-        """Remove the torn folder and say what happened, what room there is, and what is still there."""
-        if self._ranks.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+    def _failure_of(
+        self, folder: Path, error: Exception, needed_bytes: list[dict[str, int]]
+    ) -> CheckpointError:
+        """What happened, what room there is, and what is still there."""
         needed = sum({name: count for of_rank in needed_bytes for name, count in of_rank.items()}.values())
         whole = newest_whole(self.folder)
         kept = f"{whole.name} is still whole" if whole else "there is no whole step before it"
@@ -337,7 +381,7 @@ class CheckpointStore:
         steps = {f.name: torch.zeros(1) for f in fragments if f.length}
         # Fragments may share a step counter, so each is read apart, to see whether they agree
         leaves.update({f"step.{name}": step_leaf(step) for name, step in steps.items()})
-        with unwrapped():
+        with unwrapped(self._ranks.size):
             dcp_load(
                 leaves,
                 storage_reader=ChunkReader(path),
@@ -351,6 +395,11 @@ class CheckpointStore:
         name = rank_file_name(self._ranks.rank)
         applies = manifest.world_size == self._ranks.size and name in manifest.files
         state.rank_bytes = (path / name).read_bytes() if applies else None
+
+
+def _views_of(state: TrainingState) -> Views:
+    """What to save: views of the tensors, and copies of the step counts, which are small."""
+    return collect(boxes_of_fragments([replace(f, step=f.step.detach().clone()) for f in state.fragments]))
 
 
 def _set_steps(fragments: list[Fragment], steps: dict[str, Tensor]) -> None:

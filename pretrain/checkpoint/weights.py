@@ -49,7 +49,7 @@ def load_weights(path: Path, names_to_tensors: dict[str, Tensor], *, checksums: 
             )
             for name, tensor in names_to_tensors.items()
         }
-        with unwrapped():
+        with unwrapped(world_size=1):
             load(leaves, storage_reader=ChunkReader(path), planner=BoxesLoadPlanner(), no_dist=True)
     except Exception as error:
         raise CheckpointError(f"the weights of {path} cannot be loaded: {describe(error)}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -60,6 +60,13 @@ class Engine(Protocol):
 
     def fragments(self) -> list[Fragment]:
         """Views of the state this rank owns, in the plain model's names. No collective, no copy."""
+        ...
+
+    def before_update(self, callback: Callable[[], object]) -> None:
+        """Call this in every step just before anything changes that `fragments` shows.
+
+        Forward and backward have run by then. The callback may be called several times in one step.
+        """
         ...
 
     def after_load(self) -> None:

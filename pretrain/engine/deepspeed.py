@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport
 from pretrain.engine.clip import clip_by_global_norm
-from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
+from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, refresh_weights
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
 
 if TYPE_CHECKING:
@@ -119,6 +119,9 @@ class DeepSpeedEngine:
 
     def fragments(self) -> list[Fragment]:
         return deepspeed_fragments(self._engine, self._placements, prefix=LossModule.PREFIX)
+
+    def before_update(self, callback: Callable[[], object]) -> None:
+        before_adam_step(self._engine, callback)
 
     def after_load(self) -> None:
         refresh_weights(self._engine)

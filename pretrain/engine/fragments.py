@@ -7,7 +7,7 @@ are several parameter groups, since the moments of all but the first group are n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,19 @@ def refresh_weights(engine: Any) -> None:
     elif _flat_partitions(optimizer) is not None:
         optimizer.update_lp_params()
     # else: ZeRO 0 in float32, where the master is the weight
+
+
+def before_adam_step(engine: Any, callback: Callable[[], object]) -> None:
+    """Call `callback` before each step of the torch optimizer: once per parameter group under ZeRO.
+
+    Between two loads nothing but that step writes to what the fragments show. Scaling and clipping change the
+    gradients; what ZeRO does after the step reads the masters.
+    """
+
+    def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        callback()
+
+    _adam_of(engine.optimizer).register_step_pre_hook(hook)
 
 
 _Parameters = list[tuple[str, Any, Placement]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,15 @@ def test_unknown_runs_and_steps_are_named(run: Path) -> None:
 def test_help_shows_examples() -> None:
     words = " ".join(invoke("verify", "--help")[1].split())  # the terminal's width decides where lines end
     assert "checkpoint verify runs/demo --step 1000" in words
+
+
+def test_help_does_not_import_torch() -> None:
+    program = (
+        "import sys; from pretrain.cli import main; sys.argv = ['triptych', 'checkpoint', 'list', '--help']\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0 and "List the steps of a run" in done.stdout, done.stderr

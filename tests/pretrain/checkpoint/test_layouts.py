@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from pretrain.checkpoint import TrainingState
+from pretrain.checkpoint.boxes import Boxes
+from pretrain.checkpoint.staging import Stager, Views
 from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
 from pretrain.errors import CheckpointError
 from tests.harness import run_ranks
@@ -18,6 +21,7 @@ from tests.pretrain.checkpoint.training import (
     plain_model,
     resume,
     save_after,
+    save_twice,
 )
 
 SAVED_AT = 3
@@ -78,6 +82,28 @@ def test_any_layout_loads_in_any_other(
 def test_the_same_layout_continues_bit_for_bit(layout: Layout, tmp_path: Path) -> None:
     expected = run_ranks(2, save_after, layout, tmp_path, SAVED_AT, STEPS)[0]
     assert run_ranks(2, resume, layout, tmp_path, STEPS)[0]["losses"] == expected[SAVED_AT:]
+
+
+@pytest.mark.parametrize(
+    "layout", [*(Layout(zero) for zero in range(4)), *(Layout(z, bf16=True) for z in (1, 2, 3))]
+)
+def test_an_asynchronous_save_is_a_synchronous_one_bit_for_bit(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Stager.stage
+
+    def stage_late(self: Stager, views: Views) -> dict[str, Boxes]:
+        time.sleep(0.3)  # longer than forward and backward, so that the update has to wait
+        return original(self, views)
+
+    monkeypatch.setattr(Stager, "stage", stage_late)
+    for waits in run_ranks(2, save_twice, layout, tmp_path, SAVED_AT, STEPS):
+        assert waits[0] > 0.1 and not any(waits[1:])
+    steps = [tmp_path / name / f"step_{SAVED_AT:08d}" for name in ("sync", "async")]
+    names = sorted(path.name for path in steps[0].glob("*.distcp"))
+    assert names == ["__0_0.distcp", "__1_0.distcp"]
+    for name in names:
+        assert (steps[0] / name).read_bytes() == (steps[1] / name).read_bytes()
 
 
 def refusal(layout: Layout, frozen: bool) -> str:

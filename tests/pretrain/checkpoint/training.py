@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pretrain.checkpoint import CheckpointStore, Placement, TrainingState
-from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
+from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, refresh_weights
 
 VOCABULARY = 61  # divides by no world size
 WIDTH = 24
@@ -118,6 +118,7 @@ def save_after(layout: Layout, folder: Path, save_at: int, last_step: int) -> li
     """Train with an asynchronous save in mid-course; returns all losses."""
     engine, placements = make_engine(layout)
     store = open_store(folder)
+    before_adam_step(engine, store.wait_staged)
     losses = train(engine, 0, save_at)
     state = TrainingState(
         deepspeed_fragments(engine, placements), {"step": save_at}, f"rank {dist.get_rank()}".encode()
@@ -126,6 +127,21 @@ def save_after(layout: Layout, folder: Path, save_at: int, last_step: int) -> li
     losses += train(engine, save_at, last_step)
     store.wait()
     return losses
+
+
+def save_twice(layout: Layout, folder: Path, save_at: int, last_step: int) -> list[float]:
+    """Save step `save_at` synchronously and asynchronously, and train on at once; returns the waits in s."""
+    engine, placements = make_engine(layout)
+    stores = {name: open_store(folder / name, asynchronous=name == "async") for name in ("sync", "async")}
+    waits: list[float] = []
+    before_adam_step(engine, lambda: waits.append(stores["async"].wait_staged()))
+    train(engine, 0, save_at)
+    waits.clear()
+    for store in stores.values():
+        store.save(save_at, TrainingState(deepspeed_fragments(engine, placements), {"step": save_at}))
+    train(engine, save_at, last_step)
+    stores["async"].wait()
+    return waits
 
 
 def resume(layout: Layout, folder: Path, last_step: int) -> dict[str, Any]:
