@@ -24,7 +24,7 @@ SCALARS: Mapping[str, str] = {
     "memory/resident_gib": "Resident memory of rank 0's process.",
     "memory/gpu_peak_gib": "Peak GPU memory of rank 0 since the last log.",
     "progress/tokens": "Tokens trained since the run began, in millions.",
-    "checkpoint/blocked_seconds": "Time that the last save held up training: waiting for the save before, and for the copy before the next update.",
+    "checkpoint/blocked_seconds": "Time that a save held up training: waits for the save before and for its own copy.",
 }
 """Every scalar in TensorBoard, with its help text. tests/ compare this table with the docs."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -93,7 +94,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
     data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
     rows = config.data.global_batch_rows // data_ranks
     micro = rows if config.data.micro_batch_rows == "auto" else min(config.data.micro_batch_rows, rows)
-    activations = family.activation_bytes(model_config, micro * length, length, BYTES[config.precision.dtype])
+    activations = activation_bytes(config, model_config, micro * length)
     flops = family.flops_per_token(model_config, length)
     tokens_per_step = config.data.global_batch_rows * length
     tokens = tokens_per_step * config.run.steps
@@ -114,6 +115,19 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         mfu=mfu,
         seconds=flops * tokens / rate,
     )
+
+
+def activation_bytes(config: Config, model_config: Any, tokens: int) -> int:
+    """Bytes kept for the backward pass of a micro-batch of `tokens`.
+
+    With full activation checkpointing: every block's input, and the inside of the one being recomputed.
+    """
+    estimate, width = families[config.model.family].activation_bytes, BYTES[config.precision.dtype]
+    length = config.data.sequence_length
+    if config.parallel.activation_checkpointing == "none":
+        return estimate(model_config, tokens, length, width)
+    inputs = model_config.layers * tokens * model_config.width * width
+    return inputs + estimate(dataclasses.replace(model_config, layers=1), tokens, length, width)
 
 
 def state_memory(parameters: int, config: Config, data_ranks: int, activations: int = 0) -> Memory:

@@ -71,13 +71,8 @@ def start_process_group(ranks: Ranks, device: torch.device, timeout_s: float = 1
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_s)
     if ranks.started_by == "alone":
-        dist.init_process_group(
-            backend,
-            store=dist.HashStore(),
-            rank=0,
-            world_size=1,
-            timeout=timeout,  # type: ignore[attr-defined]
-        )
+        store = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     if ranks.started_by == "srun":
         _rendezvous_from_slurm()

@@ -1,0 +1,64 @@
+"""The plan's arithmetic."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config import load_config
+from pretrain.errors import ConfigError
+from pretrain.planning import make_plan, state_memory
+
+
+@pytest.mark.parametrize("family", ["sigmoid", "softmax"])
+@pytest.mark.parametrize(("size", "expected"), [("1b", 1.300e9), ("7b", 6.610e9)])
+def test_parameters_of_the_shipped_sizes(family: str, size: str, expected: float) -> None:
+    plan = make_plan(load_config(f"configs/{family}/{size}.yaml"), gpus=8, gpu="h100", mfu=0.4)
+    assert sum(plan.parameters.values()) == pytest.approx(expected, rel=5e-4)
+
+
+def test_the_7b_plan_in_figures() -> None:
+    plan = make_plan(load_config("configs/sigmoid/7b.yaml"), gpus=256, gpu="h100", mfu=0.4)
+    assert plan.tokens == 250_000 * 1024 * 4096
+    assert (plan.micro_batch_rows, plan.accumulation) == (1, 4)
+    assert plan.learning_rates["matrix"] == pytest.approx(0.01 * 768 / 4096)
+    assert plan.attention_bias == pytest.approx(-8.3178, abs=1e-4)
+    assert plan.seconds == pytest.approx(plan.flops_per_token * plan.tokens / (989e12 * 0.4 * 256))
+    assert plan.flops_per_token == pytest.approx(6 * sum(plan.parameters.values()), rel=0.15)
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    kept = [
+        make_plan(
+            load_config("configs/sigmoid/7b.yaml", [f"parallel.activation_checkpointing={mode}"]),
+            gpus=8,
+            gpu="h100",
+            mfu=0.4,
+        ).memory.activations
+        for mode in ("none", "full")
+    ]
+    assert kept[1] < kept[0] / 5
+
+
+@pytest.mark.parametrize(
+    ("zero", "bytes_per_parameter"), [(0, 4 + 4 + 8), (1, 4 + 4 + 3), (2, 4 + 1 + 3), (3, 1 + 1 + 3)]
+)
+def test_state_in_fp32_on_four_ranks(zero: int, bytes_per_parameter: int) -> None:
+    config = load_config("configs/sigmoid/demo.yaml", [f"parallel.zero={zero}"])
+    assert state_memory(1_000_000, config, data_ranks=4).state == bytes_per_parameter * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus", "gpu", "mfu", "expected"),
+    [
+        ([], 8, "b9000", 0.4, "choose one of h100, h200, a100"),
+        ([], 8, "h100", 1.4, "--mfu 1.4"),
+        ([], 7, "h100", 0.4, "data.global_batch_rows = 256 does not divide by 7"),
+        (["model.vocabulary=null"], 8, "h100", 0.4, "model.vocabulary"),
+    ],
+)
+def test_plans_that_cannot_be_made(
+    overrides: list[str], gpus: int, gpu: str, mfu: float, expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(load_config("configs/sigmoid/85m.yaml", overrides), gpus=gpus, gpu=gpu, mfu=mfu)
+    assert expected in str(caught.value)
