@@ -84,7 +84,8 @@ def test_a_single_file_is_cut_into_train_and_validation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"), [("ab", ("a", "b")), ("a", ("a", "")), ("a\nb\n", ("a\n", "b\n"))]
+    ("text", "parts"),
+    [("ab", ("a", "b")), ("a", ("a", "")), ("x" * 70 + "\n" + "y" * 30, ("x" * 70 + "\n", "y" * 30))],
 )
 def test_cut_tail_of_tiny_texts(text, parts):
     assert cut_tail(text, 0.3) == parts
@@ -123,6 +124,18 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         file.write("{broken\n")
     with pytest.raises(DataError, match=r"in\.jsonl:6: not JSON"):
         build(source, tmp_path / "out", BYTES)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+
+    def interrupt(what, done, total):
+        if what == "tokenising" and done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "out", BYTES, interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 

@@ -1,6 +1,8 @@
 """The batch stream: the same for any ranks, workers, prefetch depth, and from any cursor."""
 
 import multiprocessing
+import os
+import signal
 import threading
 
 import pytest
@@ -106,6 +108,16 @@ def test_closing_stops_thread_and_workers(reader):
         assert list(stream) == []
     assert threading.active_count() == before
     assert not multiprocessing.active_children()
+
+
+def test_workers_outlive_the_signals_that_stop_a_run(reader):
+    with open_stream(reader, 4, workers=2, prefetch=1) as stream:
+        batches = [next(stream) for _ in range(3)]
+        for child in multiprocessing.active_children():
+            for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+                os.kill(child.pid, number)
+        batches += [next(stream) for _ in range(9)]
+    assert [batch.cursor.row for batch in batches] == [4 * step for step in range(1, 13)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
