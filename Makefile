@@ -1,0 +1,45 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := data/demo/dataset.json
+
+# Large temporaries of the CPU path otherwise go back to the system and are faulted in again at every step.
+export MALLOC_MMAP_THRESHOLD_ ?= 2000000000
+export MALLOC_TRIM_THRESHOLD_ ?= 2000000000
+
+.PHONY: quickstart test test-slow lint format install clean
+quickstart: $(STAMP) $(DEMO)
+	$(BIN)/triptych train configs/sigmoid/demo.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(STAMP)
+
+$(DEMO): | $(STAMP)
+	$(BIN)/triptych data demo --out data/demo
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV) ..."
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,118 @@
+"""The settings that the attention families share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from models.layers.mlp import swiglu_width
+
+Problem = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """A decoder-only Transformer.
+
+    `kv_heads` None means one per head; `mlp_width` None means `swiglu_width(width)`; `vocabulary` None means
+    that the dataset's tokenizer decides, and must be filled in before the model is built. `layer_scale` is
+    the initial value of a learned factor per feature on each branch, or None for no such factor.
+    `initialisation`: "fan_in" draws matrices from N(0, 1 / fan_in) and the embedding from N(0, 1 / width);
+    "small" draws all from N(0, 0.02^2), the projections back to the residual stream / sqrt(2 layers).
+    """
+
+    family: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int | None = None
+    vocabulary: int | None = None
+    mlp_width: int | None = None
+    positions: Literal["alibi", "rope"] = "alibi"
+    rope_base: float = 10000.0
+    qk_norm: bool = True
+    norm: Literal["hybrid", "pre"] = "hybrid"
+    layer_scale: float | None = None
+    tied_head: bool = True
+    norm_epsilon: float = 1e-5
+    initialisation: Literal["fan_in", "small"] = "fan_in"
+
+    @property
+    def key_heads(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def hidden_width(self) -> int:
+        return swiglu_width(self.width) if self.mlp_width is None else self.mlp_width
+
+    @property
+    def qkv_features(self) -> tuple[int, int, int]:
+        """Rows of q, k and v in `attention.qkv`, in this order."""
+        keys = self.key_heads * self.head_width
+        return self.heads * self.head_width, keys, keys
+
+    def problems(self, sequence_length: int) -> list[Problem]:
+        """(key, what is wrong and what would be right) of every invalid value, all at once."""
+        found = [*self._not_positive(), *self._unknown_choices()]
+        if sequence_length < 1:
+            found.append(("sequence_length", f"{sequence_length} must be at least 1"))
+        if min(self.width, self.heads) > 0:
+            found += self._head_problems()
+        return found
+
+    def _not_positive(self) -> list[Problem]:
+        whole = ("layers", "width", "heads", "kv_heads", "vocabulary", "mlp_width")
+        numbers = ("rope_base", "norm_epsilon", "layer_scale")
+        limits = [(key, "at least 1") for key in whole] + [(key, "greater than 0") for key in numbers]
+        values = [(key, limit, getattr(self, key)) for key, limit in limits]
+        return [
+            (key, f"{value} must be {limit}")
+            for key, limit, value in values
+            if value is not None and value <= 0
+        ]
+
+    def _unknown_choices(self) -> list[Problem]:
+        choices = {
+            "positions": ("alibi", "rope"),
+            "norm": ("hybrid", "pre"),
+            "initialisation": ("fan_in", "small"),
+        }
+        return [
+            (key, f"{getattr(self, key)!r} is unknown; use {' or '.join(allowed)}")
+            for key, allowed in choices.items()
+            if getattr(self, key) not in allowed
+        ]
+
+    def _head_problems(self) -> list[Problem]:
+        found = []
+        if self.width % self.heads != 0:
+            found.append(
+                (
+                    "heads",
+                    f"width {self.width} does not divide by {self.heads} heads; use {divisors(self.width)}",
+                )
+            )
+        elif self.positions == "rope" and self.head_width % 2 != 0:
+            found.append(
+                (
+                    "heads",
+                    f"rope needs an even head width, and width {self.width} / {self.heads} heads = "
+                    f"{self.head_width}; use another number of heads, or positions: alibi",
+                )
+            )
+        if self.key_heads > 0 and self.heads % self.key_heads != 0:
+            message = (
+                f"{self.heads} heads do not divide by {self.key_heads} kv_heads; use {divisors(self.heads)}"
+            )
+            found.append(("kv_heads", message))
+        return found
+
+
+def divisors(number: int) -> str:
+    """The divisors of a number as text: '1, 2, 3, 4, 6 or 12'; at most the 16 greatest."""
+    found = [str(d) for d in range(1, number + 1) if number % d == 0][-16:]
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"

@@ -1,0 +1,35 @@
+"""The gated feed-forward layer. Shape suffixes: B batch, T time, C model width."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.layers.linear import Linear
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) * up(x))`. Source: Shazeer, "GLU Variants Improve Transformer".
+
+    Gate and up are two weights, so that each splits over ranks by its own rows.
+    """
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.gate = Linear(width, hidden_width)
+        self.up = Linear(width, hidden_width)
+        self.down = Linear(hidden_width, width)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        hidden: Tensor = functional.silu(self.gate(x_BTC)) * self.up(x_BTC)
+        out: Tensor = self.down(hidden)
+        return out
+
+
+def swiglu_width(width: int) -> int:
+    """8/3 of the width, rounded up to a multiple of 256, or of 64 below a width of 768.
+
+    256 is the published recipe's; in a small model it would change the size of the layer by up to a half.
+    """
+    multiple = 256 if width >= 768 else 64
+    return -(-8 * width // (3 * multiple)) * multiple

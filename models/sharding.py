@@ -1,0 +1,34 @@
+"""How a weight splits over tensor-parallel ranks: data beside each model, with no ranks in it.
+
+A table maps a module's name pattern (`*` stands for one component) to its split. Modules that no pattern
+names (norms) are replicated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Column:
+    """The output features (rows of the weight) are divided over the ranks.
+
+    `by="heads"` marks a fused projection of stacked segments, named by `Family.projections` of the model:
+    each segment (q, k, v) is divided by itself, in whole heads, and a rank holds its part of each, in order.
+    """
+
+    by: Literal["features", "heads"] = "features"
+
+
+@dataclass(frozen=True)
+class Row:
+    """The input features (columns of the weight) are divided; the ranks' outputs are summed."""
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """The vocabulary (rows of the weight) is divided, for an embedding or a head."""
+
+
+Split = Column | Row | Vocab

@@ -1,0 +1,27 @@
+"""Sigmoid attention as a layer. Shape suffixes: B batch, T time, S key time, H, K heads, D head width."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kernels.sigmoid_attention import sigmoid_attention
+from models.layers.attention import Attention, AttentionShape
+
+
+class SigmoidAttention(Attention):
+    """`sigmoid(q k^T / sqrt(D) - slope |i - j| + bias) v` between the projections."""
+
+    def __init__(self, shape: AttentionShape, bias: float) -> None:
+        super().__init__(shape)
+        self.bias = bias
+
+    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
+        """Causal sigmoid attention of the last T of S positions, (B, T, H, D)."""
+        return sigmoid_attention(
+            q_BTHD,
+            k_BSKD,
+            v_BSKD,
+            bias=self.bias,
+            alibi_slopes=self.slopes(q_BTHD),
+            segment_ids=segment_ids_BT,
+        )

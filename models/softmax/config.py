@@ -1,0 +1,19 @@
+"""Settings of the softmax-attention Transformer, the baseline of the sigmoid family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from models.layers.config import DecoderConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxConfig(DecoderConfig):
+    """The sigmoid family's settings without the attention bias."""
+
+    family: Literal["softmax"] = "softmax"
+
+    def resolved(self, *, vocabulary: int, sequence_length: int) -> SoftmaxConfig:
+        """The same settings with the vocabulary filled in where it was None."""
+        return replace(self, vocabulary=vocabulary if self.vocabulary is None else self.vocabulary)

@@ -1,0 +1,185 @@
+"""The step folders of a run: their names, which are whole, which are removed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    check_checksum,
+    check_sizes,
+    fsync_folder,
+    read_manifest,
+)
+from pretrain.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+META_NAME = "meta.json"
+STEP_PATTERN = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What `checkpoint list` shows of one step folder.
+
+    Attributes:
+        step: optimizer steps done.
+        path: the folder.
+        bytes: of its files, as the manifest has them; of what is there when there is no manifest.
+        written_at: time of the commit; None without a manifest.
+        world_size: ranks that wrote it; None without a manifest.
+        problem: what is wrong with it; None when it is whole.
+    """
+
+    step: int
+    path: Path
+    bytes: int
+    written_at: datetime | None
+    world_size: int | None
+    problem: str | None
+
+
+def step_name(step: int) -> str:
+    """Folder name of a step."""
+    return f"step_{step:08d}"
+
+
+def rank_file_name(rank: int) -> str:
+    """Name of the file with a rank's own blob."""
+    return f"rank_{rank:05d}.bin"
+
+
+def step_of(folder: Path) -> int:
+    """The step that a folder's name says."""
+    match = STEP_PATTERN.fullmatch(folder.name)
+    assert match is not None, f"{folder} is no step folder"
+    return int(match.group(1))
+
+
+def is_step_folder(path: Path) -> bool:
+    """Whether a path is a folder named as a step's, whole or not."""
+    return STEP_PATTERN.fullmatch(path.name) is not None and path.is_dir()
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """All step folders, newest first, whole or not."""
+    if not folder.is_dir():
+        return []
+    return sorted(filter(is_step_folder, folder.iterdir()), key=step_of, reverse=True)
+
+
+def verify_step(folder: Path, *, checksums: bool = True) -> Manifest:
+    """Check a step folder in this process alone.
+
+    Args:
+        folder: a step folder.
+        checksums: False compares presence and sizes only.
+
+    Raises:
+        CheckpointError: naming the file that is missing or altered.
+    """
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    if checksums:
+        for name, record in sorted(manifest.files.items()):
+            check_checksum(folder, name, record)
+    return manifest
+
+
+def list_steps(folder: Path, *, checksums: bool = False) -> list[StepInfo]:
+    """All steps of a checkpoint folder, oldest first, each with what is wrong with it."""
+    return [step_info(path, checksums=checksums) for path in reversed(step_folders(folder))]
+
+
+def step_info(path: Path, *, checksums: bool = False) -> StepInfo:
+    """What there is to know of one step folder."""
+    problem = None
+    try:
+        verify_step(path, checksums=checksums)
+    except CheckpointError as error:
+        problem = str(error)
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError:
+        present = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        return StepInfo(step_of(path), path, present, None, None, problem)
+    when = datetime.fromtimestamp(manifest.written_at, UTC)
+    return StepInfo(step_of(path), path, manifest.total_bytes, when, manifest.world_size, problem)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest step whose manifest and sizes are right; checksums are not read."""
+    return next((path for path in step_folders(folder) if _has_right_sizes(path)), None)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The meta of a step folder.
+
+    Raises:
+        CheckpointError: the file is missing or not JSON.
+    """
+    file = Path(path) / META_NAME
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove the folders of saves that were interrupted: those without a manifest."""
+    for path in step_folders(folder):
+        if not (path / MANIFEST_NAME).exists():
+            logger.warning("removing %s: its save was interrupted", path)
+            shutil.rmtree(path)
+
+
+def remove_step(folder: Path) -> None:
+    """Remove a step; interrupted half-way, it is left torn and not damaged."""
+    manifest = folder / MANIFEST_NAME
+    if manifest.exists():
+        manifest.unlink()
+        fsync_folder(folder)
+    shutil.rmtree(folder)
+
+
+def retire_steps(
+    folder: Path, written: int, keep_last: int, keep_every_steps: int | None, *, ignore: set[int]
+) -> None:
+    """Remove whole steps that no rule keeps, after a save.
+
+    Damaged steps stay, for their owner to look at, and so do steps beyond the one written: they are of
+    another course of the run, which was resumed before them. A folder that cannot be removed is reported and
+    left, since the save that led here has succeeded.
+
+    Args:
+        folder: the checkpoint folder.
+        written: the step that was just committed.
+        keep_last: how many of the newest whole steps up to `written` stay.
+        keep_every_steps: steps divisible by this stay; None for no such rule.
+        ignore: steps known to be damaged though their sizes are right.
+    """
+    try:
+        candidates = [path for path in step_folders(folder) if step_of(path) <= written]
+        whole = [path for path in candidates if step_of(path) not in ignore and _has_right_sizes(path)]
+        for path in whole[keep_last:]:
+            if keep_every_steps is None or step_of(path) % keep_every_steps:
+                remove_step(path)
+    except OSError as error:
+        logger.warning("an old checkpoint in %s could not be removed: %s", folder, error)
+
+
+def _has_right_sizes(path: Path) -> bool:
+    try:
+        verify_step(path, checksums=False)
+    except CheckpointError:
+        return False
+    return True

@@ -1,0 +1,392 @@
+"""The checkpoint folder of a run: save, wait, latest, load."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from pretrain.checkpoint.boxes import Boxes, boxes_of_fragments, step_leaf
+from pretrain.checkpoint.fragments import Fragment, TrainingState
+from pretrain.checkpoint.manifest import (
+    FileRecord,
+    Manifest,
+    check_checksum,
+    check_sizes,
+    read_manifest,
+    write_manifest,
+)
+from pretrain.checkpoint.planner import BoxesLoadPlanner, BoxesSavePlanner
+from pretrain.checkpoint.ranks import Ranks, describe, unwrapped
+from pretrain.checkpoint.staging import Stager
+from pretrain.checkpoint.steps import (
+    META_NAME,
+    StepInfo,
+    is_step_folder,
+    list_steps,
+    newest_whole,
+    rank_file_name,
+    read_meta,
+    remove_step,
+    remove_torn,
+    retire_steps,
+    step_folders,
+    step_name,
+    step_of,
+)
+from pretrain.checkpoint.storage import ChecksummingWriter, ChunkReader
+from pretrain.checkpoint.weights import check_parameters, load_weights, read_parameter_shapes
+from pretrain.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+META_KEY = "meta"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A save, as the writer thread needs it: nothing in it belongs to the training loop any more."""
+
+    step: int
+    leaves: dict[str, Boxes]
+    meta: str
+    rank_bytes: bytes | None
+
+
+class CheckpointStore:
+    """Saves and loads the steps of one run, in `<folder>/step_00001000/`.
+
+    All ranks make the same calls in the same order. A save copies the tensors to host memory and returns; a
+    thread writes them. Call `wait` before the process ends, or the last save is torn.
+
+    Args:
+        folder: the run's checkpoint folder; created at the first save.
+        group: a gloo process group of all ranks, for this store alone (the writer thread uses it while the
+            loop trains); None when torch.distributed is not initialised.
+        keep_last: how many of the newest whole steps stay, at least 1.
+        keep_every_steps: steps divisible by this stay for ever; None for no such rule.
+        asynchronous: False writes inside `save`.
+        writer_id: recorded in each manifest.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        group: dist.ProcessGroup | None,
+        keep_last: int,
+        keep_every_steps: int | None = None,
+        asynchronous: bool = True,
+        writer_id: str = "",
+    ) -> None:
+        if keep_last < 1:
+            raise CheckpointError(f"keep_last = {keep_last}: at least the newest step must be kept")
+        if keep_every_steps is not None and keep_every_steps < 1:
+            raise CheckpointError(f"keep_every_steps = {keep_every_steps}: use a positive number, or none")
+        self.folder = Path(folder)
+        self._ranks = Ranks(group)
+        self._keep_last = keep_last
+        self._keep_every_steps = keep_every_steps
+        self._asynchronous = asynchronous
+        self._writer_id = writer_id
+        self._stager = Stager(copies=asynchronous)
+        self._thread: threading.Thread | None = None
+        self._failure: CheckpointError | None = None
+        self._cleaned = False
+        self._known_whole: set[int] = set()  # steps written or verified by this store; equal on all ranks
+        self._known_damaged: set[int] = set()  # steps that `latest` passed over
+
+    # ---- saving
+
+    def save(self, step: int, state: TrainingState) -> float:
+        """Save one step, after waiting for the save before it.
+
+        A step that this store has already written, or found whole, is not written again. A folder of that
+        number of any other origin (damaged, or of a course that was abandoned by resuming before it) is
+        replaced.
+
+        Args:
+            step: optimizer steps done.
+            state: views of the engine's tensors; they may change as soon as this returns.
+
+        Returns:
+            Seconds the caller was blocked.
+
+        Raises:
+            CheckpointError: the previous save failed; or, when not asynchronous, this one did. On all ranks.
+        """
+        began = time.perf_counter()
+        self.wait()
+        if step in self._known_whole:
+            logger.info("step %d is saved already", step)
+            return time.perf_counter() - began
+        job = _Job(
+            step,
+            self._stager.stage(boxes_of_fragments(state.fragments)),
+            _as_json(state.meta),
+            state.rank_bytes,
+        )
+        if self._asynchronous:
+            self._thread = threading.Thread(
+                target=self._write_in_background, args=(job,), name="checkpoint", daemon=True
+            )
+            self._thread.start()
+        else:
+            self._write(job)
+        return time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Wait for the save in flight.
+
+        Raises:
+            CheckpointError: it failed. Each failure is raised once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    def _write_in_background(self, job: _Job) -> None:
+        try:
+            self._write(job)
+        except BaseException as error:  # whatever ends this thread must reach the training loop
+            self._failure = error if isinstance(error, CheckpointError) else CheckpointError(describe(error))
+
+    def _write(self, job: _Job) -> None:
+        folder = self.folder / step_name(job.step)
+        needed_bytes: list[dict[str, int]] = []
+        try:
+            needed_bytes = self._ranks.agree(lambda: _stored_bytes(job.leaves))
+            self._ranks.on_first(lambda: self._make_folder(folder))
+            self._write_files(folder, job)
+        except Exception as error:
+            raise self._give_up(folder, error, needed_bytes) from error
+        self._known_whole.add(job.step)
+        self._known_damaged.discard(job.step)
+        if self._ranks.rank == 0:
+            retire_steps(
+                self.folder, job.step, self._keep_last, self._keep_every_steps, ignore=self._known_damaged
+            )
+
+    def _make_folder(self, folder: Path) -> None:
+        """Rank 0: an empty folder for the step. A folder is never written into twice."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._cleaned:
+            remove_torn(self.folder)
+            self._cleaned = True
+        if folder.exists():
+            logger.warning("replacing %s, which this run did not write", folder)
+            remove_step(folder)
+        folder.mkdir()
+
+    def _write_files(self, folder: Path, job: _Job) -> None:
+        writer = ChecksummingWriter(folder)
+        leaves: dict[str, Any] = dict(job.leaves)
+        if self._ranks.rank == 0:
+            leaves[META_KEY] = job.meta
+        with unwrapped():
+            dcp_save(
+                leaves,
+                storage_writer=writer,
+                planner=BoxesSavePlanner(),
+                process_group=self._ranks.group,
+                no_dist=self._ranks.group is None,
+            )
+        records = self._ranks.agree(lambda: self._write_own_files(writer, job))
+        self._ranks.on_first(lambda: self._commit(folder, job.step, records))
+
+    def _write_own_files(self, writer: ChecksummingWriter, job: _Job) -> dict[str, FileRecord]:
+        if self._ranks.rank == 0:
+            writer.write_file(META_NAME, job.meta.encode())
+        if job.rank_bytes is not None:
+            writer.write_file(rank_file_name(self._ranks.rank), job.rank_bytes)
+        return writer.records
+
+    def _commit(self, folder: Path, step: int, records: list[dict[str, FileRecord]]) -> None:
+        files = {name: record for of_rank in records for name, record in of_rank.items()}
+        write_manifest(folder, Manifest(step, self._ranks.size, time.time(), self._writer_id, files))
+
+    def _give_up(self, folder: Path, error: Exception, needed_bytes: list[dict[str, int]]) -> CheckpointError:
+        """Remove the torn folder and say what happened, what room there is, and what is still there."""
+        if self._ranks.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        needed = sum({name: count for of_rank in needed_bytes for name, count in of_rank.items()}.values())
+        whole = newest_whole(self.folder)
+        kept = f"{whole.name} is still whole" if whole else "there is no whole step before it"
+        return CheckpointError(
+            f"{folder} could not be saved: {describe(error)}. {_free_bytes(self.folder)}, "
+            f"about {needed:,} bytes are needed; {kept}. Make room or mend the cause, then start again"
+        )
+
+    # ---- finding
+
+    def latest(self) -> Path | None:
+        """The newest step whose manifest, sizes and checksums are right; the ranks share the reading.
+
+        Each step passed over is named in a warning, with the reason.
+
+        Returns:
+            The step's folder, the same on all ranks; None when there is no whole step.
+        """
+        self.wait()
+        for name in self._ranks.on_first(lambda: [folder.name for folder in step_folders(self.folder)]):
+            folder = self.folder / name
+            try:
+                self._verify(folder)
+                return folder
+            except CheckpointError as error:
+                self._known_damaged.add(step_of(folder))
+                if self._ranks.rank == 0:
+                    logger.warning("checkpoint %s is passed over: %s", folder, error)
+        return None
+
+    def steps(self, *, checksums: bool = False) -> list[StepInfo]:
+        """All step folders, oldest first, each with what is wrong with it. Not collective."""
+        return list_steps(self.folder, checksums=checksums)
+
+    def _verify(self, folder: Path) -> Manifest:
+        """Check a step on all ranks together.
+
+        Raises:
+            CheckpointError: on all ranks, naming the file.
+        """
+
+        def check() -> Manifest:
+            manifest = read_manifest(folder)
+            check_sizes(folder, manifest)
+            return manifest
+
+        manifest = self._ranks.on_first(check)
+        self._ranks.agree(lambda: self._check_own_share(folder, manifest))
+        if self._is_own(folder):
+            self._known_whole.add(step_of(folder))
+        return manifest
+
+    def _check_own_share(self, folder: Path, manifest: Manifest) -> None:
+        """Check every n-th file. At the world size of the save, a rank reads the file it will load from."""
+        for position, name in enumerate(sorted(manifest.files)):
+            if position % self._ranks.size == self._ranks.rank:
+                check_checksum(folder, name, manifest.files[name])
+
+    # ---- loading
+
+    def load(self, path: Path, state: TrainingState) -> dict[str, Any]:
+        """Fill the state's fragments in place, and its `rank_bytes`.
+
+        The files are verified first, unless this store wrote or verified the step before.
+
+        Args:
+            path: a step folder.
+            state: fragments of this rank, in any layout of the same model.
+
+        Returns:
+            The meta that was saved.
+
+        Raises:
+            CheckpointError: on all ranks: a missing or altered file; a parameter that the checkpoint lacks,
+                has in another shape, or has beyond those of the model; step counts that one shared counter
+                cannot hold.
+        """
+        self.wait()
+        path = Path(path)
+        try:
+            manifest = self._manifest_of(path)
+            self._check_model(path, state.fragments)
+            self._fill(path, state.fragments)
+            self._ranks.agree(lambda: self._take_rank_bytes(path, manifest, state))
+            return self._ranks.on_first(lambda: read_meta(path))
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be loaded: {describe(error)}") from error
+
+    read_meta = staticmethod(read_meta)
+    load_weights = staticmethod(load_weights)
+
+    def _manifest_of(self, path: Path) -> Manifest:
+        def known() -> Manifest | None:
+            is_known = self._is_own(path) and step_of(path) in self._known_whole
+            return read_manifest(path) if is_known else None
+
+        return self._ranks.on_first(known) or self._verify(path)
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a step is one of this store's, and not of another run that this one starts from."""
+        return path.resolve().parent == self.folder.resolve() and is_step_folder(path)
+
+    def _check_model(self, path: Path, fragments: list[Fragment]) -> None:
+        """Compare what all ranks have together with what is stored; one rank need not have everything."""
+        shares = self._ranks.agree(lambda: {f.name: tuple(f.placement.shape) for f in fragments})
+        expected = {name: shape for share in shares for name, shape in share.items()}
+        self._ranks.on_first(lambda: check_parameters(expected, read_parameter_shapes(path)))
+
+    def _fill(self, path: Path, fragments: list[Fragment]) -> None:
+        leaves = boxes_of_fragments(fragments)
+        steps = {f.name: torch.zeros(1) for f in fragments if f.length}
+        # Fragments may share a step counter, so each is read apart, to see whether they agree
+        leaves.update({f"step.{name}": step_leaf(step) for name, step in steps.items()})
+        with unwrapped():
+            dcp_load(
+                leaves,
+                storage_reader=ChunkReader(path),
+                planner=BoxesLoadPlanner(),
+                process_group=self._ranks.group,
+                no_dist=self._ranks.group is None,
+            )
+        self._ranks.agree(lambda: _set_steps(fragments, steps))
+
+    def _take_rank_bytes(self, path: Path, manifest: Manifest, state: TrainingState) -> None:
+        name = rank_file_name(self._ranks.rank)
+        applies = manifest.world_size == self._ranks.size and name in manifest.files
+        state.rank_bytes = (path / name).read_bytes() if applies else None
+
+
+def _set_steps(fragments: list[Fragment], steps: dict[str, Tensor]) -> None:
+    """Write the step counts that were read into the engine's counters.
+
+    Raises:
+        CheckpointError: parameters that share a counter were saved at different counts.
+    """
+    first_user: dict[int, str] = {}
+    for fragment in fragments:
+        if fragment.name not in steps:
+            continue
+        name = first_user.setdefault(fragment.step.data_ptr(), fragment.name)
+        if not torch.equal(steps[name], steps[fragment.name]):
+            raise CheckpointError(
+                f"Adam's step count is {steps[name].item():.0f} for {name} and "
+                f"{steps[fragment.name].item():.0f} for {fragment.name}, but this layout keeps one for both; "
+                "load it with ZeRO stage 0"
+            )
+        fragment.step.detach().fill_(steps[name].item())
+
+
+def _stored_bytes(leaves: dict[str, Boxes]) -> dict[str, int]:
+    return {name: leaf.global_shape.numel() * leaf.dtype.itemsize for name, leaf in leaves.items()}
+
+
+def _as_json(meta: dict[str, Any]) -> str:
+    try:
+        return json.dumps(meta, indent=1)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint's meta is not JSON: {error}") from error
+
+
+def _free_bytes(folder: Path) -> str:
+    try:
+        stats = os.statvfs(folder)
+    except OSError as error:
+        return f"the free space is unknown ({error.strerror})"
+    return f"{stats.f_bavail * stats.f_frsize:,} bytes are free there"

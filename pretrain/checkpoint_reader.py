@@ -1,0 +1,50 @@
+"""A trained model out of a run folder, for generation and evaluation: no engine, no process group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from data_pipelines.tokenizers import Tokenizer
+from models import families
+from pretrain.checkpoint import CheckpointStore
+from pretrain.checkpoint.steps import step_name
+from pretrain.config import Config, config_from_dict
+from pretrain.errors import CheckpointError
+from pretrain.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    model: nn.Module
+    tokenizer: Tokenizer
+    config: Config
+    """As it was when the checkpoint was saved."""
+    step: int
+    path: Path
+    device: torch.device
+
+
+def load_trained_model(folder: RunFolder, step: int | None = None, device: str = "auto") -> TrainedModel:
+    """The model of the run's newest whole checkpoint, or of the one at `step`, in fp32.
+
+    Raises CheckpointError if there is none.
+    """
+    store = CheckpointStore(folder.checkpoints, group=None, keep_last=1, keep_every_steps=None)
+    path = store.latest() if step is None else folder.checkpoints / step_name(step)
+    if path is None or not path.is_dir():
+        there = ", ".join(str(info.step) for info in store.steps()) or "none"
+        wanted = "no whole checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise CheckpointError(f"{folder.checkpoints}: {wanted}; steps there: {there}")
+    meta = store.read_meta(path)
+    config = config_from_dict(meta["config"], origin=str(path))
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    with torch.device("meta"):
+        model = families[config.model.family].build(config.model)
+    model.to_empty(device=chosen)
+    store.load_weights(path, {name: parameter.data for name, parameter in model.named_parameters()})
+    model.eval()
+    return TrainedModel(model, folder.load_tokenizer(), config, meta["step"], path, torch.device(chosen))

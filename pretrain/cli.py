@@ -1,0 +1,147 @@
+"""The `triptych` command. Bodies import what they need, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from pretrain.commands.checkpoint import app as checkpoint_app
+from pretrain.commands.data import app as data_app
+from pretrain.exit_codes import EXIT_USER_ERROR
+
+app = typer.Typer(
+    name="triptych",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Pretrain sigmoid-attention Transformers, parallel nonlinear RNNs and tri-modal masked diffusion.",
+)
+app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+ConfigPath = Annotated[str, typer.Argument(help="A YAML file, e.g. configs/sigmoid/demo.yaml.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's, e.g. optim.lr=3e-3.")
+]
+RunName = Annotated[str, typer.Argument(help="A run's name under runs/, or its folder.", show_default=False)]
+Step = Annotated[int | None, typer.Option(help="A saved step. Default: the newest whole checkpoint.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved config and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train here: one process, or as many as torchrun or srun started. Resumes by itself.
+
+    Exit codes: 0 done, 75 saved and wants to be started again, 2 a mistake that the message explains.
+
+        triptych train configs/sigmoid/demo.yaml
+
+        triptych train configs/sigmoid/demo.yaml data.path=data/mine run.name=mine optim.lr=3e-3
+
+        torchrun --nproc-per-node 8 -m pretrain.cli train configs/sigmoid/1b.yaml data.path=data/web
+    """
+    from pretrain.commands.train import run_training
+
+    raise typer.Exit(run_training(config, overrides or [], print_config=print_config, quiet=quiet))
+
+
+@app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    gpus: Annotated[int | None, typer.Option(help="Devices. Default: launch.nodes x launch.gpus_per_node.")] = None,
+    gpu: Annotated[str, typer.Option(help="h100, h200 or a100.")] = "h100",
+    mfu: Annotated[float, typer.Option(help="Model FLOPs utilisation to reckon with.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Price of a GPU hour, for the cost.")] = None,
+) -> None:
+    """Parameters, memory per GPU, FLOPs, hyperparameters, time and cost, before a GPU is touched.
+
+        triptych plan configs/sigmoid/7b.yaml --gpus 256
+
+        triptych plan configs/sigmoid/1b.yaml parallel.zero=2 --gpus 64 --mfu 0.45 --price 2.5
+    """
+    from pretrain.commands.plan import print_plan
+
+    print_plan(config, overrides or [], gpus=gpus, gpu=gpu, mfu=mfu, price=price)
+
+
+@app.command()
+def generate(
+    run: RunName,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text to continue; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="At most this many new tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Nucleus sampling.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
+    step: Step = None,
+    device: Device = "auto",
+) -> None:
+    """Continue a text with a trained model.
+
+        triptych generate demo --prompt "def read(self" --temperature 0.7
+    """
+    from pretrain.commands.inference import print_generated
+    from pretrain.generation import Sampling
+
+    sampling = Sampling(tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
+    print_generated(run, prompt or [""], sampling, step=step, device=device)
+
+
+@app.command()
+def evaluate(
+    run: RunName,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Dataset folder; default: the run's.")] = None,
+    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
+    rows: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
+    step: Step = None,
+    device: Device = "auto",
+    json_output: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
+) -> None:
+    """Loss in nats per token, perplexity and bits per byte of a trained model on any dataset.
+
+        triptych evaluate demo
+
+        triptych evaluate demo --data data/mine --split train --rows 200
+    """
+    from pretrain.commands.inference import print_evaluation
+
+    print_evaluation(run, data, split, rows=rows, step=step, device=device, json_output=json_output)
+
+
+def main() -> None:
+    """Entry point. A user's error is a message and exit code 2; anything else is a bug and keeps its traceback."""
+    from data_pipelines.errors import DataError
+    from pretrain.errors import UserError
+
+    _speak_up()
+    try:
+        app(standalone_mode=True)
+    except (UserError, DataError) as error:
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+        text = str(error) if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _speak_up() -> None:
+    """Our own warnings go to stderr, one line each."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    for room in ("data_pipelines", "pretrain", "launch"):
+        logger = logging.getLogger(room)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+if __name__ == "__main__":
+    main()

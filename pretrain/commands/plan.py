@@ -1,0 +1,73 @@
+"""`triptych plan`: the figures of a run in tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from pretrain.config import load_config
+from pretrain.planning import Plan, make_plan
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+GIB = 1 << 30
+
+
+def print_plan(
+    path: str, overrides: list[str], *, gpus: int | None, gpu: str, mfu: float, price: float | None
+) -> None:
+    config = load_config(path, overrides)
+    if gpus is None:
+        gpus = max(1, config.launch.nodes * config.launch.gpus_per_node)
+    plan = make_plan(config, gpus=gpus, gpu=gpu, mfu=mfu)
+    console = Console(highlight=False)
+    console.print(f"{config.run.name}: {config.model.family}, {sum(plan.parameters.values()):,} parameters")
+    console.print(_parameters(plan))
+    console.print(_memory(plan, config))
+    console.print(_training(plan, config, price))
+    free = plan.accelerator.memory_gib * GIB - plan.memory.total
+    if free < 0:
+        console.print(
+            f"[bold]does not fit[/bold]: {-free / GIB:.1f} GiB too much per GPU; raise parallel.zero or --gpus, lower "
+            "data.micro_batch_rows, or set parallel.activation_checkpointing=full"
+        )
+
+
+def _parameters(plan: Plan) -> Table:
+    table = Table("parameters", "count", "share", title_justify="left")
+    total = sum(plan.parameters.values())
+    for group, count in plan.parameters.items():
+        table.add_row(group, f"{count:,}", f"{count / total:.1%}")
+    table.add_row("all", f"{total:,}", "")
+    return table
+
+
+def _memory(plan: Plan, config: Config) -> Table:
+    table = Table(f"memory per GPU ({plan.gpus} x {plan.accelerator.name}, ZeRO {config.parallel.zero})", "GiB")
+    for kind in ("parameters", "gradients", "optimizer", "buffers", "activations", "total"):
+        table.add_row(kind, f"{getattr(plan.memory, kind) / GIB:.3f}")
+    table.add_row("of the GPU's", f"{plan.accelerator.memory_gib:.0f}")
+    return table
+
+
+def _training(plan: Plan, config: Config, price: float | None) -> Table:
+    table = Table("training", "")
+    rows = f"{config.data.global_batch_rows} rows x {config.data.sequence_length} tokens"
+    table.add_row("FLOPs per token", f"{plan.flops_per_token:.4g} (forward + backward)")
+    table.add_row("step", f"{rows} = {plan.tokens_per_step:,} tokens")
+    table.add_row("micro-batch", f"{plan.micro_batch_rows} rows per GPU, {plan.accumulation} per step")
+    table.add_row("steps, tokens", f"{config.run.steps:,}, {plan.tokens:.4g}")
+    for kind, rate in plan.learning_rates.items():
+        table.add_row(f"peak learning rate, {kind}", f"{rate:.4g}")
+    table.add_row("schedule", f"{config.optim.schedule}, {config.optim.warmup_steps} warm-up steps")
+    if plan.attention_bias is not None:
+        table.add_row("attention bias", f"{plan.attention_bias:.4f} = -ln(sequence length)")
+    table.add_row(f"time at MFU {plan.mfu:.0%}", f"{plan.seconds / 86400:.2f} days, {plan.gpu_hours:,.0f} GPU hours")
+    speed = plan.tokens / plan.seconds
+    table.add_row("speed at that MFU", f"{speed:,.0f} tokens/s, {speed / plan.gpus:,.0f} per GPU")
+    if price is not None:
+        table.add_row(f"cost at {price:g} per GPU hour", f"{plan.gpu_hours * price:,.0f}")
+    return table

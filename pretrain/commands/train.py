@@ -1,0 +1,56 @@
+"""`triptych train`: the run, and what it says at its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pretrain.checkpoint.steps import step_name
+from pretrain.config import load_config
+from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
+
+if TYPE_CHECKING:
+    from pretrain.run import Run
+
+
+def run_training(path: str, overrides: list[str], *, print_config: bool, quiet: bool) -> int:
+    """Train to the end or to a stop request; returns the exit code."""
+    config = load_config(path, overrides)
+    if print_config:
+        print(config.to_yaml(), end="")
+        return EXIT_DONE
+
+    import torch.distributed as dist
+
+    from pretrain.loop import train
+    from pretrain.run import open_run
+
+    with open_run(config, quiet=quiet) as run:
+        train(run)
+        run.reporter.close()
+        code = EXIT_DONE if run.clock.done else EXIT_RESUME
+        reason = "finished" if run.clock.done else run.stop.reason
+        run.record("end", step=run.clock.step, exit_code=code, reason=reason)
+        if run.ranks.is_main:
+            print_summary(run)
+    dist.destroy_process_group()
+    return code
+
+
+def print_summary(run: Run) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not run.clock.done:
+        again = f"the same command goes on from step {run.clock.step}"
+        console.print(f"stopped by {run.stop.reason} at step {run.clock.step} of {run.clock.steps}, saved; {again}")
+    first, last = run.evaluation.first, run.evaluation.last
+    if run.clock.done and first is not None and last is not None:
+        console.print(
+            f"validation loss: {first['nats_per_token']:.4f} -> {last['nats_per_token']:.4f} nats/token, "
+            f"{first['bits_per_byte']:.4f} -> {last['bits_per_byte']:.4f} bits/byte "
+            f"(step {first['step']:.0f} -> {last['step']:.0f})"
+        )
+    console.print(f"checkpoint:      {run.folder.checkpoints / step_name(run.clock.step)}")
+    console.print(f"more text:       triptych generate {run.folder.path}", soft_wrap=True)
+    if run.config.monitor.tensorboard:
+        console.print(f"watch:           tensorboard --logdir {run.folder.path.parent}", soft_wrap=True)

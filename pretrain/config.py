@@ -1,0 +1,423 @@
+"""A run as a value: typed sections, validated all at once.
+
+A config file is YAML. `extends: other.yaml` (relative to the file) is merged under it by OmegaConf, then
+come the command line's `key=value` overrides. `load_config` returns a `Config`, or raises one `ConfigError`
+that lists every problem with its path, its value, what would be right, and a near miss for a misspelt key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from pretrain.errors import ConfigError
+
+Auto = Literal["auto"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class RunSection(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Names the run's folder. Letters, digits, dots, dashes and underscores."""
+    folder: str = "runs"
+    seed: int = Field(default=1, ge=0)
+    steps: int = Field(ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class ObjectiveSection(Section):
+    kind: Literal["next_token"] = "next_token"
+    z_loss: float = Field(default=0.0, ge=0)
+    """Weight of log(Z)^2 per token, which keeps logits from drifting. 1e-4 is usual; 0 switches it off."""
+
+
+class SourceSection(Section):
+    path: str
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the rows, relative to the other sources."""
+
+
+class DataSection(Section):
+    path: str | tuple[SourceSection, ...]
+    sequence_length: int = Field(ge=1)
+    """Tokens per row."""
+    global_batch_rows: int = Field(ge=1)
+    """Rows per optimizer step, over all ranks and micro-batches."""
+    micro_batch_rows: int | Auto = "auto"
+    """Rows per forward pass of one rank. auto: all of the rank's rows at once."""
+    workers: int = Field(default=0, ge=0)
+    """Reader processes per rank. 0: one background thread, enough for tokenised text."""
+    prefetch_batches: int = Field(default=4, ge=1)
+    shuffle_window_shards: int = Field(default=16, ge=1)
+    """Documents are shuffled within windows of this many shuffled shards."""
+
+    @property
+    def sources(self) -> tuple[SourceSection, ...]:
+        return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path
+
+
+class OptimSection(Section):
+    lr: float = Field(gt=0)
+    """Peak learning rate of embeddings and norms; matrices get it times `matrix_lr_multiplier`."""
+    matrix_lr_multiplier: float | Auto = "auto"
+    """auto: min(768 / width, 1)."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Share of a weight lost per step at the schedule's peak, whatever the learning rate."""
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
+    decay_steps: int | None = Field(default=None, ge=0)
+    """wsd only: length of the final linear decay. null: a fifth of the run."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+
+
+class ParallelSection(Section):
+    data: int | Auto = "auto"
+    """Data-parallel size. auto: the ranks that the other sizes leave."""
+    tensor: int = Field(default=1, ge=1)
+    sequence: bool = False
+    context: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1)
+    zero: Literal[0, 1, 2, 3] = 1
+    """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    compile: bool = False
+
+
+class PrecisionSection(Section):
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+
+class CheckpointSection(Section):
+    save_every_steps: int | None = Field(default=1000, ge=1)
+    """null: only at the end and when the run is asked to stop."""
+    keep_last: int = Field(default=2, ge=1)
+    keep_every_steps: int | None = Field(default=None, ge=1)
+    asynchronous: bool = True
+
+
+class MonitorSection(Section):
+    log_every_steps: int = Field(default=10, ge=1)
+    evaluate_every_steps: int | None = Field(default=1000, ge=1)
+    evaluate_rows: int | None = Field(default=None, ge=1)
+    """Validation rows per evaluation. null: the whole validation split."""
+    sample_every_steps: int | None = Field(default=None, ge=1)
+    sample_prompts: tuple[str, ...] = ("",)
+    sample_tokens: int = Field(default=64, ge=1)
+    tensorboard: bool = True
+
+
+class LaunchSection(Section):
+    nodes: int = Field(default=1, ge=1)
+    gpus_per_node: int = Field(default=8, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run, whole. `model` is the config dataclass of its family (`models.families`)."""
+
+    run: RunSection
+    model: Any
+    objective: ObjectiveSection
+    data: DataSection
+    optim: OptimSection
+    parallel: ParallelSection
+    precision: PrecisionSection
+    checkpoint: CheckpointSection
+    monitor: MonitorSection
+    launch: LaunchSection
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML or JSON; `config_from_dict` reads them back."""
+        sections = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {
+            name: value.model_dump(mode="json") if isinstance(value, BaseModel) else dataclasses.asdict(value)
+            for name, value in sections
+        }
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+    def replace(self, **sections: Any) -> Config:
+        return dataclasses.replace(self, **sections)
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    "run": RunSection,
+    "objective": ObjectiveSection,
+    "data": DataSection,
+    "optim": OptimSection,
+    "parallel": ParallelSection,
+    "precision": PrecisionSection,
+    "checkpoint": CheckpointSection,
+    "monitor": MonitorSection,
+    "launch": LaunchSection,
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    path: str
+    message: str
+    value: Any = None
+    has_value: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.path} = {self.value}: {self.message}" if self.has_value else f"{self.path}: {self.message}"
+
+
+# ---------------------------------------------------------------------------------------------- reading
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in `path`, with `key=value` overrides.
+
+    Raises ConfigError with all problems at once.
+    """
+    raw = _merge(Path(path), overrides)
+    return config_from_dict(raw, origin=str(path))
+
+
+def config_from_dict(raw: Mapping[str, Any], origin: str) -> Config:
+    """Validate plain values. `origin` names the file in the error."""
+    problems: list[Problem] = []
+    sections: dict[str, Any] = {}
+    for name in raw:
+        if name not in SECTIONS and name != "model":
+            problems.append(Problem(str(name), "no such section" + _did_you_mean(str(name), [*SECTIONS, "model"])))
+    for name, section in SECTIONS.items():
+        value, found = _validate(name, section, raw.get(name, {}))
+        problems += found
+        if value is not None:
+            sections[name] = value
+    model, found = _validate_model(raw.get("model"))
+    problems += found
+    if model is not None:
+        sections["model"] = model
+    problems += _cross_checks(sections)
+    if problems:
+        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(f"config error in {origin}, {count}:\n{lines}")
+    return Config(**sections)
+
+
+def _merge(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    merged = OmegaConf.merge(*(OmegaConf.create(layer) for layer in _layers(path, ())))
+    for override in overrides:
+        key, equals, _ = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{override}: an override is written key=value, e.g. optim.lr=3e-4")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        except (OmegaConfBaseException, yaml.YAMLError) as error:
+            raise ConfigError(f"{override}: not understood ({str(error).splitlines()[0]})") from None
+    try:
+        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config error in {path}: {str(error).splitlines()[0]}") from None
+
+
+def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """The file's values and those it extends, the most general first."""
+    if path.resolve() in chain:
+        raise ConfigError(f"{path}: `extends` leads back to this file; break the circle")
+    if not path.is_file():
+        asked = f" (named by `extends` in {chain[-1]})" if chain else ""
+        raise ConfigError(f"{path}: no such config file{asked}{_shipped_configs(path)}")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: a config is a mapping of sections, found a {type(values).__name__}")
+    parent = values.pop("extends", None)
+    if parent is None:
+        return [values]
+    return [*_layers(path.parent / str(parent), (*chain, path.resolve())), values]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def _shipped_configs(path: Path) -> str:
+    here = sorted(str(p) for p in Path("configs").glob("*/*.yaml")) if Path("configs").is_dir() else []
+    near = difflib.get_close_matches(str(path), here, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+# ------------------------------------------------------------------------------------------- validation
+
+
+def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
+    if raw is None:
+        raw = {}
+    try:
+        return section.model_validate(raw), []
+    except ValidationError as error:
+        return None, list(_problems(name, error, list(section.model_fields)))
+
+
+def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
+    from models import families
+
+    if not isinstance(raw, dict) or "family" not in raw:
+        return None, [Problem("model.family", f"missing; choose one of {', '.join(families)}")]
+    if raw["family"] not in families:
+        near = _did_you_mean(str(raw["family"]), list(families)) or f"; choose one of {', '.join(families)}"
+        return None, [Problem("model.family", "no such family" + near, raw["family"], True)]
+    kind = families[raw["family"]].config
+    names = [field.name for field in dataclasses.fields(kind)]
+    # A misspelt key is reported by us: a plain dataclass has nowhere to say `extra="forbid"`.
+    problems = [
+        Problem(f"model.{key}", "no such setting" + _suggest("model", str(key), names)) for key in raw if key not in names
+    ]
+    try:
+        model = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
+    except ValidationError as error:
+        return None, problems + list(_problems("model", error, names))
+    return model, problems
+
+
+def _problems(section: str, error: ValidationError, names: list[str]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for item in error.errors():
+        # Branches of a union (int | "auto") add their own tag to the location; only the key matters to a user.
+        keys = [part for part in item["loc"] if isinstance(part, int) or str(part) in names or len(item["loc"]) == 1]
+        nested = [str(part) for part in item["loc"] if str(part) in ("path", "weight") and section == "data"]
+        path = ".".join([section, *(str(key) for key in (keys or nested))])
+        if item["type"] == "extra_forbidden":
+            key = str(item["loc"][-1])
+            yield Problem(f"{section}.{key}", "no such setting" + _suggest(section, key, names))
+        elif item["type"] == "missing":
+            yield Problem(f"{section}.{item['loc'][-1]}", "missing; it has no default")
+        elif path not in seen:
+            seen.add(path)
+            alternatives = [i for i in error.errors() if i["loc"][:1] == item["loc"][:1]]
+            message = " or ".join(dict.fromkeys(_plain(i["msg"]) for i in alternatives))
+            yield Problem(path, message, item["input"], True)
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ").replace("Input should be", "should be")
+
+
+def _suggest(section: str, key: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {section}.{near[0]}?"
+    elsewhere = [f"{other}.{key}" for other, kind in SECTIONS.items() if key in kind.model_fields]
+    return f"; did you mean {elsewhere[0]}?" if elsewhere else f"; {section} has {', '.join(names)}"
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+# ----------------------------------------------------------------------------------------- cross checks
+
+
+def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
+    """Rules between settings. Each runs where the sections it reads are valid by themselves."""
+    rules = {
+        _check_model: ("model", "data"),
+        _check_parallel: ("parallel", "model"),
+        _check_precision: ("precision", "parallel"),
+        _check_batch: ("data",),
+        _check_optim: ("optim", "run"),
+    }
+    for rule, needs in rules.items():
+        if all(name in sections for name in needs):
+            yield from rule(*(sections[name] for name in needs))
+
+
+def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
+    for key, message in model.problems(data.sequence_length):
+        yield Problem(f"model.{key}", message, getattr(model, key), True)
+
+
+def _check_parallel(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
+    heads = getattr(model, "kv_heads", None) or getattr(model, "heads", None)
+    if heads and heads % parallel.tensor:
+        right = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        yield Problem(
+            "parallel.tensor", f"{heads} heads do not divide by {parallel.tensor}; use one of {right}", parallel.tensor, True
+        )
+    for key in ("tensor", "context", "pipeline"):
+        size = getattr(parallel, key)
+        if size > 1 and not (key == "tensor" and heads and heads % size):
+            yield Problem(f"parallel.{key}", "this version runs 1 only; use parallel.data and parallel.zero", size, True)
+    if parallel.sequence:
+        yield Problem("parallel.sequence", "sequence parallelism needs parallel.tensor above 1; set false", True, True)
+
+
+def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:
+    if precision.dtype == "bf16" and parallel.zero == 0:
+        yield Problem(
+            "parallel.zero",
+            "bf16 without sharded optimizer states keeps no exact master weights in DeepSpeed; use 1, also on one GPU",
+            0,
+            True,
+        )
+
+
+def _check_batch(data: DataSection) -> Iterator[Problem]:
+    if not isinstance(data.path, str) and not data.path:
+        yield Problem("data.path", "the list of sources is empty; name at least one dataset folder")
+    micro = data.micro_batch_rows
+    if isinstance(micro, int):
+        if micro < 1:
+            yield Problem("data.micro_batch_rows", "should be at least 1, or auto", micro, True)
+        elif data.global_batch_rows % micro:
+            right = [n for n in range(1, data.global_batch_rows + 1) if data.global_batch_rows % n == 0]
+            near = min(right, key=lambda n: abs(n - micro))
+            yield Problem(
+                "data.micro_batch_rows",
+                f"data.global_batch_rows = {data.global_batch_rows} does not divide by it; use {near}",
+                micro,
+                True,
+            )
+
+
+def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:
+    if any(not 0 <= beta < 1 for beta in optim.betas):
+        yield Problem("optim.betas", "both should be at least 0 and below 1", list(optim.betas), True)
+    if optim.warmup_steps >= run.steps:
+        yield Problem(
+            "optim.warmup_steps",
+            f"should be below run.steps = {run.steps}, else the peak is never reached",
+            optim.warmup_steps,
+            True,
+        )
+    decay = optim.decay_steps
+    if decay is not None and optim.schedule != "wsd":
+        yield Problem("optim.decay_steps", "only the wsd schedule has it; set optim.schedule=wsd or remove it", decay, True)
+    if decay is not None and optim.warmup_steps + decay > run.steps:
+        yield Problem("optim.decay_steps", f"warm-up and decay together exceed run.steps = {run.steps}", decay, True)

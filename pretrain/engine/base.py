@@ -1,0 +1,67 @@
+"""What an engine is: the part that knows how a step is computed on many devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from pretrain.checkpoint.fragments import Fragment
+
+if TYPE_CHECKING:
+    from data_pipelines.batch import Batch
+    from pretrain.objectives import Objective
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step. Tensors stay on the device until somebody logs them.
+
+    loss_sum: () this rank's share of the loss, in nats, summed over tokens.
+    weight: () the whole step's token count, over all ranks.
+    gradient_norm: () global norm before clipping.
+    tokens: tokens that all ranks read in this step.
+    """
+
+    loss_sum: Tensor
+    weight: Tensor
+    gradient_norm: Tensor
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over all ranks."""
+
+    loss_sum: float
+    weight: float
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.loss_sum / self.weight
+
+
+class Engine(Protocol):
+    def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
+        """Forward, backward, clip and update on this rank's rows of one step."""
+        ...
+
+    def evaluate(self, batches: Iterable[Batch], objective: Objective) -> Evaluation:
+        """Collective: every rank brings the same number of batches."""
+        ...
+
+    def inference(self) -> AbstractContextManager[nn.Module]:
+        """The model, ready for forward passes without gradients on all ranks at once."""
+        ...
+
+    def fragments(self) -> list[Fragment]:
+        """Views of the state this rank owns, in the plain model's names. No collective, no copy."""
+        ...
+
+    def after_load(self) -> None:
+        """Bring the model's weights up to date with the state that was loaded into the fragments."""
+        ...

@@ -1,0 +1,175 @@
+"""The DeepSpeed engine: ZeRO 0-3 over a model that Megatron's groups may have split."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.checkpoint.fragments import Fragment
+from pretrain.engine.base import Evaluation, StepReport
+from pretrain.engine.clip import clip_by_global_norm
+from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
+from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
+
+if TYPE_CHECKING:
+    from data_pipelines.batch import Batch
+    from pretrain.config import Config
+    from pretrain.objectives import Objective
+    from pretrain.parallel.mesh import Mesh
+    from pretrain.parallel.parallelize import Parallelized
+
+NO_PRINTING = 1 << 40
+MOST_BUCKET_ELEMENTS = 50_000_000
+"""100 MB of bf16: large enough for any link to reach its speed."""
+
+
+class LossModule(nn.Module):
+    """Model and objective in one forward pass: DeepSpeed's hooks need the loss to come out of its module."""
+
+    PREFIX = "model."
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+        loss = objective(self.model, batch)
+        return loss.total, loss.loss
+
+
+class DeepSpeedEngine:
+    """`Engine` on deepspeed.initialize with torch's AdamW as the client optimizer."""
+
+    def __init__(self, parallelized: Parallelized, config: Config, mesh: Mesh, device: torch.device) -> None:
+        deepspeed = import_deepspeed(device)
+        self._mesh = mesh
+        self._device = device
+        self._placements = parallelized.placements
+        module = LossModule(parallelized.model)
+        groups = parameter_groups(parallelized.model.named_parameters(), config.optim, config.model.width)
+        rows = config.data.global_batch_rows // mesh.data.size
+        parameters = sum(parameter.numel() for parameter in module.parameters())
+        self._micro_rows = micro_batch_rows(config, mesh)
+        self._clip_norm = config.optim.clip_norm
+        self._clips_itself = config.parallel.zero > 0
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=build_optimizer(groups, config.optim),
+            config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows),
+            mpu=mesh.mpu,
+            dist_init_required=False,
+        )
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
+        set_learning_rate(self._optimizer.param_groups, lr_factor)
+        batch = batch.to(self._device)
+        weight = objective.weight(batch)
+        if self._mesh.data.size > 1:
+            dist.all_reduce(weight, group=self._mesh.data.group)
+        # DeepSpeed averages gradients over the data ranks; the sum over all tokens is what we divide.
+        scale = self._mesh.data.size / weight
+        loss_sum = torch.zeros((), device=self._device)
+        gradient_norm = None
+        micro_batches = batch.split(self._micro_rows)
+        for number, micro_batch in enumerate(micro_batches):
+            total, loss = self._engine(micro_batch, objective)
+            self._engine.backward(total * scale, scale_wrt_gas=False)
+            loss_sum += loss
+            if number == len(micro_batches) - 1 and not self._clips_itself:
+                gradient_norm = clip_by_global_norm(self._engine.module.parameters(), self._clip_norm)
+            self._engine.step()
+        if gradient_norm is None:
+            gradient_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._device)
+        return StepReport(loss_sum, weight, gradient_norm, tokens=batch.tokens.numel() * self._mesh.data.size)
+
+    # --------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, batches: Iterable[Batch], objective: Objective) -> Evaluation:
+        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        with self.inference():
+            for batch in batches:
+                on_device = batch.to(self._device)
+                _, loss = self._engine.module(on_device, objective)
+                sums += torch.stack([loss.double(), objective.weight(on_device).double()])
+        dist.all_reduce(sums, group=self._mesh.data.group)
+        loss_sum, weight = sums.tolist()
+        return Evaluation(loss_sum, weight)
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[nn.Module]:
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield self._engine.module.model
+        finally:
+            self._engine.train()
+
+    # -------------------------------------------------------------------------------------------- state
+
+    def fragments(self) -> list[Fragment]:
+        return deepspeed_fragments(self._engine, self._placements, prefix=LossModule.PREFIX)
+
+    def after_load(self) -> None:
+        refresh_weights(self._engine)
+
+
+def micro_batch_rows(config: Config, mesh: Mesh) -> int:
+    """Rows per forward pass of this rank: what the config says, at most all of the rank's rows."""
+    rows = config.data.global_batch_rows // mesh.data.size
+    if config.data.micro_batch_rows == "auto":
+        return rows
+    micro = min(config.data.micro_batch_rows, rows)
+    # The config's divisor of the whole batch may not divide one rank's share: take the largest that does.
+    return max(n for n in range(1, micro + 1) if rows % n == 0)
+
+
+def bucket_elements(parameters: int) -> int:
+    """Elements of one reduction. DeepSpeed's own default, 5e8, sets aside 2 GB even for a tiny model."""
+    return min(parameters, MOST_BUCKET_ELEMENTS)
+
+
+def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulation: int) -> dict[str, Any]:
+    bucket = bucket_elements(parameters)
+    zero: dict[str, Any] = {"stage": config.parallel.zero, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if config.parallel.zero == 3:
+        # Small parameters stay whole on every rank by default; at tiny widths that would be all of them.
+        zero |= {"stage3_param_persistence_threshold": config.model.width * 4}
+    return {
+        "train_micro_batch_size_per_gpu": micro_rows,
+        "gradient_accumulation_steps": accumulation,
+        "zero_optimization": zero,
+        "bf16": {"enabled": config.precision.dtype == "bf16"},
+        "gradient_clipping": config.optim.clip_norm if config.parallel.zero and config.optim.clip_norm else 0.0,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": NO_PRINTING,
+        "wall_clock_breakdown": False,
+    }
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """deepspeed, quiet, and without its shared-memory extension.
+
+    That extension is compiled at the first use on a CPU (a minute and a half) for one inference collective.
+    """
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19.8 calls collectives that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # `deepspeed.comm.torch` as an attribute is torch itself; the module is found by its name only.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    return deepspeed

@@ -1,0 +1,68 @@
+"""The loss of a trained model on any dataset."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from data_pipelines.batch import Batch
+from data_pipelines.evaluation import evaluation_batches, evaluation_rows
+from data_pipelines.rows import Source, open_sources
+from data_pipelines.tokenizers import load_tokenizer
+from pretrain.checkpoint_reader import TrainedModel
+from pretrain.errors import UserError
+from pretrain.objectives import build_objective
+from pretrain.run_data import bytes_per_token
+
+Watch = Callable[[Iterator[Batch], int], Iterable[Batch]]
+"""Wraps the batches, of which there are so many, for a progress bar."""
+
+
+@dataclass(frozen=True)
+class Result:
+    tokens: int
+    nats_per_token: float
+    bits_per_byte: float
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.nats_per_token)
+
+
+@torch.no_grad()
+def evaluate(
+    trained: TrainedModel,
+    paths: list[str],
+    split: str,
+    *,
+    limit_rows: int | None = None,
+    rows_per_batch: int = 8,
+    watch: Watch = lambda batches, count: batches,
+) -> Result:
+    """Loss over the split in stored order, each token once. `watch` wraps the batches, for a progress bar.
+
+    Raises UserError if the dataset was built with another tokenizer than the model's.
+    """
+    sources = open_sources([Source(path=path) for path in paths], split=split)
+    theirs = load_tokenizer(paths[0])
+    if theirs.fingerprint != trained.tokenizer.fingerprint:
+        raise UserError(
+            f"{paths[0]}: built with tokenizer {theirs.fingerprint[:12]} ({theirs.describe()}), "
+            f"the run has {trained.tokenizer.fingerprint[:12]} ({trained.tokenizer.describe()}); rebuild the dataset "
+            f"with `triptych data build ... --tokenizer {trained.path.parent.parent / 'tokenizer'}/tokenizer.json`"
+        )
+    length = trained.config.data.sequence_length
+    objective = build_objective(trained.config.objective)
+    loss_sum = weight = 0.0
+    rows = min(evaluation_rows(sources, length), limit_rows or sys.maxsize)
+    batches = evaluation_batches(sources, length, rows_per_batch, limit_rows=limit_rows)
+    for batch in watch(batches, -(-rows // rows_per_batch)):
+        on_device = batch.to(trained.device)
+        loss_sum += float(objective(trained.model, on_device).loss)
+        weight += float(objective.weight(on_device))
+    nats = loss_sum / weight
+    return Result(int(weight), nats, nats / math.log(2) / bytes_per_token(sources))

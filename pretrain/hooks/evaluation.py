@@ -1,0 +1,54 @@
+"""The loss on the validation split, now and then."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from pretrain.hooks.base import Hook, due
+
+if TYPE_CHECKING:
+    from pretrain.engine.base import StepReport
+    from pretrain.run import Run
+
+
+class EvaluationHook(Hook):
+    """Before the first step, every `every` steps, and at the end.
+
+    Its state remembers the first and the last result, so that a resumed run can still tell what it began from.
+    """
+
+    name = "evaluation"
+
+    def __init__(self, every: int | None, bytes_per_token: float) -> None:
+        self._every = every
+        self._bytes_per_token = bytes_per_token
+        self.first: dict[str, float] | None = None
+        self.last: dict[str, float] | None = None
+
+    def before_training(self, run: Run) -> None:
+        if run.clock.step == 0:
+            self._evaluate(run)
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        if due(run.clock.step, self._every):
+            self._evaluate(run)
+
+    def after_training(self, run: Run) -> None:
+        if run.clock.done and (self.last is None or self.last["step"] != run.clock.step):
+            self._evaluate(run)
+
+    def _evaluate(self, run: Run) -> None:
+        nats = run.engine.evaluate(run.validation_batches(), run.objective).loss
+        bits_per_byte = nats / math.log(2) / self._bytes_per_token
+        self.last = {"step": run.clock.step, "nats_per_token": nats, "bits_per_byte": bits_per_byte}
+        if self.first is None:
+            self.first = self.last
+        record = {"loss/validation": nats, "loss/validation_bits_per_byte": bits_per_byte}
+        run.reporter.write(run.clock.step, record)
+
+    def state(self) -> dict[str, Any]:
+        return {"first": self.first, "last": self.last}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.first, self.last = state["first"], state["last"]

@@ -1,0 +1,144 @@
+"""What a run reports: the scalars, their meaning, and the sinks they go to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCALARS: Mapping[str, str] = {
+    "loss/train": "Training loss in nats per token, averaged over the tokens since the last log. Regularisers excluded.",
+    "loss/validation": "Loss in nats per token on the validation split (its first monitor.evaluate_rows rows).",
+    "loss/validation_bits_per_byte": "The same loss in bits per byte of UTF-8 text: independent of the tokenizer.",
+    "optim/learning_rate": "Learning rate of embeddings and norms; matrices have it times optim.matrix_lr_multiplier.",
+    "optim/gradient_norm": "Global L2 norm of the gradient before clipping, in the last step logged.",
+    "speed/tokens_per_second": "Tokens trained per second over all ranks since the last log, pauses included.",
+    "speed/step_seconds": "Wall time per optimizer step since the last log.",
+    "speed/data_wait_share": "Share of that time that rank 0 waited for data. Above 0.02: raise data.workers.",
+    "speed/teraflops_per_rank": "Arithmetic of the model (forward + backward) in 10^12 operations per second and rank.",
+    "speed/mfu": "That figure over the device's peak in the run's precision. Only where the peak is known.",
+    "memory/resident_gib": "Resident memory of rank 0's process.",
+    "memory/gpu_peak_gib": "Peak GPU memory of rank 0 since the last log.",
+    "progress/tokens": "Tokens trained since the run began, in millions.",
+    "checkpoint/blocked_seconds": "Time that the last save held up training: staging, and waiting for the one before.",
+}
+"""Every scalar in TensorBoard, with its help text. tests/ compare this table with the docs."""
+
+Record = dict[str, Any]
+
+
+class Sink(Protocol):
+    def write(self, step: int, record: Record) -> None: ...
+
+    def text(self, step: int, name: str, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardSink:
+    def __init__(self, folder: Path, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import scalar
+
+        self._scalar = scalar
+
+        # purge_step hides what a killed run logged beyond the step it resumes from.
+        self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None, flush_secs=10)
+
+    def write(self, step: int, record: Record) -> None:
+        for name, value in record.items():
+            assert name in SCALARS, f"{name} has no help text"
+            # add_scalar takes no description; the page shows it when one points at a chart's title.
+            summary = self._scalar(name, value)
+            summary.value[0].metadata.summary_description = SCALARS[name]
+            self._writer._get_file_writer().add_summary(summary, step)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._writer.add_text(name, text, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class JsonLinesSink:
+    """The same record as text, for programs, `triptych status` and a plain look."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, step: int, record: Record) -> None:
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+
+    def text(self, step: int, name: str, text: str) -> None: ...
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ProgressSink:
+    """A bar with loss, tokens/s and time left; plain lines where the output is no terminal."""
+
+    def __init__(self, console: Console, step: int, steps: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._console = console
+        self._steps = steps
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]} tokens/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=steps, completed=step, loss="-", speed="-")
+        self._progress.start()
+
+    def write(self, step: int, record: Record) -> None:
+        if "loss/train" in record:
+            speed = f"{record['speed/tokens_per_second']:,.0f}"
+            loss = f"{record['loss/train']:.3f}"
+            self._progress.update(self._task, completed=step, loss=loss, speed=speed)
+            if not self._console.is_terminal:
+                left = (self._steps - step) * record["speed/step_seconds"]
+                self._console.print(f"step {step}/{self._steps}  loss {loss}  {speed} tokens/s  {left:.0f} s left")
+        if "loss/validation" in record:
+            nats, bits = record["loss/validation"], record["loss/validation_bits_per_byte"]
+            self._console.print(f"step {step}: validation loss {nats:.4f} nats/token, {bits:.4f} bits/byte")
+
+    def text(self, step: int, name: str, text: str) -> None:
+        from rich.markup import escape
+
+        if name == "config":  # for TensorBoard; here it would push everything else off the screen
+            return
+        self._console.print(f"[dim]step {step}, {name}:[/dim] {escape(text)}")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Reporter:
+    """Fan-out to the sinks. Only rank 0 has any."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self._sinks = sinks
+
+    def write(self, step: int, record: Record) -> None:
+        for sink in self._sinks:
+            sink.write(step, record)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        for sink in self._sinks:
+            sink.text(step, name, text)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()

@@ -1,0 +1,73 @@
+"""AdamW with a learning rate per parameter type, weight decay independent of it, and the schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from pretrain.config import OptimSection
+
+REFERENCE_WIDTH = 768
+"""The width at which learning rates are tuned; wider models' matrices get proportionally less."""
+
+
+def matrix_lr_multiplier(optim: OptimSection, width: int) -> float:
+    if optim.matrix_lr_multiplier == "auto":
+        return min(REFERENCE_WIDTH / width, 1.0)
+    return optim.matrix_lr_multiplier
+
+
+def parameter_type(name: str, parameter: nn.Parameter) -> str:
+    """matrix, embedding or vector (norms, scales, biases)."""
+    if parameter.ndim < 2:
+        return "vector"
+    return "embedding" if name.startswith("embedding.") else "matrix"
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], optim: OptimSection, width: int
+) -> list[dict[str, Any]]:
+    """One AdamW group per parameter type.
+
+    Each group carries `peak_lr`, which `set_learning_rate` multiplies by the schedule. torch's AdamW shrinks a
+    weight by lr x weight_decay; dividing by the group's peak leaves schedule x `optim.weight_decay`, the same
+    share for every type and learning rate.
+    """
+    types: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        types.setdefault(parameter_type(name, parameter), []).append(parameter)
+    groups = []
+    for kind, parameters in types.items():
+        peak = optim.lr * (matrix_lr_multiplier(optim, width) if kind == "matrix" else 1.0)
+        decay = 0.0 if kind == "vector" else optim.weight_decay / peak
+        groups.append({"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay, "type": kind})
+    return groups
+
+
+def build_optimizer(groups: list[dict[str, Any]], optim: OptimSection) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.epsilon, fused=True)
+
+
+def schedule_factor(optim: OptimSection, step: int, steps: int) -> float:
+    """Share of the peak learning rate in step `step` (the first is 0) of a run of `steps`."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    final = optim.final_lr_fraction
+    if optim.schedule == "cosine":
+        progress = (step - optim.warmup_steps) / max(1, steps - 1 - optim.warmup_steps)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    decay = steps // 5 if optim.decay_steps is None else optim.decay_steps
+    into_decay = step - (steps - decay)
+    return 1.0 if into_decay < 0 else 1 - (1 - final) * (into_decay + 1) / decay
+
+
+def set_learning_rate(groups: Iterable[dict[str, Any]], factor: float) -> None:
+    for group in groups:
+        group["lr"] = group["peak_lr"] * factor

@@ -1,0 +1,106 @@
+"""The run's process groups: made by Megatron-core, named here, and passed on from here."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from pretrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pretrain.config import ParallelSection
+
+MPU_NAMES = (
+    "get_data_parallel_group",
+    "get_data_parallel_rank",
+    "get_data_parallel_world_size",
+    "get_tensor_model_parallel_group",
+    "get_tensor_model_parallel_rank",
+    "get_tensor_model_parallel_world_size",
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of the layout: this rank's group along it, its place there and the group's size."""
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Mesh:
+    data: Axis
+    tensor: Axis
+    control: dist.ProcessGroup
+    """All ranks, over gloo: agreements between hosts that must not wait for a GPU."""
+    storage: dist.ProcessGroup
+    """All ranks, over gloo, for the checkpoint writer's thread alone."""
+    mpu: SimpleNamespace
+    """Megatron's groups under the names DeepSpeed asks for."""
+
+    @property
+    def is_main(self) -> bool:
+        return dist.get_rank() == 0
+
+
+def data_parallel_size(parallel: ParallelSection, world: int, global_batch_rows: int) -> int:
+    """Ranks that see different rows. Raises ConfigError where the layout does not fit the world or the batch."""
+    model_ranks = parallel.tensor * parallel.context * parallel.pipeline
+    problems = []
+    if world % model_ranks:
+        problems.append(
+            f"parallel: tensor x context x pipeline = {model_ranks} does not divide the {world} processes; "
+            f"start a multiple of {model_ranks}"
+        )
+    size = max(1, world // model_ranks)
+    if parallel.data != "auto" and parallel.data != size:
+        problems.append(
+            f"parallel.data = {parallel.data}: {world} processes leave {size}; start {parallel.data * model_ranks} "
+            "processes or use parallel.data=auto"
+        )
+    if global_batch_rows % size:
+        right = [n for n in range(1, global_batch_rows + 1) if global_batch_rows % n == 0]
+        problems.append(
+            f"data.global_batch_rows = {global_batch_rows} does not divide by {size} data-parallel ranks; "
+            f"use {', '.join(map(str, right[-6:]))} ranks or another batch"
+        )
+    if problems:
+        raise ConfigError("layout error, " + f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
+    return size
+
+
+def build_mesh(parallel: ParallelSection) -> Mesh:
+    """Make every process group. Needs torch.distributed; collective over all ranks."""
+    with warnings.catch_warnings():
+        # Megatron warns once per optional library that is not installed; none of them is used here.
+        warnings.simplefilter("ignore")
+        from megatron.core import parallel_state
+
+    if not parallel_state.is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=parallel.tensor,
+            pipeline_model_parallel_size=parallel.pipeline,
+            context_parallel_size=parallel.context,
+        )
+    mpu = SimpleNamespace(**{name: getattr(parallel_state, name) for name in MPU_NAMES})
+    # DeepSpeed's word for everything that holds one replica of the model together: here the tensor axis.
+    mpu.get_model_parallel_group = mpu.get_tensor_model_parallel_group
+    mpu.get_model_parallel_rank = mpu.get_tensor_model_parallel_rank
+    mpu.get_model_parallel_world_size = mpu.get_tensor_model_parallel_world_size
+    return Mesh(
+        data=_axis(parallel_state.get_data_parallel_group()),
+        tensor=_axis(parallel_state.get_tensor_model_parallel_group()),
+        control=dist.new_group(backend="gloo"),
+        storage=dist.new_group(backend="gloo"),
+        mpu=mpu,
+    )
+
+
+def _axis(group: dist.ProcessGroup) -> Axis:
+    return Axis(group, dist.get_rank(group), dist.get_world_size(group))

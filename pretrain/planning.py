@@ -1,0 +1,130 @@
+"""What a run will need, worked out before a GPU is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from models import families
+from pretrain.engine.deepspeed import bucket_elements
+from pretrain.errors import ConfigError
+from pretrain.hardware import ACCELERATORS, Accelerator
+from pretrain.optim import matrix_lr_multiplier, parameter_type
+from pretrain.parallel.mesh import data_parallel_size
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+BYTES = {"fp32": 4, "bf16": 2}
+FP32_BYTES = 4
+SECONDS_PER_DAY = 86400
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    buffers: int
+    """Where DeepSpeed gathers gradients before it reduces them."""
+    activations: int
+
+    @property
+    def state(self) -> int:
+        """What stays between steps and during the backward pass, activations excluded."""
+        return self.parameters + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.state + self.buffers + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: Mapping[str, int]
+    """By group: embedding, attention, mlp, norm, head."""
+    memory: Memory
+    flops_per_token: float
+    """Forward and backward."""
+    micro_batch_rows: int
+    accumulation: int
+    tokens_per_step: int
+    tokens: int
+    learning_rates: Mapping[str, float]
+    attention_bias: float | None
+    gpus: int
+    accelerator: Accelerator
+    mfu: float
+    seconds: float
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.seconds * self.gpus / 3600
+
+
+def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
+    """Plan `config` on `gpus` devices of a kind, at a stated model FLOPs utilisation."""
+    if gpu not in ACCELERATORS:
+        raise ConfigError(f"--gpu {gpu}: not in the table; choose one of {', '.join(ACCELERATORS)}")
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
+    family = families[config.model.family]
+    if config.model.vocabulary is None:
+        raise ConfigError("model.vocabulary: null leaves it to the dataset; name a number to plan, e.g. model.vocabulary=32768")
+    length = config.data.sequence_length
+    model_config = config.model.resolved(vocabulary=config.model.vocabulary, sequence_length=length)
+    with torch.device("meta"):
+        model = family.build(model_config)
+    groups: dict[str, int] = {}
+    rates: dict[str, float] = {}
+    multiplier = matrix_lr_multiplier(config.optim, config.model.width)
+    for name, parameter in model.named_parameters():
+        group = family.parameter_group(name)
+        groups[group] = groups.get(group, 0) + parameter.numel()
+        kind = parameter_type(name, parameter)
+        rates[kind] = config.optim.lr * (multiplier if kind == "matrix" else 1.0)
+    data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
+    rows = config.data.global_batch_rows // data_ranks
+    micro = rows if config.data.micro_batch_rows == "auto" else min(config.data.micro_batch_rows, rows)
+    activations = family.activation_bytes(model_config, micro * length, length, BYTES[config.precision.dtype])
+    flops = family.flops_per_token(model_config, length)
+    tokens_per_step = config.data.global_batch_rows * length
+    tokens = tokens_per_step * config.run.steps
+    accelerator = ACCELERATORS[gpu]
+    rate = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * mfu * gpus
+    return Plan(
+        parameters=groups,
+        memory=state_memory(sum(groups.values()), config, data_ranks, activations),
+        flops_per_token=flops,
+        micro_batch_rows=micro,
+        accumulation=rows // micro,
+        tokens_per_step=tokens_per_step,
+        tokens=tokens,
+        learning_rates=rates,
+        attention_bias=getattr(model_config, "attention_bias", None),
+        gpus=gpus,
+        accelerator=accelerator,
+        mfu=mfu,
+        seconds=flops * tokens / rate,
+    )
+
+
+def state_memory(parameters: int, config: Config, data_ranks: int, activations: int = 0) -> Memory:
+    """Bytes per rank under the ZeRO stage, as DeepSpeed keeps them (benchmarks/memory.py measures it).
+
+    From stage 1 on, DeepSpeed keeps an fp32 master copy of the rank's share, also of an fp32 model.
+    """
+    zero, width = config.parallel.zero, BYTES[config.precision.dtype]
+    share = parameters / data_ranks
+    return Memory(
+        parameters=int(width * (share if zero == 3 else parameters)),
+        gradients=int(width * (share if zero >= 2 else parameters)),
+        optimizer=int(FP32_BYTES * (2 * parameters if zero == 0 else 3 * share)),
+        buffers=width * bucket_elements(parameters) if zero >= 2 else 0,
+        activations=activations,
+    )

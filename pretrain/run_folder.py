@@ -1,0 +1,136 @@
+"""A run's folder: where its files lie, who may write there, and the ledger of what happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per logged step or evaluation; a resumed run cuts what it will write again."""
+        return self.logs / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    def create(self) -> None:
+        try:
+            for folder in (self.path, self.checkpoints, self.logs):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere") from None
+
+    def lock(self) -> filelock.FileLock:
+        """Held as long as this process lives; raises UserError if another live run holds it."""
+        lock = filelock.FileLock(self.path / "run.lock")
+        owner = self.path / "run.owner.json"
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            who = json.loads(owner.read_text()) if owner.exists() else {}
+            raise UserError(
+                f"{self.path}: another run is writing here (process {who.get('pid', '?')} on {who.get('host', '?')}, "
+                f"since {who.get('since', '?')}); end it, or choose another run.name"
+            ) from None
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
+        return lock
+
+    def save_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Keep what generation needs, so that a run outlives its dataset."""
+        self.tokenizer.mkdir(exist_ok=True)
+        entry = tokenizer.save(self.tokenizer)
+        (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+
+    def load_tokenizer(self) -> Tokenizer:
+        entry = self.tokenizer / "entry.json"
+        if not entry.is_file():
+            raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
+        file = json.loads(entry.read_text(encoding="utf-8"))["file"]
+        return tokenizer_from_spec(str(self.tokenizer / file)) if file else BytesTokenizer()
+
+    def record(self, event: str, **facts: Any) -> None:
+        """Add a line to the ledger: starts, saves, stops, with reasons."""
+        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
+        with self.ledger.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        return list(_lines(self.metrics)) if self.metrics.exists() else []
+
+    def cut_metrics(self, after_step: int) -> None:
+        """Forget what was logged beyond `after_step`: those steps are about to be trained again."""
+        if not self.metrics.exists():
+            return
+        kept = [line for line in _lines(self.metrics) if line["step"] <= after_step]
+        temporary = self.metrics.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.metrics)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the half line of a killed process
+
+
+def find_run(name_or_path: str, folder: str = "runs") -> RunFolder:
+    """The run called `name_or_path`, or lying there. Raises UserError that lists the runs there are."""
+    for path in (Path(name_or_path), Path(folder) / name_or_path):
+        if (path / "config.yaml").is_file():
+            return RunFolder(path)
+    known = sorted(config.parent.name for config in Path(folder).glob("*/config.yaml")) if Path(folder).is_dir() else []
+    listed = f"; {folder}/ has {', '.join(known)}" if known else f"; {folder}/ has no runs"
+    raise UserError(f"{name_or_path}: no run there, nor under {folder}/{listed}")
+
+
+def write_config(folder: RunFolder, text: str) -> None:
+    temporary = folder.config.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(folder.config)
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    loaded = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded

@@ -1,0 +1,70 @@
+"""`triptych checkpoint list` and `verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pretrain.checkpoint import CheckpointStore
+from pretrain.commands.checkpoint import app
+from pretrain.errors import CheckpointError
+from tests.pretrain.checkpoint.states import make_state
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run called `demo`, under runs/ of the current folder, with steps 2 and 4."""
+    folder = tmp_path / "runs" / "demo"
+    store = CheckpointStore(folder / "checkpoints", group=None, keep_last=5)
+    for step in (2, 4):
+        store.save(step, make_state(step))
+    store.wait()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return folder
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+@pytest.mark.parametrize("name", ["demo", "runs/demo"])
+def test_whole_steps_are_listed(run: Path, command: str, name: str) -> None:
+    code, output = invoke(command, name)
+    assert code == 0 and output.count("whole") == 2 and "kB" in output
+
+
+def test_a_flipped_bit_is_found_by_verify(run: Path) -> None:
+    file = run / "checkpoints" / "step_00000004" / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[99] ^= 1
+    file.write_bytes(data)
+    assert invoke("list", "demo")[0] == 0
+    code, output = invoke("verify", "demo")
+    assert code == 1 and "__0_0.distcp has been altered" in output and output.count("whole") == 1
+    assert invoke("verify", "demo", "--step", "2")[0] == 0
+    assert invoke("verify", "demo", "--step", "4")[0] == 1
+
+
+def test_a_missing_manifest_is_found_by_list(run: Path) -> None:
+    (run / "checkpoints" / "step_00000002" / "MANIFEST.json").unlink()
+    code, output = invoke("list", "demo")
+    assert code == 1 and "interrupted" in output
+
+
+def test_unknown_runs_and_steps_are_named(run: Path) -> None:
+    with pytest.raises(CheckpointError, match="runs/other/checkpoints"):
+        invoke("list", "other")
+    with pytest.raises(CheckpointError, match="step_00000003 does not exist"):
+        invoke("verify", "demo", "--step", "3")
+
+
+def test_help_shows_examples() -> None:
+    words = " ".join(invoke("verify", "--help")[1].split())  # the terminal's width decides where lines end
+    assert "checkpoint verify runs/demo --step 1000" in words

@@ -1,0 +1,69 @@
+"""Parameter groups, weight decay and schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from pretrain.config import OptimSection
+from pretrain.optim import build_optimizer, parameter_groups, schedule_factor, set_learning_rate
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 4)
+        self.linear = nn.Linear(4, 4, bias=False)
+        self.norm = nn.RMSNorm(4)
+
+
+def test_types_have_their_learning_rates() -> None:
+    groups = parameter_groups(Tiny().named_parameters(), OptimSection(lr=0.01, weight_decay=0.1), width=2048)
+    by_type = {group["type"]: group for group in groups}
+    assert by_type["matrix"]["peak_lr"] == pytest.approx(0.01 * 768 / 2048)
+    assert by_type["embedding"]["peak_lr"] == by_type["vector"]["peak_lr"] == 0.01
+    assert by_type["vector"]["weight_decay"] == 0
+
+
+def test_narrow_models_keep_the_whole_rate() -> None:
+    groups = parameter_groups(Tiny().named_parameters(), OptimSection(lr=0.01), width=192)
+    assert {group["peak_lr"] for group in groups} == {0.01}
+
+
+@pytest.mark.parametrize("lr", [1e-4, 1e-1])
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_weight_decay_follows_the_schedule_and_not_the_learning_rate(lr: float, factor: float) -> None:
+    model = Tiny()
+    before = model.linear.weight.detach().clone()
+    optim = OptimSection(lr=lr, weight_decay=0.1)
+    optimizer = build_optimizer(parameter_groups(model.named_parameters(), optim, width=2048), optim)
+    set_learning_rate(optimizer.param_groups, factor)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # no gradient: what moves is decay alone
+    optimizer.step()
+    torch.testing.assert_close(model.linear.weight.detach(), before * (1 - 0.1 * factor))
+
+
+def test_cosine_starts_at_the_peak_and_ends_at_its_fraction() -> None:
+    optim = OptimSection(lr=1, warmup_steps=10, schedule="cosine", final_lr_fraction=0.1)
+    factors = [schedule_factor(optim, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == 1.0 and factors[10] == pytest.approx(1.0)
+    assert factors[-1] == pytest.approx(0.1)
+    middle = (10 + 99) / 2
+    assert (factors[54] + factors[55]) / 2 == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)), abs=1e-2), middle
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+def test_warmup_stable_decay() -> None:
+    optim = OptimSection(lr=1, warmup_steps=10, schedule="wsd", decay_steps=20, final_lr_fraction=0.0)
+    factors = [schedule_factor(optim, step, 100) for step in range(100)]
+    assert set(factors[9:80]) == {1.0}
+    assert factors[80] == pytest.approx(0.95) and factors[-1] == pytest.approx(0.0)
+
+
+def test_constant() -> None:
+    optim = OptimSection(lr=1, warmup_steps=2, schedule="constant")
+    assert [schedule_factor(optim, step, 5) for step in range(5)] == [0.5, 1, 1, 1, 1]
