@@ -76,24 +76,25 @@ def _padded(tokens: np.ndarray, filled_B: np.ndarray, width: int, pad: int) -> n
 
 
 def _borders(runs: Runs, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The weights, (B T,) bool, and the places in the flat batch where segments begin."""
+    """The weights, (B T,) bool, and the places in the flat batch where segments begin, and its end."""
     weights = np.ones(count * length, np.bool_)
     # A document that begins at place p > 0 of a row is not to be predicted from the end of the one before.
     later = runs.begins_R & (runs.place_R > 0)
     place = runs.place_R[later]
     begins = runs.interval_R[later] * length + place
     weights[begins - 1] = False
-    return weights, np.concatenate([np.arange(count) * length, begins[place < length]])
+    return weights, np.concatenate([np.arange(count + 1) * length, begins[place < length]])
 
 
 def _segments(cuts: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions, (B, T) int32 each, from the places in the flat batch where segments
-    begin."""
+    """Segment ids and positions, (B, T) each, from the places in the flat batch where segments begin, and its
+    end, in any order."""
     kind = np.int16 if length <= 2**15 else np.int32  # half the work for what is as good for its readers
     cuts.sort()
-    sizes = np.diff(cuts, append=count * length)
-    row, place = np.divmod(cuts, length)
-    number = np.arange(len(cuts)) - np.searchsorted(row, row)
+    begins, sizes = cuts[:-1], cuts[1:] - cuts[:-1]
+    row, place = np.divmod(begins, length)
+    number = np.arange(len(begins)) - np.searchsorted(row, row)
     segments = np.repeat(number.astype(kind), sizes).reshape(count, length)
-    begins = np.repeat(place.astype(kind), sizes).reshape(count, length)
-    return segments, np.subtract(np.arange(length, dtype=kind), begins, out=begins)
+    positions = np.repeat(place.astype(kind), sizes).reshape(count, length)
+    np.subtract(np.arange(length, dtype=kind), positions, out=positions)
+    return segments, positions
