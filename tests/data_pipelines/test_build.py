@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import os
+import socket
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -54,6 +58,36 @@ def test_a_build_is_reproducible(tmp_path):
     prints = {build(source, tmp_path / name, options).dataset.fingerprint for name in ("a", "b")}
     files = [(tmp_path / name / "train-000000.tar").read_bytes() for name in ("a", "b")]
     assert len(prints) == 1 and files[0] == files[1]
+
+
+STALLED_BUILD = """
+import sys, time
+from data_pipelines.build import BuildOptions, build
+
+def report(what, done, total):
+    if what == "tokenising":
+        print("ready", flush=True)
+        time.sleep(60)
+
+build(sys.argv[1], sys.argv[2], BuildOptions("bytes"), report)
+"""
+
+
+def test_a_build_removes_what_killed_ones_left_and_nothing_else(tmp_path):
+    source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS), tmp_path / "out"
+    host = socket.gethostname()
+    kept = {f".out.part-{host}-{os.getppid()}", ".out.part-elsewhere.example-1", f".out2.part-{host}-x"}
+    for name in kept:
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", STALLED_BUILD, str(source), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    left = tmp_path / f".out.part-{host}-{process.pid}"
+    assert left.is_dir() and not out.exists()
+    assert build(source, out, BYTES).removed == [left]
+    assert {path.name for path in tmp_path.glob(".out*")} == kept
+    assert build(source, tmp_path / "other", BYTES).removed == []
 
 
 def test_a_folder_of_files_of_all_kinds(tmp_path):

@@ -29,7 +29,7 @@ def run(*words: object, code: int = 0) -> str:
 def test_build_lint_stats_index(tmp_path):
     source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS), tmp_path / "out"
     text = run("build", source, "--out", out, "--tokenizer", "bpe:300", "--validation-fraction", 0.2)
-    assert "train: " in text and f"data.path={out}" in text
+    assert "removed" not in text and "train: " in text and f"data.path={out}" in text
     assert "no problems" in run("lint", out)
     shown = run("stats", out, "--samples", 2)
     assert "bytes per token" in shown and "Text " in shown and "validation: documents by length" in shown

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -106,6 +107,9 @@ def test_closing_stops_thread_and_workers(reader):
         assert stream.wait_seconds > 0 and stream.wait_seconds == 0
         stream.close()
         assert list(stream) == []
+    deadline = time.monotonic() + 20  # a queue of the workers ends its thread when it is scheduled again
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threading.active_count() == before
     assert not multiprocessing.active_children()
 
