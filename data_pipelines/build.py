@@ -2,7 +2,8 @@
 
 Two passes: the first counts the documents, sees that both splits will hold some, and collects a sample to
 train a BPE on; the second tokenises. Everything is written to a temporary folder that takes its final name
-at the end, so a build that was killed leaves nothing that looks whole.
+at the end, so a build that was killed leaves nothing that looks whole; the next build to the same place
+removes what it left.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import heapq
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +60,7 @@ class Built:
     dataset: Dataset
     tokenizer: Tokenizer
     skipped: Skipped
+    removed: list[Path]  # what builds that were killed had left
 
 
 @dataclass
@@ -112,7 +115,8 @@ def build_from_files(
         raise DataError(f"no text found in {len(files)} file(s): {why}. Text must be UTF-8, not empty.")
     report("training the tokenizer" if size else "loading the tokenizer", 0, 1)
     tokenizer = given or train_bpe(_training_texts(survey), size or 0)
-    partial = out.with_name(f".{out.name}.part-{os.getpid()}")
+    removed = _remove_leftovers(out)
+    partial = out.with_name(f"{_partial_prefix(out)}{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -121,7 +125,7 @@ def build_from_files(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return Built(open_dataset(out), tokenizer, skipped)
+    return Built(open_dataset(out), tokenizer, skipped, removed)
 
 
 def _refuse_used(out: Path, force: bool) -> None:
@@ -132,6 +136,33 @@ def _refuse_used(out: Path, force: bool) -> None:
             raise DataError(f"{out}: the folder is not empty. Use --force to replace it, or another --out.")
         if not (out / "dataset.json").exists():
             raise DataError(f"{out}: not a dataset folder, so --force will not delete it; use another --out.")
+
+
+def _partial_prefix(out: Path) -> str:
+    """The name of an unfinished build, up to its process. With the host: the folder may be a shared one, and
+    a process of another host cannot be seen from here."""
+    return f".{out.name}.part-{socket.gethostname()}-"
+
+
+def _remove_leftovers(out: Path) -> list[Path]:
+    """Remove what builds of this host into `out` left when they were killed; returns the folders."""
+    prefix = _partial_prefix(out)
+    found = sorted(out.parent.glob(".*.part-*")) if out.parent.is_dir() else []
+    processes = ((path, path.name.removeprefix(prefix)) for path in found if path.name.startswith(prefix))
+    left = [path for path, process in processes if process.isdigit() and not _is_running(int(process))]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path for path in left if not path.exists()]
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _publish(partial: Path, out: Path) -> None:

@@ -248,6 +248,7 @@ class OpenShard:
         self._tar = tar
         whole = len(tar) // kind.itemsize * kind.itemsize
         self.tokens = np.frombuffer(tar[:whole], kind)  # the tar itself seen as tokens, headers and all
+        self.token_buffer = self.tokens.data  # the same, for slices
         self._item = kind.itemsize
 
     def piece_members(self) -> np.ndarray:

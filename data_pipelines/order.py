@@ -236,14 +236,15 @@ def _runs_in_window(window: Window, start: int, begin_I: np.ndarray, end_I: np.n
     first = np.searchsorted(window.cumulative_P1, low, side="right") - 1
     count = np.searchsorted(window.cumulative_P1, high, side="left") - first
     piece = _expand(first, count)
-    interval = np.repeat(touched, count)
-    piece_start = window.cumulative_P1[piece]
-    run_start = np.maximum(piece_start, np.repeat(low, count))
-    run_end = np.minimum(window.cumulative_P1[piece + 1], np.repeat(high, count))
-    skipped = run_start - piece_start
+    run_start, run_end = window.cumulative_P1[piece], window.cumulative_P1[piece + 1]
+    after = np.cumsum(count)
+    skipped = np.zeros(len(piece), np.int64)  # only the first run of an interval may begin inside its piece
+    skipped[after - count] = low - run_start[after - count]
+    run_start += skipped
+    run_end[after - 1] = high
     return Runs(
-        interval,
-        run_start + start - begin_I[interval],
+        np.repeat(touched, count),
+        run_start - np.repeat(begin_I[touched] - start, count),
         run_end - run_start,
         window.within_P[piece] + skipped == 0,
         window.start_P[piece] + skipped,

@@ -23,20 +23,20 @@ def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) ->
         pad: a token id.
     """
     count = len(rows)
-    full = int(runs.length_R.sum()) == count * (length + 1)
-    buffer = gather(runs, count, length + 1, None if full else pad)
-    weights = np.ones(count * length, np.float32)
-    # A document that begins at place p > 0 of a row is not to be predicted from the end of the one before.
-    later = runs.begins_R & (runs.place_R > 0)
-    begins = (runs.interval_R * length + runs.place_R)[later]
-    weights[begins - 1] = 0.0
-    cuts = [np.arange(count) * length, begins[runs.place_R[later] < length]]
-    if not full:
-        cuts.append(_pad_weights(runs, weights, count, length))
-    segments, positions = _segments(np.concatenate(cuts), count, length)
+    tokens = gather(runs)
+    filled_B = None  # tokens of each row, if some end early
+    if len(tokens) < count * (length + 1):
+        filled_B = np.bincount(runs.interval_R, runs.length_R, count).astype(np.int64)
+        tokens = _padded(tokens, filled_B, length + 1, pad)
+    weights, cuts = _borders(runs, count, length)
+    if filled_B is not None:
+        # The last token of such a row has no target.
+        weights &= (np.arange(1, length + 1) < filled_B[:, None]).reshape(-1)
+        early = (filled_B > 0) & (filled_B < length)
+        cuts = np.concatenate([cuts, (np.arange(count) * length + filled_B)[early]])
+    segments, positions = _segments(cuts, count, length)
     return Batch(
-        tokens=torch.from_numpy(buffer[:, :-1].astype(np.int64)),
-        targets=torch.from_numpy(buffer[:, 1:].astype(np.int64)),
+        sequences=torch.from_numpy(tokens.astype(np.int64).reshape(count, length + 1)),
         weights=torch.from_numpy(weights.reshape(count, length)),
         segment_ids=torch.from_numpy(segments),
         positions=torch.from_numpy(positions),
@@ -45,42 +45,56 @@ def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) ->
     )
 
 
-def gather(runs: Runs, count: int, width: int, pad: int | None) -> np.ndarray:
-    """Copy the tokens of `runs` into (count, width), in the type they are stored in.
+def gather(runs: Runs) -> np.ndarray:
+    """Copy the tokens of `runs` one after the other, in the type they are stored in.
 
-    Each member is checked when its first run is copied. `pad` fills what no run covers; None: they cover all.
+    Each member is checked when its first run is copied.
     """
-    kind = runs.shards[0].tokens.dtype if runs.shards else np.dtype(np.uint16)
-    buffer = np.empty(count * width, kind)
-    if pad is not None:
-        buffer.fill(pad)
-    sources = [(shard.tokens, shard.checked) for shard in runs.shards]
-    place = (runs.interval_R * width + runs.place_R).tolist()
-    columns = (runs.shard_R, runs.member_R, runs.start_R, runs.length_R)
-    for to, shard, member, start, size in zip(place, *(column.tolist() for column in columns), strict=True):
-        tokens, checked = sources[shard]
-        if not checked[member]:
+    if not runs.shards:
+        return np.empty(0, np.uint16)
+    if any(0 in shard.checked for shard in runs.shards):
+        _check(runs)
+    buffers = [shard.token_buffer for shard in runs.shards]
+    columns = (runs.shard_R, runs.start_R, runs.start_R + runs.length_R)
+    # A row is made of short runs, and slices of memoryviews cost half of what slices of arrays do.
+    parts = [buffers[s][a:b] for s, a, b in zip(*(column.tolist() for column in columns), strict=True)]
+    return np.frombuffer(b"".join(parts), runs.shards[0].tokens.dtype)
+
+
+def _check(runs: Runs) -> None:
+    """Check the members that `runs` touches for the first time."""
+    for shard, member in zip(runs.shard_R.tolist(), runs.member_R.tolist(), strict=True):
+        if not runs.shards[shard].checked[member]:
             runs.shards[shard].check(member)
-        buffer[to : to + size] = tokens[start : start + size]
-    return buffer.reshape(count, width)
 
 
-def _pad_weights(runs: Runs, weights: np.ndarray, count: int, length: int) -> np.ndarray:
-    """Set the weights of rows that end early (at the end of an evaluation) to 0 from their last token on, and
-    return where padding begins after tokens."""
-    filled = np.bincount(runs.interval_R, runs.length_R, count).astype(np.int64)
-    for row in np.flatnonzero(filled <= length).tolist():
-        weights[row * length + max(0, int(filled[row]) - 1) : (row + 1) * length] = 0.0
-    return (np.arange(count) * length + filled)[(filled > 0) & (filled < length)]
+def _padded(tokens: np.ndarray, filled_B: np.ndarray, width: int, pad: int) -> np.ndarray:
+    """Fill rows that end early up to `width`; row b takes the next filled_B[b] tokens."""
+    padded = np.full((len(filled_B), width), pad, tokens.dtype)
+    padded[np.arange(width) < filled_B[:, None]] = tokens
+    return padded
+
+
+def _borders(runs: Runs, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The weights, (B T,) bool, and the places in the flat batch where segments begin, and its end."""
+    weights = np.ones(count * length, np.bool_)
+    # A document that begins at place p > 0 of a row is not to be predicted from the end of the one before.
+    later = runs.begins_R & (runs.place_R > 0)
+    place = runs.place_R[later]
+    begins = runs.interval_R[later] * length + place
+    weights[begins - 1] = False
+    return weights, np.concatenate([np.arange(count + 1) * length, begins[place < length]])
 
 
 def _segments(cuts: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids and positions, (B, T) int32 each, from the places in the flat batch where segments
-    begin."""
+    """Segment ids and positions, (B, T) each, from the places in the flat batch where segments begin, and its
+    end, in any order."""
+    kind = np.int16 if length <= 2**15 else np.int32  # half the work for what is as good for its readers
     cuts.sort()
-    sizes = np.diff(cuts, append=count * length)
-    number = np.arange(len(cuts)) - np.searchsorted(cuts, cuts // length * length)
-    positions = np.arange(count * length, dtype=np.int32)
-    positions -= np.repeat(cuts.astype(np.int32), sizes)
-    segments = np.repeat(number.astype(np.int32), sizes)
-    return segments.reshape(count, length), positions.reshape(count, length)
+    begins, sizes = cuts[:-1], cuts[1:] - cuts[:-1]
+    row, place = np.divmod(begins, length)
+    number = np.arange(len(begins)) - np.searchsorted(row, row)
+    segments = np.repeat(number.astype(kind), sizes).reshape(count, length)
+    positions = np.repeat(place.astype(kind), sizes).reshape(count, length)
+    np.subtract(np.arange(length, dtype=kind), positions, out=positions)
+    return segments, positions

@@ -166,6 +166,8 @@ class RowReader:
     def _runs(self, rows: np.ndarray) -> Runs:
         """The runs of the rows' T + 1 tokens; interval = place in `rows`."""
         source, draw = self.mixture.draws(rows)
+        if len(self._streams) == 1 and bool((rows[:-1] <= rows[1:]).all()):  # nothing to sort or to join
+            return self._streams[0].runs(draw * self.sequence_length, self.sequence_length + 1)
         parts: list[Runs] = []
         places: list[np.ndarray] = []
         for number, stream in enumerate(self._streams):
@@ -175,6 +177,4 @@ class RowReader:
                 begin = draw[place] * self.sequence_length
                 parts.append(stream.runs(begin, self.sequence_length + 1))
                 places.append(place)
-        if len(parts) == 1 and bool((places[0][:-1] < places[0][1:]).all()):
-            return parts[0]
         return join_runs(parts, places)

@@ -8,8 +8,8 @@ the batch.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import queue
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -139,20 +139,26 @@ def open_stream(
         thread = _Prefetcher(batches, iter(numbers), prefetch)
         return Stream(iter(thread), thread.close)
     # Not fork: this process runs threads (prefetch, tokenizers, CUDA), and a forked child inherits their
-    # locks in whatever state they are. The fork server is a fresh process without threads, and forking it
-    # is quicker than starting an interpreter for each worker.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_pipelines.rows"])
+    # locks in whatever state they are. Not forkserver: a signal that Slurm sends to every process of a job
+    # would end the server, and the workers with it.
     loader: DataLoader[Any] = DataLoader(
         batches,
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=prefetch,
-        multiprocessing_context=context,
+        multiprocessing_context="spawn",
+        worker_init_fn=_ignore_signals,
     )
     # Dropping the loader's iterator stops its workers, and `Stream.close` drops it.
     return Stream(iter(loader), lambda: None)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Let workers outlive the signals that ask a run to stop: the run still wants its batches until it has
+    saved, and then ends its workers by other means."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Prefetcher:

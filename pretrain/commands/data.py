@@ -199,6 +199,9 @@ def _print_built(built: Built) -> None:
             f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.text_bytes:,} bytes, "
             f"{len(split.shards)} shard(s)"
         )
+    if built.removed:
+        names = ", ".join(str(path) for path in built.removed)
+        typer.echo(f"  removed what killed builds had left: {names}")
     for reason, count in built.skipped.counts.items():
         typer.echo(f"  left out: {count:,} {reason}")
     for line in built.skipped.names[:5]:

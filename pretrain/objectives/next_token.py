@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from models.layers.loss import default_chunk_tokens, token_cross_entropy
@@ -19,7 +20,7 @@ class NextToken:
     z_loss: float = 0.0
 
     def weight(self, batch: Batch) -> Tensor:
-        return batch.weights.sum()
+        return batch.weights.sum(dtype=torch.float32)
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
         hidden_BTC = model(batch.tokens, batch.segment_ids, batch.positions)

@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import os
+import socket
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -56,6 +60,36 @@ def test_a_build_is_reproducible(tmp_path):
     assert len(prints) == 1 and files[0] == files[1]
 
 
+STALLED_BUILD = """
+import sys, time
+from data_pipelines.build import BuildOptions, build
+
+def report(what, done, total):
+    if what == "tokenising":
+        print("ready", flush=True)
+        time.sleep(60)
+
+build(sys.argv[1], sys.argv[2], BuildOptions("bytes"), report)
+"""
+
+
+def test_a_build_removes_what_killed_ones_left_and_nothing_else(tmp_path):
+    source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS), tmp_path / "out"
+    host = socket.gethostname()
+    kept = {f".out.part-{host}-{os.getppid()}", ".out.part-elsewhere.example-1", f".out2.part-{host}-x"}
+    for name in kept:
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", STALLED_BUILD, str(source), str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+    left = tmp_path / f".out.part-{host}-{process.pid}"
+    assert left.is_dir() and not out.exists()
+    assert build(source, out, BYTES).removed == [left]
+    assert {path.name for path in tmp_path.glob(".out*")} == kept
+    assert build(source, tmp_path / "other", BYTES).removed == []
+
+
 def test_a_folder_of_files_of_all_kinds(tmp_path):
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
@@ -84,7 +118,8 @@ def test_a_single_file_is_cut_into_train_and_validation(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"), [("ab", ("a", "b")), ("a", ("a", "")), ("a\nb\n", ("a\n", "b\n"))]
+    ("text", "parts"),
+    [("ab", ("a", "b")), ("a", ("a", "")), ("x" * 70 + "\n" + "y" * 30, ("x" * 70 + "\n", "y" * 30))],
 )
 def test_cut_tail_of_tiny_texts(text, parts):
     assert cut_tail(text, 0.3) == parts
@@ -123,6 +158,18 @@ def test_a_failed_build_leaves_nothing(tmp_path):
         file.write("{broken\n")
     with pytest.raises(DataError, match=r"in\.jsonl:6: not JSON"):
         build(source, tmp_path / "out", BYTES)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+
+    def interrupt(what, done, total):
+        if what == "tokenising" and done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, tmp_path / "out", BYTES, interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 

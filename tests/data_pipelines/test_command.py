@@ -29,7 +29,7 @@ def run(*words: object, code: int = 0) -> str:
 def test_build_lint_stats_index(tmp_path):
     source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS), tmp_path / "out"
     text = run("build", source, "--out", out, "--tokenizer", "bpe:300", "--validation-fraction", 0.2)
-    assert "train: " in text and f"data.path={out}" in text
+    assert "removed" not in text and "train: " in text and f"data.path={out}" in text
     assert "no problems" in run("lint", out)
     shown = run("stats", out, "--samples", 2)
     assert "bytes per token" in shown and "Text " in shown and "validation: documents by length" in shown
@@ -52,7 +52,7 @@ def test_demo_and_tokenize_with_its_tokenizer(tmp_path):
     run("tokenize", tmp_path / "raw", "--out", tmp_path / "out", "--tokenizer", tmp_path / "demo")
     demo, out = open_dataset(tmp_path / "demo"), open_dataset(tmp_path / "out")
     assert demo.tokenizer["fingerprint"] == out.tokenizer["fingerprint"]
-    with pytest.raises(DataError, match="no .tar shards"):
+    with pytest.raises(DataError, match=r"no \.tar shards"):
         run("tokenize", tmp_path / "demo" / "dataset.json", "--out", tmp_path / "x", "--tokenizer", "bytes")
 
 
@@ -63,8 +63,8 @@ def test_raw_shards_can_be_indexed_and_linted(tmp_path):
 
 
 def test_importing_the_commands_costs_only_typer():
-    code = "import sys, pretrain.commands.data; print([m for m in ('torch', 'numpy', 'rich') if m in sys.modules])"
+    code = "import sys, pretrain.commands.data; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert "torch" not in shown.stdout and "numpy" not in shown.stdout
+    assert shown.stdout.strip() == "[]"

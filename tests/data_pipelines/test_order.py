@@ -111,7 +111,7 @@ def test_batch_fields_follow_from_the_tokens(tmp_path_factory, lengths, length, 
     make_dataset(folder, lengths, shard_bytes=200, seed=seed)
     batch = RowReader(open_sources([Source(folder)]), length, seed).batch(range(3, 9))
     assert torch.equal(batch.tokens.flatten()[1:], batch.targets.flatten()[:-1])
-    assert torch.equal(batch.weights, (batch.tokens != EOT).float())
+    assert torch.equal(batch.weights, batch.tokens != EOT)
     for tokens, segments, positions in zip(batch.tokens, batch.segment_ids, batch.positions, strict=True):
         segment, position = 0, 0
         for t in range(length):
@@ -120,8 +120,17 @@ def test_batch_fields_follow_from_the_tokens(tmp_path_factory, lengths, length, 
             assert (segments[t], positions[t]) == (segment, position)
             position += 1
     kinds = [batch.tokens.dtype, batch.targets.dtype, batch.weights.dtype, batch.segment_ids.dtype]
-    assert kinds == [torch.int64, torch.int64, torch.float32, torch.int32]
-    assert batch.positions.dtype == torch.int32 and batch.rows.tolist() == list(range(3, 9))
+    assert kinds == [torch.int64, torch.int64, torch.bool, torch.int16]
+    assert batch.positions.dtype == torch.int16 and batch.rows.tolist() == list(range(3, 9))
+
+
+@pytest.mark.parametrize("length", [2**15, 2**15 + 1])
+def test_places_in_rows_of_any_length_fit_their_type(tmp_path, length):
+    make_dataset(tmp_path, [3, 2 * length])
+    batch = RowReader(open_sources([Source(tmp_path)]), length, 0).batch(range(3))
+    assert batch.positions.max() == length - 1 and batch.positions.min() == 0
+    assert batch.positions.dtype == batch.segment_ids.dtype
+    assert batch.segment_ids.min() == 0
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=12), st.integers(0, 3))
