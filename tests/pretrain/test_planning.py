@@ -10,7 +10,9 @@ from pretrain.planning import make_plan, state_memory
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "softmax"])
-@pytest.mark.parametrize(("size", "expected"), [("85m", 0.1101e9), ("1b", 1.3004e9), ("3b", 3.045e9), ("7b", 6.6108e9)])
+@pytest.mark.parametrize(
+    ("size", "expected"), [("85m", 0.1101e9), ("1b", 1.3004e9), ("3b", 3.045e9), ("7b", 6.6108e9)]
+)
 def test_parameters_of_the_shipped_sizes(family: str, size: str, expected: float) -> None:
     plan = make_plan(load_config(f"configs/{family}/{size}.yaml"), gpus=8, gpu="h100", mfu=0.4)
     assert sum(plan.parameters.values()) == pytest.approx(expected, rel=5e-4)
