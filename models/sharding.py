@@ -14,8 +14,9 @@ from typing import Literal
 class Column:
     """The output features (rows of the weight) are divided over the ranks.
 
-    `by="heads"` marks a fused projection of stacked segments, named by `Family.projections` of the model:
-    each segment (q, k, v) is divided by itself, in whole heads, and a rank holds its part of each, in order.
+    `by="heads"` marks a fused projection of stacked segments, as long as the config's `qkv_features` says: each
+    segment (q, k, v) is divided by itself, in whole heads, and a rank holds its part of each, in order. The
+    layer's `out_features` must then be the rank's own.
     """
 
     by: Literal["features", "heads"] = "features"

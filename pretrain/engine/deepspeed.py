@@ -78,7 +78,7 @@ class DeepSpeedEngine:
         if self._mesh.data.size > 1:
             dist.all_reduce(weight, group=self._mesh.data.group)
         # DeepSpeed averages gradients over the data ranks; the sum over all tokens is what we divide.
-        scale = self._mesh.data.size / weight
+        scale = self._mesh.data.size / weight.clamp(min=1)  # a step without a single target has no gradient
         loss_sum = torch.zeros((), device=self._device)
         gradient_norm = None
         micro_batches = batch.split(self._micro_rows)

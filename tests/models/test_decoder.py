@@ -219,6 +219,7 @@ def test_a_rank_with_a_part_of_the_heads_runs_the_same_code(family: str, positio
     total = torch.zeros_like(whole)
     for rank in range(2):
         attention.qkv.weight.data = torch.cat([segment.chunk(2)[rank] for segment in segments])
+        attention.qkv.out_features = attention.qkv.weight.shape[0]
         attention.out.weight.data = columns[rank]
         attention.first_head = rank * config.heads // 2
         assert attention.new_state(1, 4, None, None).k_BSKD.shape[2] == config.key_heads // 2
