@@ -65,10 +65,8 @@ class Stream:
         assert isinstance(item, Batch)
         return item
 
-    @property
-    def wait_seconds(self) -> float:
-        """Seconds that `next` has blocked the consumer since this was last read (reading sets it back to
-        0)."""
+    def take_wait_seconds(self) -> float:
+        """Seconds that `next` has blocked the consumer since this was last asked."""
         waited, self._waited = self._waited, 0.0
         return waited
 
@@ -113,6 +111,7 @@ def open_stream(
     workers: int = 0,
     prefetch: int = 2,
     steps: int | None = None,
+    pin: bool = False,
 ) -> Stream:
     """The batches of rank `rank` of `world`, from `start` on (None: from row 0).
 
@@ -120,6 +119,7 @@ def open_stream(
         workers: processes that read ahead; 0 reads in a thread of this process.
         prefetch: batches held ready (by each worker).
         steps: how many batches to deliver; None never ends.
+        pin: deliver them in page-locked memory, for copies to a GPU that do not wait.
 
     Raises:
         DataError: `start` belongs to another run's data, or the rows cannot be shared by the ranks. Errors
@@ -136,7 +136,7 @@ def open_stream(
     batches = _Guarded(StepBatches(rows, global_batch_rows, rank, world, start.row if start else 0))
     numbers = itertools.count() if steps is None else range(steps)
     if workers == 0:
-        thread = _Prefetcher(batches, iter(numbers), prefetch)
+        thread = _Prefetcher(batches, iter(numbers), prefetch, pin)
         return Stream(iter(thread), thread.close)
     # Not fork: this process runs threads (prefetch, tokenizers, CUDA), and a forked child inherits their
     # locks in whatever state they are. Not forkserver: a signal that Slurm sends to every process of a job
@@ -149,6 +149,7 @@ def open_stream(
         prefetch_factor=prefetch,
         multiprocessing_context="spawn",
         worker_init_fn=_ignore_signals,
+        pin_memory=pin,
     )
     # Dropping the loader's iterator stops its workers, and `Stream.close` drops it.
     return Stream(iter(loader), lambda: None)
@@ -164,8 +165,8 @@ def _ignore_signals(worker: int) -> None:
 class _Prefetcher:
     """A thread that keeps `depth` batches ready."""
 
-    def __init__(self, batches: _Guarded, numbers: Iterator[int], depth: int) -> None:
-        self._batches, self._numbers = batches, numbers
+    def __init__(self, batches: _Guarded, numbers: Iterator[int], depth: int, pin: bool) -> None:
+        self._batches, self._numbers, self._pin = batches, numbers, pin
         self._ready: queue.Queue[Any] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="triptych-data", daemon=True)
@@ -174,6 +175,8 @@ class _Prefetcher:
     def _work(self) -> None:
         for step in self._numbers:
             item = self._batches[step]
+            if self._pin and isinstance(item, Batch):
+                item = item.pin_memory()
             if not self._put(item) or isinstance(item, _Failure):
                 return
         self._put(None)

@@ -14,6 +14,7 @@ from pretrain.checkpoint import CheckpointStore
 from pretrain.checkpoint.steps import step_name
 from pretrain.config import Config, config_from_dict
 from pretrain.errors import CheckpointError
+from pretrain.parallel.ranks import choose_device, ranks_from_environment
 from pretrain.run_folder import RunFolder
 
 
@@ -41,10 +42,10 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
         raise CheckpointError(f"{folder.checkpoints}: {wanted}; steps there: {there}")
     meta = store.read_meta(path)
     config = config_from_dict(meta["config"], origin=str(path))
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    chosen = choose_device(device, ranks_from_environment({}))
     with torch.device("meta"):
         model = families[config.model.family].build(config.model)
     model.to_empty(device=chosen)
     store.load_weights(path, {name: parameter.data for name, parameter in model.named_parameters()})
     model.eval()
-    return TrainedModel(model, folder.load_tokenizer(), config, meta["step"], path, torch.device(chosen))
+    return TrainedModel(model, folder.load_tokenizer(), config, meta["step"], path, chosen)

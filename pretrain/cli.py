@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -24,6 +26,13 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 
+
+class DeviceKind(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 ConfigPath = Annotated[
     str, typer.Argument(help="A YAML file, e.g. configs/sigmoid/demo.yaml.", show_default=False)
 ]
@@ -33,7 +42,7 @@ Overrides = Annotated[
 ]
 RunName = Annotated[str, typer.Argument(help="A run's name under runs/, or its folder.", show_default=False)]
 Step = Annotated[int | None, typer.Option(help="A saved step. Default: the newest whole checkpoint.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[DeviceKind, typer.Option(help="auto takes a GPU if there is one.")]
 
 
 @app.command()
@@ -65,7 +74,7 @@ def plan(
     config: ConfigPath,
     overrides: Overrides = None,
     gpus: Annotated[
-        int | None, typer.Option(help="Devices. Default: launch.nodes x launch.gpus_per_node.")
+        int | None, typer.Option(min=1, help="Devices. Default: launch.nodes x launch.gpus_per_node.")
     ] = None,
     gpu: Annotated[str, typer.Option(help="h100, h200 or a100.")] = "h100",
     mfu: Annotated[float, typer.Option(help="Model FLOPs utilisation to reckon with.")] = 0.4,
@@ -93,7 +102,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Nucleus sampling.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     step: Step = None,
-    device: Device = "auto",
+    device: Device = DeviceKind.auto,
 ) -> None:
     """Continue a text with a trained model.
 
@@ -115,7 +124,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
     rows: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
     step: Step = None,
-    device: Device = "auto",
+    device: Device = DeviceKind.auto,
     json_output: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Loss in nats per token, perplexity and bits per byte of a trained model on any dataset.
@@ -141,6 +150,12 @@ def main() -> None:
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         text = str(error) if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
         print(f"error: {text}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; make room, then the same command goes on", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
 

@@ -13,10 +13,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from pretrain.errors import ConfigError
 
@@ -24,14 +24,14 @@ Auto = Literal["auto"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunSection(Section):
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    """Names the run's folder. Letters, digits, dots, dashes and underscores."""
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    """Names the run's folder. Letters, digits, dots, dashes and underscores; the first a letter or digit."""
     folder: str = "runs"
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     steps: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -50,17 +50,25 @@ class SourceSection(Section):
 
 class DataSection(Section):
     path: str | tuple[SourceSection, ...]
+    """A dataset folder, or a list of them: [a, b], or [{path: a, weight: 3}, {path: b, weight: 1}]."""
     sequence_length: int = Field(ge=1)
     """Tokens per row."""
     global_batch_rows: int = Field(ge=1)
     """Rows per optimizer step, over all ranks and micro-batches."""
-    micro_batch_rows: int | Auto = "auto"
+    micro_batch_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Rows per forward pass of one rank. auto: all of the rank's rows at once."""
     workers: int = Field(default=0, ge=0)
     """Reader processes per rank. 0: one background thread, enough for tokenised text."""
     prefetch_batches: int = Field(default=4, ge=1)
     shuffle_window_shards: int = Field(default=16, ge=1)
     """Documents are shuffled within windows of this many shuffled shards."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _names_are_sources(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [{"path": item} if isinstance(item, str) else item for item in value]
+        return value
 
     @property
     def sources(self) -> tuple[SourceSection, ...]:
@@ -70,11 +78,11 @@ class DataSection(Section):
 class OptimSection(Section):
     lr: float = Field(gt=0)
     """Peak learning rate of embeddings and norms; matrices get it times `matrix_lr_multiplier`."""
-    matrix_lr_multiplier: float | Auto = "auto"
+    matrix_lr_multiplier: Annotated[float, Field(gt=0)] | Auto = "auto"
     """auto: min(768 / width, 1)."""
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    weight_decay: float = Field(default=1e-4, ge=0, lt=1)
     """Share of a weight lost per step at the schedule's peak, whatever the learning rate."""
     warmup_steps: int = Field(default=0, ge=0)
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -83,9 +91,13 @@ class OptimSection(Section):
     """wsd only: length of the final linear decay. null: a fifth of the run."""
     clip_norm: float | None = Field(default=1.0, gt=0)
 
+    def wsd_decay_steps(self, steps: int) -> int:
+        """Length of wsd's final decay in a run of `steps`."""
+        return steps // 5 if self.decay_steps is None else self.decay_steps
+
 
 class ParallelSection(Section):
-    data: int | Auto = "auto"
+    data: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Data-parallel size. auto: the ranks that the other sizes leave."""
     tensor: int = Field(default=1, ge=1)
     sequence: bool = False
@@ -112,6 +124,7 @@ class CheckpointSection(Section):
 class MonitorSection(Section):
     log_every_steps: int = Field(default=10, ge=1)
     evaluate_every_steps: int | None = Field(default=1000, ge=1)
+    """null: only before the first step and after the last."""
     evaluate_rows: int | None = Field(default=None, ge=1)
     """Validation rows per evaluation. null: the whole validation split."""
     sample_every_steps: int | None = Field(default=None, ge=1)
@@ -226,24 +239,37 @@ def _merge(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
 
     merged = OmegaConf.merge(*(OmegaConf.create(layer) for layer in _layers(path, ())))
+    problems = []
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{override}: an override is written key=value, e.g. optim.lr=3e-4")
-        try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise ConfigError(f"{override}: not understood ({str(error).splitlines()[0]})") from None
+            problems.append(f"{override}: an override is written key=value, e.g. optim.lr=3e-4")
+        elif key == "extends":
+            problems.append(f"{override}: `extends` belongs into a config file")
+        else:
+            try:
+                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+            except (OmegaConfBaseException, yaml.YAMLError) as error:
+                problems.append(f"{override}: not understood ({str(error).splitlines()[0]})")
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"config error in {path}: {str(error).splitlines()[0]}") from None
+        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        problems.append(
+            f"{where}{str(error).splitlines()[0]} (a value with ${{ is a reference to another key)"
+        )
+    if problems:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(f"config error in {path}, {len(problems)} not understood:\n{lines}")
+    return cast(dict[str, Any], values)
 
 
 def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     """The file's values and those it extends, the most general first."""
     if path.resolve() in chain:
         raise ConfigError(f"{path}: `extends` leads back to this file; break the circle")
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a config file in it")
     if not path.is_file():
         asked = f" (named by `extends` in {chain[-1]})" if chain else ""
         raise ConfigError(f"{path}: no such config file{asked}{_shipped_configs(path)}")
@@ -258,6 +284,8 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     parent = values.pop("extends", None)
     if parent is None:
         return [values]
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: `extends` names one file, found {parent}")
     return [*_layers(path.parent / str(parent), (*chain, path.resolve())), values]
 
 
@@ -284,10 +312,24 @@ def _shipped_configs(path: Path) -> str:
 def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
     if raw is None:
         raw = {}
+    booleans = _unwanted_booleans(name, section, raw)
     try:
-        return section.model_validate(raw), []
+        return section.model_validate(raw), booleans
     except ValidationError as error:
-        return None, list(_problems(name, error, list(section.model_fields)))
+        return None, booleans + list(_problems(name, error, list(section.model_fields)))
+
+
+def _unwanted_booleans(name: str, section: type[Section], raw: Any) -> list[Problem]:
+    """`steps: true` would pass for 1: Python's booleans are integers."""
+    if not isinstance(raw, dict):
+        return []
+    return [
+        Problem(f"{name}.{key}", "should be a number, not yes or no", raw[key], True)
+        for key, field in section.model_fields.items()
+        if isinstance(raw.get(key), bool)
+        and "bool" not in str(field.annotation)
+        and field.annotation is not str
+    ]
 
 
 def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
@@ -314,30 +356,33 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
 
 
 def _problems(section: str, error: ValidationError, names: list[str]) -> Iterator[Problem]:
+    inner = list(SourceSection.model_fields) if section == "data" else []
     seen: set[str] = set()
     for item in error.errors():
-        # Branches of a union (int | "auto") add their own tag to the location; only the key matters to a user.
-        keys = [
-            part
-            for part in item["loc"]
-            if isinstance(part, int) or str(part) in names or len(item["loc"]) == 1
-        ]
-        nested = [str(part) for part in item["loc"] if str(part) in ("path", "weight") and section == "data"]
-        path = ".".join([section, *(str(key) for key in (keys or nested))])
+        # Branches of a union (int | "auto") add their own tag to the location; only the keys matter to a user.
+        keys = [str(part) for part in item["loc"] if isinstance(part, int) or part in names or part in inner]
         if item["type"] == "extra_forbidden":
-            key = str(item["loc"][-1])
-            yield Problem(f"{section}.{key}", "no such setting" + _suggest(section, key, names))
-        elif item["type"] == "missing":
-            yield Problem(f"{section}.{item['loc'][-1]}", "missing; it has no default")
+            key, nested = str(item["loc"][-1]), len(item["loc"]) > 1
+            path = ".".join([section, *keys])
+            yield Problem(
+                f"{path}.{key}", "no such setting" + _suggest(path, key, inner if nested else names)
+            )
+            continue
+        path = ".".join([section, *keys])
+        if item["type"] == "missing":
+            yield Problem(path, "missing; it has no default")
         elif path not in seen:
             seen.add(path)
-            alternatives = [i for i in error.errors() if i["loc"][:1] == item["loc"][:1]]
-            message = " or ".join(dict.fromkeys(_plain(i["msg"]) for i in alternatives))
+            alternatives = [other for other in error.errors() if other["loc"][:1] == item["loc"][:1]]
+            if any(len(other["loc"]) > len(item["loc"]) + 1 for other in alternatives):
+                continue  # another branch of the union came further: what it says is nearer to the mistake
+            message = " or ".join(dict.fromkeys(_plain(other["msg"]) for other in alternatives))
             yield Problem(path, message, item["input"], True)
 
 
 def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ").replace("Input should be", "should be")
+    plain = message.removeprefix("Value error, ").replace("Input should be", "should be")
+    return plain.replace("a valid tuple", "a list, e.g. [a, b]").replace("should be 'auto'", "auto")
 
 
 def _suggest(section: str, key: str, names: list[str]) -> str:
@@ -411,18 +456,15 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
     if not isinstance(data.path, str) and not data.path:
         yield Problem("data.path", "the list of sources is empty; name at least one dataset folder")
     micro = data.micro_batch_rows
-    if isinstance(micro, int):
-        if micro < 1:
-            yield Problem("data.micro_batch_rows", "should be at least 1, or auto", micro, True)
-        elif data.global_batch_rows % micro:
-            right = [n for n in range(1, data.global_batch_rows + 1) if data.global_batch_rows % n == 0]
-            near = min(right, key=lambda n: abs(n - micro))
-            yield Problem(
-                "data.micro_batch_rows",
-                f"data.global_batch_rows = {data.global_batch_rows} does not divide by it; use {near}",
-                micro,
-                True,
-            )
+    if isinstance(micro, int) and data.global_batch_rows % micro:
+        right = [n for n in range(1, data.global_batch_rows + 1) if data.global_batch_rows % n == 0]
+        near = min(right, key=lambda n: abs(n - micro))
+        yield Problem(
+            "data.micro_batch_rows",
+            f"data.global_batch_rows = {data.global_batch_rows} does not divide by it; use {near}",
+            micro,
+            True,
+        )
 
 
 def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:
@@ -443,7 +485,7 @@ def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:
             decay,
             True,
         )
-    if decay is not None and optim.warmup_steps + decay > run.steps:
-        yield Problem(
-            "optim.decay_steps", f"warm-up and decay together exceed run.steps = {run.steps}", decay, True
-        )
+    length = optim.wsd_decay_steps(run.steps)
+    if optim.schedule == "wsd" and optim.warmup_steps + length > run.steps:
+        message = f"{optim.warmup_steps} warm-up and {length} decay steps exceed run.steps = {run.steps}"
+        yield Problem("optim.decay_steps", message, decay, True)

@@ -14,6 +14,7 @@ from data_pipelines.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.rows import Source, open_sources
 from data_pipelines.tokenizers import load_tokenizer
 from pretrain.checkpoint_reader import TrainedModel
+from pretrain.engine.base import Evaluation
 from pretrain.errors import UserError
 from pretrain.objectives import build_objective
 from pretrain.run_data import bytes_per_token
@@ -64,5 +65,5 @@ def evaluate(
         on_device = batch.to(trained.device)
         loss_sum += float(objective(trained.model, on_device).loss)
         weight += float(objective.weight(on_device))
-    nats = loss_sum / weight
+    nats = Evaluation(loss_sum, weight).loss
     return Result(int(weight), nats, nats / math.log(2) / bytes_per_token(sources))

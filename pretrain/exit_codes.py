@@ -1,7 +1,6 @@
 """How `triptych train` ends, for shells and schedulers."""
 
 EXIT_DONE = 0
-EXIT_CRASH = 1
 EXIT_USER_ERROR = 2
 EXIT_RESUME = 75
 """The run saved itself and wants to be started again (EX_TEMPFAIL of sysexits.h)."""

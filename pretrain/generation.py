@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from data_pipelines.tokenizers import Tokenizer
+
+
+Agree = Callable[[int], int]
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,23 @@ class Sampling:
 
 
 def generate(
-    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[str], sampling: Sampling, device: torch.device
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    device: torch.device,
+    agree: Agree = int,
 ) -> list[str]:
-    """One continuation per prompt, prompt included. An empty prompt starts a new document."""
+    """One continuation per prompt, prompt included. An empty prompt starts a new document.
+
+    agree: makes all ranks go on with one rank's token, where several generate together.
+    """
     texts = []
     for number, prompt in enumerate(prompts):
         ids = tokenizer.encode(prompt).tolist()
         random = torch.Generator().manual_seed(sampling.seed + number)
         # A document begins after the end-of-text token of the one before; so does a generated one.
-        stream = generate_tokens(model, [tokenizer.eot, *ids], tokenizer, sampling, random, device)
+        stream = generate_tokens(model, [tokenizer.eot, *ids], tokenizer, sampling, random, device, agree)
         texts.append(tokenizer.decode([*ids, *stream]))
     return texts
 
@@ -46,6 +57,7 @@ def generate_tokens(
     sampling: Sampling,
     random: torch.Generator,
     device: torch.device,
+    agree: Agree = int,
 ) -> Iterator[int]:
     """Yield new token ids until the end-of-text token, which is not among them."""
     dtype = next(model.parameters()).dtype
@@ -57,7 +69,7 @@ def generate_tokens(
         hidden_BTC = model(fed, positions_BT=positions, state=state)
         logits_V = model.head(hidden_BTC[:, -1:])[0, -1].float().cpu()  # type: ignore[operator]
         logits_V = logits_V[: tokenizer.vocabulary]  # the model's vocabulary may be rounded up
-        token = sample_token(logits_V, sampling, random)
+        token = agree(sample_token(logits_V, sampling, random))
         if token == tokenizer.eot:
             return
         yield token

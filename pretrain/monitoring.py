@@ -48,7 +48,7 @@ class TensorBoardSink:
 
         # purge_step hides what a killed run logged beyond the step it resumes from.
         self._writer = SummaryWriter(
-            str(folder), purge_step=resume_step + 1 if resume_step else None, flush_secs=10
+            str(folder), purge_step=resume_step + 1 if resume_step else 0, flush_secs=10
         )
 
     def write(self, step: int, record: Record) -> None:

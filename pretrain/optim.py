@@ -23,10 +23,14 @@ def matrix_lr_multiplier(optim: OptimSection, width: int) -> float:
 
 
 def parameter_type(name: str, parameter: nn.Parameter) -> str:
-    """matrix, embedding or vector (norms, scales, biases)."""
+    """matrix, embedding or vector (norms, scales, biases).
+
+    The recipe scales the matrices of attention and MLP with the width, and leaves the vocabulary's alone, so an
+    untied head counts as an embedding. Vectors are not decayed: a norm's scale has no reason to shrink to zero.
+    """
     if parameter.ndim < 2:
         return "vector"
-    return "embedding" if name.startswith("embedding.") else "matrix"
+    return "embedding" if name.startswith(("embedding.", "head.")) else "matrix"
 
 
 def parameter_groups(
@@ -65,7 +69,7 @@ def schedule_factor(optim: OptimSection, step: int, steps: int) -> float:
     if optim.schedule == "cosine":
         progress = (step - optim.warmup_steps) / max(1, steps - 1 - optim.warmup_steps)
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    decay = steps // 5 if optim.decay_steps is None else optim.decay_steps
+    decay = optim.wsd_decay_steps(steps)
     into_decay = step - (steps - decay)
     return 1.0 if into_decay < 0 else 1 - (1 - final) * (into_decay + 1) / decay
 

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from data_pipelines.errors import DataError
+from data_pipelines.tokenizers import load_tokenizer
 from models import families
 from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import matrix_lr_multiplier, parameter_type
-from pretrain.parallel.mesh import data_parallel_size
+from pretrain.parallel.mesh import data_parallel_size, micro_batch_rows
+from pretrain.run_data import rounded_vocabulary
 
 if TYPE_CHECKING:
     from pretrain.config import Config
 
 BYTES = {"fp32": 4, "bf16": 2}
 FP32_BYTES = 4
-SECONDS_PER_DAY = 86400
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Memory:
     buffers: int
     """Where DeepSpeed gathers gradients before it reduces them."""
     activations: int
+    update: int
+    """The fp32 copy of a bf16 gradient share that the update works on, when the activations are gone."""
 
     @property
     def state(self) -> int:
@@ -42,7 +46,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.state + self.buffers + self.activations
+        return self.state + self.buffers + max(self.activations, self.update)
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,8 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
     family = families[config.model.family]
-    if config.model.vocabulary is None:
-        raise ConfigError(
-            "model.vocabulary: null leaves it to the dataset; name a number to plan, e.g. model.vocabulary=32768"
-        )
     length = config.data.sequence_length
-    model_config = config.model.resolved(vocabulary=config.model.vocabulary, sequence_length=length)
+    model_config = config.model.resolved(vocabulary=planned_vocabulary(config), sequence_length=length)
     with torch.device("meta"):
         model = family.build(model_config)
     groups: dict[str, int] = {}
@@ -93,7 +93,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         rates[kind] = config.optim.lr * (multiplier if kind == "matrix" else 1.0)
     data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
     rows = config.data.global_batch_rows // data_ranks
-    micro = rows if config.data.micro_batch_rows == "auto" else min(config.data.micro_batch_rows, rows)
+    micro = micro_batch_rows(config.data, data_ranks)
     activations = activation_bytes(config, model_config, micro * length)
     flops = family.flops_per_token(model_config, length)
     tokens_per_step = config.data.global_batch_rows * length
@@ -115,6 +115,20 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         mfu=mfu,
         seconds=flops * tokens / rate,
     )
+
+
+def planned_vocabulary(config: Config) -> int:
+    """The config's vocabulary, or that of its dataset if it is there already."""
+    if config.model.vocabulary is not None:
+        return int(config.model.vocabulary)
+    path = config.data.sources[0].path
+    try:
+        return rounded_vocabulary(load_tokenizer(path))
+    except DataError as error:
+        raise ConfigError(
+            f"model.vocabulary: null leaves it to the dataset, which is not there ({error}); build it first, or name a "
+            "number to plan with, e.g. model.vocabulary=32768"
+        ) from None
 
 
 def activation_bytes(config: Config, model_config: Any, tokens: int) -> int:
@@ -143,4 +157,5 @@ def state_memory(parameters: int, config: Config, data_ranks: int, activations: 
         optimizer=int(FP32_BYTES * (2 * parameters if zero == 0 else 3 * share)),
         buffers=width * bucket_elements(parameters) if zero else 0,
         activations=activations,
+        update=int(FP32_BYTES * share) if zero and config.precision.dtype == "bf16" else 0,
     )

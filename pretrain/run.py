@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import platform
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +33,7 @@ from pretrain.hooks.samples import SampleHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
-from pretrain.parallel.mesh import Mesh, build_mesh, data_parallel_size
+from pretrain.parallel.mesh import Mesh, build_mesh, data_parallel_size, micro_batch_rows
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
 from pretrain.run_data import RunData, open_run_data
@@ -40,6 +43,11 @@ from pretrain.signals import StopRequest
 if TYPE_CHECKING:
     from data_pipelines.stream import Stream
     from pretrain.config import Config
+
+
+logger = logging.getLogger(__name__)
+
+FINISH_SAVE_TIMEOUT_S = 120
 
 
 @dataclass
@@ -90,7 +98,7 @@ class Run:
         return evaluation_batches(
             self.data.validation,
             self.config.data.sequence_length,
-            rows_per_batch=max(1, self.config.data.global_batch_rows // self.mesh.data.size),
+            rows_per_batch=micro_batch_rows(self.config.data, self.mesh.data.size),
             rank=self.mesh.data.rank,
             world=self.mesh.data.size,
             limit_rows=self.config.monitor.evaluate_rows,
@@ -114,7 +122,7 @@ class Run:
                 "tokenizer": self.tokenizer.fingerprint,
                 "versions": library_versions(),
             },
-            rank_bytes=torch.get_rng_state().numpy().tobytes(),
+            rank_bytes=random_state(),
         )
 
 
@@ -124,12 +132,17 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         ranks = ranks_from_environment()
         device = choose_device(config.run.device, ranks)
-        data_size = data_parallel_size(config.parallel, ranks.world, config.data.global_batch_rows)
+        data_parallel_size(
+            config.parallel, ranks.world, config.data.global_batch_rows
+        )  # refuses a bad layout
         data = open_run_data(config)
         config = data.config
         start_process_group(ranks, device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision(
+                "high"
+            )  # TF32: what fp32 runs and the plan's peak are meant to use
         mesh = build_mesh(config.parallel)
-        assert mesh.data.size == data_size
         folder = RunFolder(Path(config.run.folder) / config.run.name)
         _enter_folder(folder, mesh, stack)
 
@@ -148,13 +161,13 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         hooks = Hooks(_hooks(config, evaluation))
         clock = Clock(config.run.steps)
         if latest is not None:
-            _resume(store, latest, engine, hooks, clock, config)
+            _resume(store, latest, engine, hooks, clock)
         engine.before_update(store.wait_staged)
-        stream = stack.enter_context(_open_stream(config, data, mesh, clock))
-        # Everything that could refuse this start has had its say: only now does the folder change.
+        stack.push(lambda error, *_: finish_save(store) if error else None)
+        stream = stack.enter_context(_open_stream(config, data, mesh, clock, device))
+        # Everything that could refuse this start has had its say: only now do the run's files change.
         _write_folder(folder, config, data, clock, mesh)
-        stop = StopRequest(mesh.control)
-        stack.callback(stop.close)
+        stop = stack.enter_context(StopRequest(mesh.control))
         stack.callback(hooks.close)
         reporter = Reporter(_sinks(config, folder, clock, quiet) if ranks.is_main else [])
         stack.callback(reporter.close)
@@ -177,6 +190,11 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             stop=stop,
             evaluation=evaluation,
         )
+        stack.push(lambda _, error, __: record_crash(run, error))
+        if clock.step > clock.steps:
+            logger.warning(
+                "step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps
+            )
         run.record("start", step=clock.step, world=ranks.world, zero=config.parallel.zero, device=str(device))
         yield run
 
@@ -200,8 +218,9 @@ def _hooks(config: Config, evaluation: EvaluationHook) -> list[Hook]:
     return [
         MetricsHook(monitor.log_every_steps, flops),
         evaluation,
-        SampleHook(monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens),
         CheckpointHook(config.checkpoint.save_every_steps),
+        # Last: sampling has no state, and whatever goes wrong in it must not cost the final save.
+        SampleHook(monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens),
     ]
 
 
@@ -212,7 +231,7 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
         try:
             folder.create()
             stack.enter_context(folder.lock())
-        except UserError as error:
+        except (UserError, OSError, ValueError) as error:
             problem = [str(error)]
     dist.broadcast_object_list(problem, src=0, group=mesh.control)
     if problem[0] is not None:
@@ -242,9 +261,7 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
         )
 
 
-def _resume(
-    store: CheckpointStore, path: Path, engine: Engine, hooks: Hooks, clock: Clock, config: Config
-) -> None:
+def _resume(store: CheckpointStore, path: Path, engine: Engine, hooks: Hooks, clock: Clock) -> None:
     state = TrainingState(fragments=engine.fragments(), meta={})
     meta = store.load(path, state)
     engine.after_load()
@@ -252,7 +269,50 @@ def _resume(
     clock.step, clock.tokens = meta["step"], meta["tokens"]
     clock.cursor = Cursor.from_dict(meta["cursor"])
     if state.rank_bytes is not None:
-        torch.set_rng_state(torch.frombuffer(bytearray(state.rank_bytes), dtype=torch.uint8))
+        set_random_state(state.rank_bytes)
+
+
+def record_crash(run: Run, error: BaseException | None) -> None:
+    """A line in the ledger; a full disk is no reason to hide the error."""
+    if error is not None:
+        with contextlib.suppress(OSError):
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            run.record("crash", step=run.clock.step, reason=reason)
+
+
+def random_state() -> bytes:
+    """This rank's generators.
+
+    What a run draws is seeded by (seed, purpose, row), never from these; they are kept for code of the user's
+    that does draw from them, and belong to one rank of one world size.
+    """
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    buffer = io.BytesIO()
+    torch.save(states, buffer)
+    return buffer.getvalue()
+
+
+def set_random_state(saved: bytes) -> None:
+    states = torch.load(io.BytesIO(saved), weights_only=True)
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def finish_save(store: CheckpointStore) -> None:
+    """After an error: give a save in flight the time to become whole, but no more, for a peer may be gone."""
+
+    def wait() -> None:
+        try:
+            store.wait()
+        except CheckpointError as error:
+            logger.warning("%s", error)
+
+    waiter = threading.Thread(target=wait, daemon=True)
+    waiter.start()
+    waiter.join(FINISH_SAVE_TIMEOUT_S)
 
 
 def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock, mesh: Mesh) -> None:
@@ -262,7 +322,7 @@ def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
 
 
-def _open_stream(config: Config, data: RunData, mesh: Mesh, clock: Clock) -> Stream:
+def _open_stream(config: Config, data: RunData, mesh: Mesh, clock: Clock, device: torch.device) -> Stream:
     return open_stream(
         data.train,
         global_batch_rows=config.data.global_batch_rows,
@@ -272,6 +332,7 @@ def _open_stream(config: Config, data: RunData, mesh: Mesh, clock: Clock) -> Str
         workers=config.data.workers,
         prefetch=config.data.prefetch_batches,
         steps=config.run.steps - clock.step,
+        pin=device.type == "cuda",
     )
 
 

@@ -34,7 +34,7 @@ def open_run_data(config: Config) -> RunData:
     tokenizer = load_tokenizer(sources[0].path)
     vocabulary = config.model.vocabulary
     if vocabulary is None:
-        vocabulary = -(-tokenizer.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        vocabulary = rounded_vocabulary(tokenizer)
     elif vocabulary < tokenizer.vocabulary:
         raise ConfigError(
             f"model.vocabulary = {vocabulary}: {sources[0].path} was built with a tokenizer of {tokenizer.vocabulary} "
@@ -54,6 +54,10 @@ def open_run_data(config: Config) -> RunData:
         validation=validation,
         bytes_per_token=bytes_per_token(validation),
     )
+
+
+def rounded_vocabulary(tokenizer: Tokenizer) -> int:
+    return -(-tokenizer.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def bytes_per_token(sources: list[OpenSource]) -> float:

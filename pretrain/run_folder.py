@@ -7,12 +7,12 @@ import os
 import platform
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.errors import UserError
@@ -60,21 +60,21 @@ class RunFolder:
                 f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere"
             ) from None
 
-    def lock(self) -> filelock.FileLock:
-        """Held as long as this process lives; raises UserError if another live run holds it."""
+    def lock(self) -> AbstractContextManager[object]:
+        """Held until the context ends or the process dies; raises UserError if another live run holds it."""
         lock = filelock.FileLock(self.path / "run.lock")
         owner = self.path / "run.owner.json"
         try:
-            lock.acquire(timeout=0)
+            held = lock.acquire(timeout=0)
         except filelock.Timeout:
-            who = json.loads(owner.read_text()) if owner.exists() else {}
+            who = _owner(owner)
             raise UserError(
                 f"{self.path}: another run is writing here (process {who.get('pid', '?')} on {who.get('host', '?')}, "
                 f"since {who.get('since', '?')}); end it, or choose another run.name"
             ) from None
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
-        return lock
+        return held
 
     def save_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep what generation needs, so that a run outlives its dataset."""
@@ -95,9 +95,6 @@ class RunFolder:
         with self.ledger.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        return list(_lines(self.metrics)) if self.metrics.exists() else []
-
     def cut_metrics(self, after_step: int) -> None:
         """Forget what was logged beyond `after_step`: those steps are about to be trained again."""
         if not self.metrics.exists():
@@ -106,6 +103,14 @@ class RunFolder:
         temporary = self.metrics.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.metrics)
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # being written at this moment
+    return found if isinstance(found, dict) else {}
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -134,9 +139,3 @@ def write_config(folder: RunFolder, text: str) -> None:
     temporary = folder.config.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder.config)
-
-
-def read_config(folder: RunFolder) -> dict[str, Any]:
-    loaded = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    assert isinstance(loaded, dict)
-    return loaded

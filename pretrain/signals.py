@@ -46,8 +46,12 @@ class StopRequest:
             )
         return self.stopped
 
-    def close(self) -> None:
-        if self._pending is not None and not self.stopped:
+    def __enter__(self) -> StopRequest:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # The last exchange is one that all ranks started; after an error a peer may be gone, and nobody waits.
+        if self._pending is not None and not self.stopped and error is None:
             self._pending.wait()
         for number, handler in self._previous.items():
             signal.signal(number, handler)

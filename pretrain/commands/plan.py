@@ -49,7 +49,7 @@ def _memory(plan: Plan, config: Config) -> Table:
     table = Table(
         f"memory per GPU ({plan.gpus} x {plan.accelerator.name}, ZeRO {config.parallel.zero})", "GiB"
     )
-    for kind in ("parameters", "gradients", "optimizer", "buffers", "activations", "total"):
+    for kind in ("parameters", "gradients", "optimizer", "buffers", "activations", "update", "total"):
         table.add_row(kind, f"{getattr(plan.memory, kind) / GIB:.3f}")
     table.add_row("of the GPU's", f"{plan.accelerator.memory_gib:.0f}")
     return table

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.checkpoint.steps import step_name
@@ -36,10 +39,15 @@ def run_training(path: str, overrides: list[str], *, print_config: bool, quiet: 
     return code
 
 
+def runnable(program: str) -> str:
+    """The program as the user can type it: by name, or from this environment's folder."""
+    return program if shutil.which(program) else str(Path(sys.executable).parent / program)
+
+
 def print_summary(run: Run) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if not run.clock.done:
         again = f"the same command goes on from step {run.clock.step}"
         console.print(
@@ -53,6 +61,6 @@ def print_summary(run: Run) -> None:
             f"(step {first['step']:.0f} -> {last['step']:.0f})"
         )
     console.print(f"checkpoint:      {run.folder.checkpoints / step_name(run.clock.step)}")
-    console.print(f"more text:       triptych generate {run.folder.path}", soft_wrap=True)
+    console.print(f"more text:       {runnable('triptych')} generate {run.folder.path}")
     if run.config.monitor.tensorboard:
-        console.print(f"watch:           tensorboard --logdir {run.folder.path.parent}", soft_wrap=True)
+        console.print(f"watch:           {runnable('tensorboard')} --logdir {run.folder.path.parent}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
+from pretrain.errors import UserError
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
@@ -41,7 +42,9 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
+        """Nats per token. Raises UserError if nothing was predicted."""
+        if not self.weight:
+            raise UserError("the split has no token to predict: its documents are empty or one token long")
         return self.loss_sum / self.weight
 
 

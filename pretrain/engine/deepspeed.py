@@ -19,6 +19,7 @@ from pretrain.engine.base import Evaluation, StepReport
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, refresh_weights
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
+from pretrain.parallel.mesh import micro_batch_rows
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
@@ -58,7 +59,7 @@ class DeepSpeedEngine:
         groups = parameter_groups(parallelized.model.named_parameters(), config.optim, config.model.width)
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        self._micro_rows = micro_batch_rows(config, mesh)
+        self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
         self._clip_norm = config.optim.clip_norm
         self._clips_itself = config.parallel.zero > 0
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -73,7 +74,7 @@ class DeepSpeedEngine:
 
     def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
         set_learning_rate(self._optimizer.param_groups, lr_factor)
-        batch = batch.to(self._device)
+        batch = batch.to(self._device, non_blocking=True)
         weight = objective.weight(batch)
         if self._mesh.data.size > 1:
             dist.all_reduce(weight, group=self._mesh.data.group)
@@ -125,16 +126,6 @@ class DeepSpeedEngine:
 
     def after_load(self) -> None:
         refresh_weights(self._engine)
-
-
-def micro_batch_rows(config: Config, mesh: Mesh) -> int:
-    """Rows per forward pass of this rank: what the config says, at most all of the rank's rows."""
-    rows = config.data.global_batch_rows // mesh.data.size
-    if config.data.micro_batch_rows == "auto":
-        return rows
-    micro = min(config.data.micro_batch_rows, rows)
-    # The config's divisor of the whole batch may not divide one rank's share: take the largest that does.
-    return max(n for n in range(1, micro + 1) if rows % n == 0)
 
 
 def bucket_elements(parameters: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from pretrain.hardware import peak_flops
 from pretrain.hooks.base import Hook, due
+from pretrain.hooks.checkpoints import refuse_non_finite
 from pretrain.monitoring import Record
 
 if TYPE_CHECKING:
@@ -21,55 +22,70 @@ GIB = 1 << 30
 
 
 class MetricsHook(Hook):
+    """Its state holds the sums since the last log, so that a run that stops between two logs still logs the same."""
+
     name = "metrics"
 
     def __init__(self, every: int, flops_per_token: float) -> None:
         self._every = every
         self._flops_per_token = flops_per_token
         self._process = psutil.Process()
+        self._carried = (0.0, 0.0)
 
     def before_training(self, run: Run) -> None:
+        self._run = run
         self._sums = torch.zeros(2, dtype=torch.float64, device=run.device)
         self._peak = None
         if run.device.type == "cuda":
             self._peak = peak_flops(torch.cuda.get_device_name(run.device), run.config.precision.dtype)
         self._begin(run)
+        loss, weight = self._carried
+        # The loss is a rank's part, so one rank takes what was summed before; the weight is the whole step's.
+        self._sums += torch.tensor([loss if run.mesh.data.rank == 0 else 0.0, weight], device=run.device)
 
     def _begin(self, run: Run) -> None:
         self._sums.zero_()
         self._steps = 0
         self._tokens = 0
         self._since = time.perf_counter()
-        _ = run.stream.wait_seconds  # reading it starts it again from 0
+        run.stream.take_wait_seconds()
 
     def after_step(self, run: Run, report: StepReport) -> None:
-        # The weight is the whole step's on every rank; the loss is this rank's part.
         self._sums[0] += report.loss_sum
         self._sums[1] += report.weight
         self._steps += 1
         self._tokens += report.tokens
         if due(run.clock.step, self._every) or run.clock.done:
-            record = self._record(run, report)
-            run.reporter.write(run.clock.step, record)
+            refuse_non_finite(report, run)
+            run.reporter.write(run.clock.step, self._record(run, report))
             self._begin(run)
 
+    def state(self) -> dict[str, Any]:
+        loss, weight = self._reduced()
+        return {"loss_sum": loss, "weight": weight}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._carried = (state["loss_sum"], state["weight"])
+
+    def _reduced(self) -> tuple[float, float]:
+        """Loss over all ranks and weight, since the last log. Collective; the host waits for the device."""
+        loss = self._sums[:1].clone()
+        if self._run.mesh.data.size > 1:
+            dist.all_reduce(loss, group=self._run.mesh.data.group)
+        return loss.item(), self._sums[1].item()
+
     def _record(self, run: Run, report: StepReport) -> Record:
-        loss_sum = self._sums[:1].clone()
-        if run.mesh.data.size > 1:
-            dist.all_reduce(loss_sum, group=run.mesh.data.group)
-        loss = (
-            loss_sum.item() / self._sums[1].item()
-        )  # the only moment at which the host waits for the device
+        loss_sum, weight = self._reduced()
         seconds = time.perf_counter() - self._since
         speed = self._tokens / seconds
         flops = speed * self._flops_per_token / dist.get_world_size()
         record: Record = {
-            "loss/train": loss,
+            "loss/train": loss_sum / weight,
             "optim/learning_rate": run.config.optim.lr * run.lr_factor(run.clock.step - 1),
             "optim/gradient_norm": report.gradient_norm.item(),
             "speed/tokens_per_second": speed,
             "speed/step_seconds": seconds / self._steps,
-            "speed/data_wait_share": run.stream.wait_seconds / seconds,
+            "speed/data_wait_share": run.stream.take_wait_seconds() / seconds,
             "speed/teraflops_per_rank": flops / 1e12,
             "memory/resident_gib": self._process.memory_info().rss / GIB,
             "progress/tokens": run.clock.tokens / 1e6,

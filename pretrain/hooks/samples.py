@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+import torch.distributed as dist
+
 from pretrain.generation import Sampling, generate
 from pretrain.hooks.base import Hook, due
 
@@ -29,8 +32,14 @@ class SampleHook(Hook):
             self._write(run)
 
     def _write(self, run: Run) -> None:
-        # All ranks generate the same text: under ZeRO 3 every forward pass is collective.
+        # All ranks generate the same text, for under ZeRO 3 every forward pass is collective. Rounding may differ
+        # between ranks, so rank 0's token counts: else one could end its text while the others wait for it.
+        def agree(token: int) -> int:
+            chosen = torch.tensor([token])
+            dist.broadcast(chosen, src=0, group=run.mesh.control)
+            return int(chosen)
+
         with run.engine.inference() as model:
-            texts = generate(model, run.tokenizer, self._prompts, self._sampling, run.device)
+            texts = generate(model, run.tokenizer, self._prompts, self._sampling, run.device, agree)
         for number, text in enumerate(texts):
             run.reporter.text(run.clock.step, f"samples/{number}", text)

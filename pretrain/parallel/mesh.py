@@ -12,7 +12,7 @@ import torch.distributed as dist
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pretrain.config import ParallelSection
+    from pretrain.config import DataSection, ParallelSection
 
 MPU_NAMES = (
     "get_data_parallel_group",
@@ -73,6 +73,15 @@ def data_parallel_size(parallel: ParallelSection, world: int, global_batch_rows:
     if problems:
         raise ConfigError("layout error, " + f"{len(problems)} problem(s):\n  " + "\n  ".join(problems))
     return size
+
+
+def micro_batch_rows(data: DataSection, data_ranks: int) -> int:
+    """Rows per forward pass of one rank: what the config says, at most all of the rank's rows."""
+    rows = data.global_batch_rows // data_ranks
+    if data.micro_batch_rows == "auto":
+        return rows
+    # The config's divisor of the whole batch may not divide one rank's share: take the largest that does.
+    return max(n for n in range(1, min(data.micro_batch_rows, rows) + 1) if rows % n == 0)
 
 
 def build_mesh(parallel: ParallelSection) -> Mesh:

@@ -18,12 +18,11 @@ SCONTROL_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's place: `rank` of `world`, the `local_rank`-th of `local_world` on its node."""
+    """This process's place: `rank` of `world`, the `local_rank`-th on its node."""
 
     rank: int
     world: int
     local_rank: int
-    local_world: int
     started_by: str
     """torchrun, srun or alone."""
 
@@ -37,13 +36,12 @@ def ranks_from_environment(environment: Mapping[str, str] = os.environ) -> Ranks
     if "RANK" in environment and "WORLD_SIZE" in environment:
         rank, world = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         local = int(environment.get("LOCAL_RANK", 0))
-        return Ranks(rank, world, local, int(environment.get("LOCAL_WORLD_SIZE", world)), "torchrun")
+        return Ranks(rank, world, local, "torchrun")
     # The batch script itself has SLURM_PROCID=0 too; only a step that srun started has a task count of its own.
     if "SLURM_STEP_NUM_TASKS" in environment and "SLURM_PROCID" in environment:
         rank, world = int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"])
-        nodes = max(1, int(environment.get("SLURM_STEP_NUM_NODES", 1)))
-        return Ranks(rank, world, int(environment.get("SLURM_LOCALID", 0)), max(1, world // nodes), "srun")
-    return Ranks(0, 1, 0, 1, "alone")
+        return Ranks(rank, world, int(environment.get("SLURM_LOCALID", 0)), "srun")
+    return Ranks(0, 1, 0, "alone")
 
 
 def choose_device(wanted: str, ranks: Ranks) -> torch.device:
@@ -52,6 +50,10 @@ def choose_device(wanted: str, ranks: Ranks) -> torch.device:
         raise UserError("run.device = cuda: this machine shows no CUDA device; use run.device=auto or cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    if torch.cuda.device_count() == 1 and ranks.started_by == "srun":
+        return torch.device(
+            "cuda", 0
+        )  # --gpus-per-task or --gpu-bind: each process is shown its own GPU alone
     if ranks.local_rank >= torch.cuda.device_count():
         raise UserError(
             f"local rank {ranks.local_rank} has no GPU of its own: {torch.cuda.device_count()} are visible; "
@@ -63,7 +65,7 @@ def choose_device(wanted: str, ranks: Ranks) -> torch.device:
 def start_process_group(ranks: Ranks, device: torch.device, timeout_s: float = 1800) -> None:
     """Bring up torch.distributed: NCCL on GPUs, gloo on the CPU. A process that runs alone needs no port."""
     # DeepSpeed asks the environment, whoever started us.
-    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank if device.index is None else device.index)
     if dist.is_initialized():
         return
     if device.type == "cuda":
@@ -97,5 +99,7 @@ def _rendezvous_from_slurm() -> None:
                 f"the first node of {nodes} is not known ({error}); export MASTER_ADDR in the batch script"
             ) from None
         os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
-    # Every rank of a job derives the same port, and two jobs on a node most likely different ones.
-    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20000))
+    # All ranks of a step derive the same port, and two steps on a node most likely different ones, below the range
+    # from which the system takes ports for outgoing connections.
+    job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    os.environ.setdefault("MASTER_PORT", str(20000 + (job * 31 + step) % 12000))

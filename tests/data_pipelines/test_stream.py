@@ -104,7 +104,7 @@ def test_closing_stops_thread_and_workers(reader):
     streams = [open_stream(reader, 4, prefetch=2), open_stream(reader, 4, workers=1)]
     for stream in streams:
         next(stream)
-        assert stream.wait_seconds > 0 and stream.wait_seconds == 0
+        assert stream.take_wait_seconds() > 0 and stream.take_wait_seconds() == 0
         stream.close()
         assert list(stream) == []
     deadline = time.monotonic() + 20  # a queue of the workers ends its thread when it is scheduled again

@@ -216,6 +216,26 @@ def test_a_full_disk_ends_the_run_and_the_previous_step_stays_whole(
     assert losses(scene.run) == whole_run
 
 
+def test_a_full_disk_under_the_logs_is_told_in_one_line(scene: Scene) -> None:
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+
+    ended = scene.train(before=fill)
+    assert ended.code == EXIT_USER_ERROR, ended
+    assert "make room" in ended.errors and "Traceback" not in ended.errors
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_step(scene: Scene, zero: int) -> None:
+    ended = scene.train("optim.lr=1e30", "optim.clip_norm=null", f"parallel.zero={zero}")
+    assert ended.code == EXIT_USER_ERROR, ended
+    assert "the gradient norm is" in ended.errors and "Lower optim.lr" in ended.errors
+    assert scene.step(6).exists() and not scene.step(12).exists()
+    crash = json.loads((scene.run / "ledger.jsonl").read_text().splitlines()[-1])
+    assert crash["event"] == "crash" and "gradient norm" in crash["reason"]
+    assert scene.train().code == EXIT_DONE
+
+
 def test_a_second_run_in_the_same_folder_is_refused(scene: Scene) -> None:
     long = [*command(scene.config, "run.steps=100000"), "checkpoint.save_every_steps=null"]
     first = subprocess.Popen(long, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

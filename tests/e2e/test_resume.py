@@ -54,23 +54,32 @@ def test_kill_9_twice_at_random_steps_and_resume_bit_identically(
     ]
 
 
-def test_sigterm_saves_and_asks_to_be_started_again(
-    tmp_path: Path, corpus: Path, uninterrupted: dict[int, float]
-) -> None:
-    config, run = write_config(tmp_path, corpus), tmp_path / "runs" / "tiny"
+def test_sigterm_saves_and_asks_to_be_started_again(tmp_path: Path, corpus: Path) -> None:
+    settings = ["optim.schedule=constant", "checkpoint.save_every_steps=null", "monitor.log_every_steps=2"]
+    (tmp_path / "stopped").mkdir()
+    config, run = write_config(tmp_path / "stopped", corpus), tmp_path / "stopped" / "runs" / "tiny"
     process = subprocess.Popen(
-        command(config, "checkpoint.save_every_steps=null"), env=environment(), stdout=subprocess.DEVNULL
+        command(config, *settings, "run.steps=1000000"), env=environment(), stdout=subprocess.DEVNULL
     )
     try:
-        wait_for_step(process, 2, run / "logs" / "metrics.jsonl")
+        wait_for_step(process, 4, run / "logs" / "metrics.jsonl")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) in (EXIT_RESUME, EXIT_DONE)
+        assert process.wait(timeout=60) == EXIT_RESUME
     finally:
         process.kill()
         process.wait(timeout=30)
-    done = run_command(config)
+    ledger = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    stopped = ledger[-1]["step"]
+    assert (ledger[-1]["reason"], ledger[-1]["exit_code"]) == ("SIGTERM", EXIT_RESUME)
+    assert [line["step"] for line in ledger if line["event"] == "save"] == [stopped]
+    steps = f"run.steps={stopped + 5}"
+    done = run_command(config, *settings, steps)
     assert done.returncode == EXIT_DONE, done.stderr
-    assert losses(run) == uninterrupted
+    (tmp_path / "whole").mkdir()
+    whole = write_config(tmp_path / "whole", corpus)
+    assert run_command(whole, *settings, steps).returncode == EXIT_DONE
+    # Also where the stop fell between two logs: the sums since the last log are part of the checkpoint.
+    assert losses(run) == losses(tmp_path / "whole" / "runs" / "tiny")
 
 
 def test_processes_2_4_1_and_zero_1_3_2_train_the_same_rows_to_the_same_losses(

@@ -176,9 +176,8 @@ class WatchedStream:
             self.rows.append(batch.rows.tolist())
             yield batch
 
-    @property
-    def wait_seconds(self) -> float:
-        return float(self._stream.wait_seconds)
+    def take_wait_seconds(self) -> float:
+        return float(self._stream.take_wait_seconds())
 
 
 @dataclass(frozen=True)

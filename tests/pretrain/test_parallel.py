@@ -14,26 +14,25 @@ from tests.harness import run_ranks
 
 
 def test_ranks_come_from_torchrun_srun_or_nobody() -> None:
-    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-    assert ranks_from_environment(torchrun) == Ranks(5, 8, 1, 4, "torchrun")
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+    assert ranks_from_environment(torchrun) == Ranks(5, 8, 1, "torchrun")
     srun = {
         "SLURM_PROCID": "3",
         "SLURM_STEP_NUM_TASKS": "4",
-        "SLURM_STEP_NUM_NODES": "2",
         "SLURM_LOCALID": "1",
         "SLURM_JOB_ID": "7",
     }
-    assert ranks_from_environment(srun) == Ranks(3, 4, 1, 2, "srun")
+    assert ranks_from_environment(srun) == Ranks(3, 4, 1, "srun")
     batch_script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
-    assert ranks_from_environment(batch_script) == Ranks(0, 1, 0, 1, "alone")
-    assert ranks_from_environment({}) == Ranks(0, 1, 0, 1, "alone")
+    assert ranks_from_environment(batch_script) == Ranks(0, 1, 0, "alone")
+    assert ranks_from_environment({}) == Ranks(0, 1, 0, "alone")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_asking_for_a_gpu_that_is_not_there() -> None:
     with pytest.raises(UserError, match="run.device = cuda"):
-        choose_device("cuda", Ranks(0, 1, 0, 1, "alone"))
-    assert choose_device("auto", Ranks(0, 1, 0, 1, "alone")).type == "cpu"
+        choose_device("cuda", Ranks(0, 1, 0, "alone"))
+    assert choose_device("auto", Ranks(0, 1, 0, "alone")).type == "cpu"
 
 
 def test_all_that_is_wrong_with_a_layout_is_told_at_once() -> None:

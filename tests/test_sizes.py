@@ -1,0 +1,24 @@
+"""What one can read in a sitting: files up to 600 lines, functions up to 80, up to 10 parameters."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOMS = ("kernels", "models", "data_pipelines", "pretrain", "launch", "benchmarks")
+FILES = sorted(path for room in ROOMS for path in Path(room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_sizes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 600
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 80, f"{node.name} is too long"
+            assert len(node.args.args) + len(node.args.kwonlyargs) <= 10, (
+                f"{node.name} has too many parameters"
+            )
