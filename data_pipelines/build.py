@@ -132,13 +132,11 @@ def build_from_files(
     """
     options.check()
     out = Path(out)
-    _restore_old(out)
     _refuse_used(out, options.force)
     size = bpe_size(options.tokenizer)
     given = None if size else tokenizer_from_spec(options.tokenizer)
     report = progress or (lambda what, done, total: None)
-    removed = _remove_leftovers(out)
-    partial = _make_partial(out)
+    removed, partial = _make_partial(out)
     try:
         survey = _survey(files, options, bool(size), report)
         _refuse_no_text(survey, files)
@@ -163,9 +161,16 @@ def _refuse_no_text(survey: Survey, files: list[Path]) -> None:
 
 
 def _refuse_used(out: Path, force: bool) -> None:
+    if out.name in ("", ".."):
+        raise DataError(f"{out}: not the name of a new folder; choose another --out.")
+    try:
+        _restore_old(out)
+        used = out.is_dir() and any(out.iterdir())
+    except OSError as error:
+        raise DataError(f"{out}: cannot be read ({error.strerror}); choose another --out.") from None
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: a file is in the way; choose another output folder.")
-    if out.is_dir() and any(out.iterdir()):
+    if used:
         if not force:
             raise DataError(f"{out}: the folder is not empty. Use --force to replace it, or another --out.")
         if not (out / "dataset.json").exists():
@@ -178,17 +183,19 @@ def _prefix(out: Path, kind: str) -> str:
     return f".{out.name}.{kind}-{socket.gethostname()}-"
 
 
-def _make_partial(out: Path) -> Path:
-    """The folder of the unfinished build, made before any work so that a bad --out is known at once."""
+def _make_partial(out: Path) -> tuple[list[Path], Path]:
+    """Make the folder of the unfinished build, before any work so that a bad --out is known at once; also
+    returns the folders of killed builds that were removed."""
     partial = out.with_name(f"{_prefix(out, 'part')}{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     try:
+        removed = _remove_leftovers(out)
         partial.mkdir(parents=True)
     except OSError as error:
         raise DataError(
-            f"{out}: the output folder cannot be made ({error.strerror}); choose another."
+            f"{out}: the output folder cannot be made ({error.strerror}); choose another --out."
         ) from None
-    return partial
+    return removed, partial
 
 
 def _left_by_killed_builds(out: Path, kind: str) -> list[Path]:
