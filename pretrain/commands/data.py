@@ -78,7 +78,7 @@ def build(
 @app.command()
 def tokenize(
     source: Annotated[
-        Path, typer.Argument(help="A raw .tar shard (.txt or .json members) or a folder of them.")
+        Path, typer.Argument(help="A raw .tar or .tar.gz shard (.txt or .json members) or a folder of them.")
     ],
     out: Out,
     tokenizer: TokenizerSpec,

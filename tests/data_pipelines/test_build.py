@@ -265,7 +265,7 @@ def test_a_long_document_is_sampled_all_over(tmp_path, monkeypatch):
     tokenizer = build(tmp_path / "in.txt", tmp_path / "out", BuildOptions("bpe:300")).tokenizer
     assert len(tokenizer.encode(" bbbbbbbbb fffffffff")) == 2
     texts = [*(f"{letter * 8}!" for letter in "ghijk"), "x" * 50_000]
-    build_module.SAMPLE_CHARACTERS = 1100
+    monkeypatch.setattr(build_module, "SAMPLE_CHARACTERS", 1100)
     survey = build_module.Survey()
     for mark, text in enumerate(texts):
         survey.add_sample(mark, text)

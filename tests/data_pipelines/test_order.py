@@ -217,7 +217,12 @@ def test_row_order_is_pinned(tmp_path):
 def test_later_epochs_do_not_open_the_shards_again(tmp_path, monkeypatch):
     opened = []
     original = Shard.open
-    monkeypatch.setattr(Shard, "open", lambda shard: opened.append(shard.path.name) or original(shard))
+
+    def counted(shard):
+        opened.append(shard.path.name)
+        return original(shard)
+
+    monkeypatch.setattr(Shard, "open", counted)
     documents = make_dataset(tmp_path, [20] * 30, shard_bytes=300)
     reader = RowReader(open_sources([Source(tmp_path)]), 63, seed=0)
     epochs = reader.batch(range(100)).tokens.numpy().reshape(-1)
