@@ -25,6 +25,7 @@ import torch
 from data_pipelines.dataset import write_dataset
 from data_pipelines.rows import RowReader, Source, open_sources
 from data_pipelines.shards import TokenShardWriter, write_tar
+from data_pipelines.stream import keep_freed_memory
 from data_pipelines.tokenizers import BytesTokenizer
 
 VOCABULARY = 32_768
@@ -110,6 +111,7 @@ def measure(options: argparse.Namespace, mean: float) -> dict[str, float]:
         folder = Path(name)
         webdataset_tokens = write_both(folder, int(options.tokens), mean, 5000)
         batches = int(options.tokens * 0.9 / options.rows / options.length)
+        keep_freed_memory()  # as `open_stream` does
         reader = RowReader(open_sources([Source(folder / "ours")]), options.length, seed=0)
         first = cpu_seconds(lambda: read_ours(reader, options.rows, batches))
         again, seconds = [], []

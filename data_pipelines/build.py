@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import os
 import shutil
 import socket
@@ -25,8 +26,8 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards import TokenShardWriter
 from data_pipelines.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
 
-SAMPLE_BYTES = 8_000_000  # of text to train a BPE on: under ten seconds on one core
-SAMPLE_PART = 100_000  # at most so many characters of one document
+SAMPLE_CHARACTERS = 8_000_000  # of text to train a BPE on: under ten seconds on one core
+SAMPLE_PART = 100_000  # characters; every document's first part is taken before further parts of long ones
 BATCH_CHARACTERS = 2_000_000  # tokenised at a time
 SPLITS = ("train", "validation")
 
@@ -49,8 +50,10 @@ class BuildOptions:
             raise DataError(
                 f"validation fraction {self.validation_fraction}: it must be at least 0 and below 1."
             )
-        if self.shard_megabytes <= 0:
-            raise DataError(f"shard size {self.shard_megabytes} MB: it must be positive.")
+        if not math.isfinite(self.shard_megabytes) or self.shard_megabytes <= 0:
+            raise DataError(f"shard size {self.shard_megabytes} MB: it must be a positive number.")
+        if not -(2**63) <= self.seed < 2**63:
+            raise DataError(f"seed {self.seed}: it must be a number of 64 bits.")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,17 @@ class Built:
     tokenizer: Tokenizer
     skipped: Skipped
     removed: list[Path]  # what builds that were killed had left
+    asked_vocabulary: int  # N of bpe:N; 0 where the tokenizer was given
+
+    @property
+    def vocabulary_shortfall(self) -> str:
+        """One line for people if the trained vocabulary is smaller than was asked, else ""."""
+        if self.tokenizer.vocabulary >= self.asked_vocabulary:
+            return ""
+        return (
+            f"the vocabulary has {self.tokenizer.vocabulary:,} ids instead of {self.asked_vocabulary:,}: the "
+            "text is too small or too uniform for more. Give more text, or ask for fewer."
+        )
 
 
 @dataclass
@@ -71,14 +85,29 @@ class Survey:
     validation: int = 0
     lowest: tuple[int, int] = (2**64, -1)  # (hash, document)
     highest: tuple[int, int] = (-1, -1)
-    sample: list[tuple[int, int, str]] = field(default_factory=list)  # heap of (-hash, document, text)
-    sample_bytes: int = 0
+    # heap of (-rank, document, first character, text): the highest rank is dropped first
+    sample: list[tuple[int, int, int, str]] = field(default_factory=list)
+    sample_characters: int = 0
 
     def exception(self) -> int:
         """The one document that changes sides, because by its hash a split would stay empty; -1 for none."""
         if self.documents < 2 or 0 < self.validation < self.documents:
             return -1
         return self.lowest[1] if self.validation == 0 else self.highest[1]
+
+    def add_sample(self, mark: int, text: str) -> None:
+        """Offer a document, whose hash is `mark`, to the sample, in parts.
+
+        First parts go by the hash and rank before all others, so that long documents do not crowd out the
+        rest of many; where few documents leave room, the other parts come from all over them.
+        """
+        for start in range(0, len(text), SAMPLE_PART):
+            rank = mark if start == 0 else 2**64 + _hash64(f"{mark}/{start}".encode())
+            part = text[start : start + SAMPLE_PART]
+            heapq.heappush(self.sample, (-rank, self.documents, start, part))
+            self.sample_characters += len(part)
+            while self.sample_characters > SAMPLE_CHARACTERS:
+                self.sample_characters -= len(heapq.heappop(self.sample)[3])
 
 
 def build(
@@ -89,7 +118,8 @@ def build(
     Raises:
         DataError: nothing to read, a bad line, an output folder in use, an option out of range.
     """
-    return build_from_files(find_files(Path(source)), out, options, progress)
+    options.check()
+    return build_from_files(find_files(Path(source), Path(out)), out, options, progress)
 
 
 def build_from_files(
@@ -106,50 +136,86 @@ def build_from_files(
     size = bpe_size(options.tokenizer)
     given = None if size else tokenizer_from_spec(options.tokenizer)
     report = progress or (lambda what, done, total: None)
-    survey = _survey(files, options, bool(size), report)
-    if survey.documents == 0:
-        skipped = Skipped()
-        for _ in _documents(files[:1000], skipped):
-            pass
-        why = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items()) or "nothing to read"
-        raise DataError(f"no text found in {len(files)} file(s): {why}. Text must be UTF-8, not empty.")
-    report("training the tokenizer" if size else "loading the tokenizer", 0, 1)
-    tokenizer = given or train_bpe(_training_texts(survey), size or 0)
-    removed = _remove_leftovers(out)
-    partial = out.with_name(f"{_partial_prefix(out)}{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    removed, partial = _make_partial(out)
     try:
+        survey = _survey(files, options, bool(size), report)
+        _refuse_no_text(survey, files)
+        report("training the tokenizer" if size else "loading the tokenizer", 0, 1)
+        tokenizer = given or train_bpe(_training_texts(survey), size or 0)
         skipped = _write(files, partial, (tokenizer, options, survey), report)
         _publish(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return Built(open_dataset(out), tokenizer, skipped, removed)
+    return Built(open_dataset(out), tokenizer, skipped, removed, size or 0)
+
+
+def _refuse_no_text(survey: Survey, files: list[Path]) -> None:
+    if survey.documents:
+        return
+    skipped = Skipped()
+    for _ in _documents(files[:1000], skipped):
+        pass
+    why = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items()) or "nothing to read"
+    raise DataError(f"no text found in {len(files)} file(s): {why}. Text must be UTF-8, not empty.")
 
 
 def _refuse_used(out: Path, force: bool) -> None:
+    if out.name in ("", ".."):
+        raise DataError(f"{out}: not the name of a new folder; choose another --out.")
+    try:
+        _restore_old(out)
+        used = out.is_dir() and any(out.iterdir())
+    except OSError as error:
+        raise DataError(f"{out}: cannot be read ({error.strerror}); choose another --out.") from None
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: a file is in the way; choose another output folder.")
-    if out.is_dir() and any(out.iterdir()):
+    if used:
         if not force:
             raise DataError(f"{out}: the folder is not empty. Use --force to replace it, or another --out.")
         if not (out / "dataset.json").exists():
             raise DataError(f"{out}: not a dataset folder, so --force will not delete it; use another --out.")
 
 
-def _partial_prefix(out: Path) -> str:
-    """The name of an unfinished build, up to its process. With the host: the folder may be a shared one, and
+def _prefix(out: Path, kind: str) -> str:
+    """The name of a build's own folder, up to its process. With the host: the folder may be a shared one, and
     a process of another host cannot be seen from here."""
-    return f".{out.name}.part-{socket.gethostname()}-"
+    return f".{out.name}.{kind}-{socket.gethostname()}-"
+
+
+def _make_partial(out: Path) -> tuple[list[Path], Path]:
+    """Make the folder of the unfinished build, before any work so that a bad --out is known at once; also
+    returns the folders of killed builds that were removed."""
+    partial = out.with_name(f"{_prefix(out, 'part')}{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        removed = _remove_leftovers(out)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(
+            f"{out}: the output folder cannot be made ({error.strerror}); choose another --out."
+        ) from None
+    return removed, partial
+
+
+def _left_by_killed_builds(out: Path, kind: str) -> list[Path]:
+    """Folders of one kind that builds of this host into `out` left when they were killed."""
+    prefix = _prefix(out, kind)
+    found = sorted(out.parent.glob(f".*.{kind}-*")) if out.parent.is_dir() else []
+    processes = ((path, path.name.removeprefix(prefix)) for path in found if path.name.startswith(prefix))
+    return [path for path, process in processes if process.isdigit() and not _is_running(int(process))]
+
+
+def _restore_old(out: Path) -> None:
+    """Put back the dataset that a build killed between the two renames of `_publish` had moved away."""
+    left = _left_by_killed_builds(out, "old")
+    if left and not out.exists():
+        left[-1].rename(out)
 
 
 def _remove_leftovers(out: Path) -> list[Path]:
     """Remove what builds of this host into `out` left when they were killed; returns the folders."""
-    prefix = _partial_prefix(out)
-    found = sorted(out.parent.glob(".*.part-*")) if out.parent.is_dir() else []
-    processes = ((path, path.name.removeprefix(prefix)) for path in found if path.name.startswith(prefix))
-    left = [path for path, process in processes if process.isdigit() and not _is_running(int(process))]
+    left = _left_by_killed_builds(out, "part") + _left_by_killed_builds(out, "old")
     for path in left:
         shutil.rmtree(path, ignore_errors=True)
     return [path for path in left if not path.exists()]
@@ -167,11 +233,23 @@ def _is_running(process: int) -> bool:
 
 def _publish(partial: Path, out: Path) -> None:
     """Give the finished folder its name; an old dataset is moved away first and then deleted."""
-    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    for path in (*partial.glob("*.json"), partial):  # the shards were synced when they were closed
+        _sync(path)
+    old = out.with_name(f"{_prefix(out, 'old')}{os.getpid()}")
     if out.exists():
         out.rename(old)
     partial.rename(out)
+    _sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder's list of names to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _documents(
@@ -185,32 +263,32 @@ def _documents(
 
 def document_hash(text: str, seed: int) -> int:
     """64 bits that decide which split a document belongs to: equal texts always go to the same one."""
-    key = hashlib.blake2b(text.encode(), digest_size=8, salt=seed.to_bytes(16, "little", signed=True))
+    return _hash64(text.encode(), seed)
+
+
+def _hash64(data: bytes, seed: int = 0) -> int:
+    key = hashlib.blake2b(data, digest_size=8, salt=seed.to_bytes(16, "little", signed=True))
     return int.from_bytes(key.digest(), "little")
 
 
 def _survey(files: list[Path], options: BuildOptions, sample: bool, report: Progress) -> Survey:
-    """Count the documents and, for a BPE, keep those with the lowest training hashes up to SAMPLE_BYTES."""
+    """Count the documents and, for a BPE, keep a sample of SAMPLE_CHARACTERS."""
     survey = Survey()
     threshold = int(options.validation_fraction * 2**64)
     report("reading", 0, len(files))
     for text in _documents(files, Skipped(), lambda done: report("reading", done, len(files))):
         mark, number = document_hash(text, options.seed), survey.documents
+        if sample:
+            survey.add_sample(mark, text)
         survey.documents += 1
         survey.validation += mark < threshold
         survey.lowest = min(survey.lowest, (mark, number))
         survey.highest = max(survey.highest, (mark, number))
-        if sample:
-            part = text[:SAMPLE_PART]
-            heapq.heappush(survey.sample, (-mark, number, part))
-            survey.sample_bytes += len(part)
-            while survey.sample_bytes > SAMPLE_BYTES:
-                survey.sample_bytes -= len(heapq.heappop(survey.sample)[2])
     return survey
 
 
 def _training_texts(survey: Survey) -> list[str]:
-    return [text for _, _, text in sorted(survey.sample, key=lambda item: item[1])]
+    return [text for _, _, _, text in sorted(survey.sample, key=lambda item: item[1:3])]
 
 
 def _write(

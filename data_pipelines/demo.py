@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sysconfig
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def build_demo(
     Raises:
         DataError: as `build`; or the size is not positive.
     """
-    if megabytes <= 0:
-        raise DataError(f"--megabytes {megabytes}: it must be positive.")
+    if not math.isfinite(megabytes) or megabytes <= 0:
+        raise DataError(f"--megabytes {megabytes}: it must be a positive number.")
+    options.check()
     return build_from_files(library_files(megabytes), out, options, progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from data_pipelines.index import map_file
 from data_pipelines.tarwalk import walk
 
 LISTED = 20
+DAMAGED_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 
 
 @dataclass
@@ -28,13 +31,19 @@ class Skipped:
         """Count one."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if len(self.names) < LISTED:
-            self.names.append(f"{name}: {reason}")
+            self.names.append(f"{_printable(name)}: {reason}")
 
 
-def find_files(source: Path) -> list[Path]:
+def _printable(name: str) -> str:
+    """A name that is not UTF-8, in a form that can be printed."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def find_files(source: Path, out: Path | None = None) -> list[Path]:
     """The files of a folder and its subfolders in the order of their names; or the one file.
 
-    Names that begin with a dot are left out, and symbolic links to folders are not followed.
+    Names that begin with a dot are left out, and so is the output folder `out` where it lies in `source`;
+    symbolic links to folders are not followed.
 
     Raises:
         DataError: there is no such file or folder, or nothing in it.
@@ -44,8 +53,12 @@ def find_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise DataError(f"{source}: no such file or folder.")
     found: list[Path] = []
+    left_out = out.resolve() if out else None
+    if source.resolve() == left_out:
+        raise DataError(f"{source}: the same folder as the output folder; choose another --out.")
     for folder, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = (name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in inside if (Path(folder) / name).resolve() != left_out)
         found += [Path(folder) / name for name in files if not name.startswith(".")]
     if not found:
         raise DataError(f"{source}: the folder holds no files. Give a folder with text files, or a file.")
@@ -55,17 +68,17 @@ def find_files(source: Path) -> list[Path]:
 def file_documents(path: Path, skipped: Skipped) -> Iterator[str]:
     """The documents of one file: each line of .jsonl, each .json or .txt member of .tar, else the whole file.
 
-    Text must be UTF-8 (a byte order mark is removed). A name that ends in .gz is decompressed first.
+    Text must be UTF-8 (a byte order mark is removed). A name that ends in .gz or .tgz is decompressed first.
 
     Raises:
         DataError: a line of a .jsonl file that is not an object with a "text", with file and line number; a
             damaged tar or gzip file.
     """
     name = path.name.removesuffix(".gz")
-    if name.endswith((".jsonl", ".ndjson")):
-        yield from _json_lines(path)
-    elif name.endswith(".tar"):
+    if path.name.endswith(TAR_ENDINGS):
         yield from tar_documents(path, skipped)
+    elif name.endswith((".jsonl", ".ndjson")):
+        yield from _json_lines(path, skipped)
     else:
         with _open(path) as file:
             text = _decode(_read(path, file), str(path), skipped)
@@ -73,14 +86,18 @@ def file_documents(path: Path, skipped: Skipped) -> Iterator[str]:
             yield text
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.name.endswith((".gz", ".tgz"))
+
+
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if _is_gzip(path) else path.open("rb")  # type: ignore[return-value]
 
 
 def _read(path: Path, file: IO[bytes]) -> bytes:
     try:
         return file.read()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except DAMAGED_GZIP as error:
         raise DataError(f"{path}: damaged gzip file ({error}). Copy it again, or leave it out.") from None
 
 
@@ -100,7 +117,7 @@ def _decode(data: bytes, name: str, skipped: Skipped) -> str | None:
     return text
 
 
-def _json_lines(path: Path) -> Iterator[str]:
+def _json_lines(path: Path, skipped: Skipped) -> Iterator[str]:
     with _open(path) as file:
         lines = enumerate(file, 1)
         while True:
@@ -108,19 +125,24 @@ def _json_lines(path: Path) -> Iterator[str]:
                 number, line = next(lines)
             except StopIteration:
                 return
-            except (EOFError, gzip.BadGzipFile) as error:
+            except DAMAGED_GZIP as error:
                 raise DataError(f"{path}: damaged gzip file ({error}). Copy it again.") from None
             if line.strip():
-                text = _json_text(line, f"{path}:{number}")
+                where = f"{path}:{number}"
+                text = _json_text(line, where)
                 if text.strip():
                     yield text
+                else:
+                    skipped.add(where, "empty")
 
 
 def _json_text(data: bytes, where: str) -> str:
     """The "text" of a JSON object."""
     try:
         record: Any = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise DataError(f"{where}: JSON nested too deep. Mend or remove the line.") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise DataError(f"{where}: not JSON ({error}). Mend or remove the line.") from None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
@@ -138,20 +160,27 @@ def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else False
 
 
+def _unpacked(path: Path) -> bytes:
+    with _open(path) as file:
+        return _read(path, file)
+
+
 def tar_documents(path: Path, skipped: Skipped) -> Iterator[str]:
     """The documents of a raw webdataset shard: members .txt (the text) and .json (an object with a "text").
 
     Raises:
         DataError: the tar is damaged, or a .json member has no text.
     """
-    view = memoryview(map_file(path))
+    view = memoryview(_unpacked(path) if _is_gzip(path) else map_file(path))
     for member in walk(path, view):
         data = bytes(view[member.data_offset : member.data_offset + member.size])
-        where = f"{path}:{member.name}"
+        where = _printable(f"{path}:{member.name}")
         if member.extension == "json":
             text = _json_text(data, where)
             if text.strip():
                 yield text
+            else:
+                skipped.add(where, "empty")
         elif member.extension == "txt":
             decoded = _decode(data, where, skipped)
             if decoded is not None:

@@ -39,7 +39,9 @@ def _rounded(shares: list[Fraction]) -> list[int]:
     """Integers close to `shares`: by small denominators if those differ by under 1e-9, else in 1/10,000."""
     near = [share.limit_denominator(1000) for share in shares]
     scale = math.lcm(*(share.denominator for share in near))
-    if scale <= MAX_PATTERN and all(abs(a - b) < 1e-9 for a, b in zip(near, shares, strict=True)):
+    # A share under 1/2000 may come near 0, but every source keeps some rows.
+    usable = scale <= MAX_PATTERN and all(near)
+    if usable and all(abs(a - b) < 1e-9 for a, b in zip(near, shares, strict=True)):
         return [int(share * scale) for share in near]
     return [max(1, round(share * ROUNDED_PATTERN)) for share in shares]
 

@@ -69,9 +69,8 @@ class EpochPlan:
     """The windows of one epoch: which shards, and where each begins. S shards, N windows."""
 
     shards_S: np.ndarray  # shard numbers in this epoch's order
-    window_start_N1: (
-        np.ndarray
-    )  # first token of each window, counted from the epoch's start; last: its tokens
+    # First token of each window, counted from the epoch's start; last: the epoch's tokens.
+    window_start_N1: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,9 @@ class TokenStream:
         self._first_document = np.cumsum(documents) - documents
         self._epochs: LruCache[EpochPlan] = LruCache(2)
         self._windows: LruCache[Window] = LruCache(3)
+        # Opening checks a shard's size, probe and index. A small dataset's epochs are short, and all need the
+        # same shards.
+        self._opened: LruCache[OpenShard] = LruCache(window_shards)
 
     def runs(self, begin_I: np.ndarray, length: int, end: int | None = None) -> Runs:
         """Find the tokens of the intervals [begin, begin + length) of the stream, cut off at `end`.
@@ -190,7 +192,7 @@ class TokenStream:
     def _plan_window(self, epoch: int, plan: EpochPlan, number: int) -> Window:
         first = number * self._window_shards
         numbers = plan.shards_S[first : first + self._window_shards]
-        shards = tuple(self._shards[shard].open() for shard in numbers.tolist())
+        shards = tuple(self._opened.get(n, self._shards[n].open) for n in numbers.tolist())
         documents = [shard.index.header.documents for shard in shards]
         order = np.arange(sum(documents))
         if self._key is not None:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -84,17 +83,6 @@ def open_sources(sources: Sequence[Source], split: str = "train") -> list[OpenSo
     return opened
 
 
-def _keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed batches for the next ones.
-
-    glibc gives memory back to the kernel as soon as more than twice the size of the largest block freed so
-    far is unused, and every batch then pays for fresh pages: more than for filling them. Freeing one block
-    of just under 32 MiB, its upper bound for this rule (mallopt(3), M_MMAP_THRESHOLD), moves the limit; no
-    page is touched.
-    """
-    np.empty(31 << 20, np.uint8)
-
-
 class RowReader:
     """Reads rows by number. Can be pickled; caches stay behind.
 
@@ -116,7 +104,6 @@ class RowReader:
     ) -> None:
         if sequence_length < 1:
             raise DataError(f"sequence_length is {sequence_length}; it must be at least 1.")
-        _keep_freed_memory()
         self.sources = list(sources)
         self.sequence_length, self.seed = sequence_length, seed
         self.mixture = Mixture([source.weight for source in self.sources])
@@ -136,10 +123,6 @@ class RowReader:
             "shuffle": shuffle,
         }
         self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        _keep_freed_memory()  # in this process too
-        self.__dict__.update(state)
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
         """The rows with these numbers, in this order.

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipelines.batch import Batch, Cursor
@@ -133,6 +134,7 @@ def open_stream(
         )
     if prefetch < 1 or workers < 0:
         raise DataError(f"prefetch {prefetch} must be at least 1 and workers {workers} at least 0.")
+    keep_freed_memory()
     batches = _Guarded(StepBatches(rows, global_batch_rows, rank, world, start.row if start else 0))
     numbers = itertools.count() if steps is None else range(steps)
     if workers == 0:
@@ -148,14 +150,34 @@ def open_stream(
         num_workers=workers,
         prefetch_factor=prefetch,
         multiprocessing_context="spawn",
+<<<<<<< HEAD
         worker_init_fn=_ignore_signals,
         pin_memory=pin,
+=======
+        worker_init_fn=_start_worker,
+>>>>>>> data
     )
     # Dropping the loader's iterator stops its workers, and `Stream.close` drops it.
     return Stream(iter(loader), lambda: None)
 
 
-def _ignore_signals(worker: int) -> None:
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed batches for the next ones.
+
+    glibc gives memory back to the kernel as soon as more than twice the size of the largest block freed so
+    far is unused, and every batch then pays for fresh pages: more than for filling them. Freeing one block
+    of just under 32 MiB, its upper bound for this rule (mallopt(3), M_MMAP_THRESHOLD), moves the limit; no
+    page is touched.
+    """
+    np.empty(31 << 20, np.uint8)
+
+
+def _start_worker(worker: int) -> None:
+    keep_freed_memory()
+    _ignore_signals()
+
+
+def _ignore_signals() -> None:
     """Let workers outlive the signals that ask a run to stop: the run still wants its batches until it has
     saved, and then ends its workers by other means."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

@@ -116,7 +116,8 @@ def walk(path: Path, tar: bytes | memoryview) -> Iterator[Member]:
             )
         if kind in b"Lx":  # GNU long name, pax header: they describe the member that follows
             content = bytes(view[data : data + size])
-            long_name = content.rstrip(b"\0").decode() if kind == b"L" else _pax_path(content) or long_name
+            gnu_name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
+            long_name = gnu_name if kind == b"L" else _pax_path(content) or long_name
         elif kind in b"0\0":
             yield Member(first_header, data, size, long_name or _name(block))
         if kind not in b"LxgK":

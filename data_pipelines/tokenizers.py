@@ -20,6 +20,8 @@ from data_pipelines.errors import DataError
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+# tiktoken's regular expression engine panics on a run of about a million spaces. This is far below.
+WHITESPACE_BLOCK = 50_000
 # The pattern of the ByteLevel pre-tokenizer, from GPT-2's encoder.py.
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -84,7 +86,7 @@ class BpeTokenizer:
         name: where it came from, for messages.
 
     Raises:
-        DataError: not a tokenizer file, or it has no end-of-text token.
+        DataError: not a tokenizer file, or it has no end-of-text token that is marked special.
     """
 
     def __init__(self, content: str, name: str) -> None:
@@ -95,15 +97,16 @@ class BpeTokenizer:
             spec = json.loads(content)
         except Exception as error:  # the library raises a bare Exception
             raise DataError(f"{name}: not a Hugging Face tokenizer file ({error}).") from None
+        # Both belong to other uses of the file; here they would cut documents or fill them up.
+        self._reference.no_truncation()
+        self._reference.no_padding()
         # A document that contains the text of a special token must not turn into that token.
         self._reference.encode_special_tokens = True
         self._content = json.dumps(spec, sort_keys=True, ensure_ascii=False)
         self.fingerprint = hashlib.sha256(self._content.encode()).hexdigest()
         ids = self._reference.get_vocab(with_added_tokens=True)
         self.vocabulary = max(ids.values()) + 1
-        self.eot_name = next((token for token in EOT_NAMES if token in ids), "")
-        if not self.eot_name:
-            raise DataError(f"{name}: no end-of-text token; add a special token called {EOT} to it.")
+        self.eot_name = _eot_name(spec, ids, name)
         self.eot = ids[self.eot_name]
         self._kind = np.uint16 if self.vocabulary <= 65_536 else np.uint32
         self._fast = _tiktoken(spec, self._reference, name)
@@ -115,7 +118,7 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of one text."""
-        if self._fast:
+        if self._fast and not _has_long_whitespace(text):
             return np.asarray(self._fast.encode_to_numpy(text, disallowed_special=()), self._kind)
         return self.encode_reference(text)
 
@@ -125,7 +128,7 @@ class BpeTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, for each text, on several threads."""
-        if self._fast:
+        if self._fast and not any(map(_has_long_whitespace, texts)):
             encoded = self._fast.encode_ordinary_batch(list(texts), num_threads=4)
             return [np.asarray(ids, self._kind) for ids in encoded]
         batch = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -143,6 +146,31 @@ class BpeTokenizer:
         """Write tokenizer.json."""
         (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
         return _entry(self, "bpe", "tokenizer.json")
+
+
+def _eot_name(spec: dict[str, Any], ids: dict[str, int], name: str) -> str:
+    """The end-of-text token of a tokenizer.json: one that text cannot turn into."""
+    special = {token["content"] for token in spec.get("added_tokens", []) if token.get("special")}
+    for token in EOT_NAMES:
+        if token in ids and token in special:
+            return token
+    ordinary = next((token for token in EOT_NAMES if token in ids), "")
+    if ordinary:
+        raise DataError(
+            f"{name}: its end-of-text token {ordinary} is an ordinary token, so the same characters in a "
+            'document would end it. Give it "special": true in "added_tokens".'
+        )
+    raise DataError(f"{name}: no end-of-text token; add a special token called {EOT} to it.")
+
+
+def _has_long_whitespace(text: str) -> bool:
+    """Whether a text holds a run of whitespace that tiktoken cannot be trusted with.
+
+    A run of twice WHITESPACE_BLOCK fills at least one aligned block; `isspace` leaves the other blocks at
+    their first other character.
+    """
+    starts = range(0, len(text) - WHITESPACE_BLOCK + 1, WHITESPACE_BLOCK)
+    return any(text[start : start + WHITESPACE_BLOCK].isspace() for start in starts)
 
 
 def _entry(tokenizer: Tokenizer, kind: str, file: str | None) -> dict[str, Any]:
@@ -191,7 +219,7 @@ def bpe_size(spec: str) -> int | None:
 
 
 def tokenizer_from_spec(spec: str) -> Tokenizer:
-    """`bytes`, or the path of a tokenizer.json or of a dataset folder whose tokenizer is wanted.
+    """`bytes`, or the path of a tokenizer.json, of a folder that holds one, or of a dataset folder.
 
     Raises:
         DataError: none of these.
@@ -201,9 +229,23 @@ def tokenizer_from_spec(spec: str) -> Tokenizer:
         return BytesTokenizer()
     if path.is_dir() and (path / "dataset.json").exists():
         return load_tokenizer(path)
+    if path.is_dir():
+        path = path / "tokenizer.json"
     if path.is_file():
-        return BpeTokenizer(path.read_text(encoding="utf-8"), spec)
-    raise DataError(f"tokenizer {spec!r}: no such file; use bytes, bpe:8192 or the path of a tokenizer.json.")
+        return BpeTokenizer(_read_text(path), str(path))
+    raise DataError(
+        f"tokenizer {spec!r}: {'no tokenizer.json in it' if Path(spec).is_dir() else 'no such file'}; "
+        "use bytes, bpe:8192 or the path of a tokenizer.json."
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(
+            f"{path}: not a Hugging Face tokenizer file ({error}). Give a tokenizer.json."
+        ) from None
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -222,7 +264,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         path = folder / str(entry["file"])
         if not path.is_file():
             raise DataError(f"{path}: missing; copy the tokenizer that the dataset was built with there.")
-        tokenizer = BpeTokenizer(path.read_text(encoding="utf-8"), str(path))
+        tokenizer = BpeTokenizer(_read_text(path), str(path))
     if tokenizer.fingerprint != entry["fingerprint"]:
         raise DataError(
             f"{folder}: its tokenizer has fingerprint {tokenizer.fingerprint[:12]}, dataset.json was written "

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_PER_CHUNK = (
-    2**26
-)  # 256 MiB of fp32: a demo's batch is one chunk, 32,768 tokens of vocabulary take 2,048
+# 256 MiB of fp32: a demo\'s batch is one chunk; of a vocabulary of 32,768 a chunk has 2,048 tokens.
+LOGITS_PER_CHUNK = 2**26
 
 
 def default_chunk_tokens(vocabulary: int) -> int:

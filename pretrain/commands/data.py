@@ -78,7 +78,7 @@ def build(
 @app.command()
 def tokenize(
     source: Annotated[
-        Path, typer.Argument(help="A raw .tar shard (.txt or .json members) or a folder of them.")
+        Path, typer.Argument(help="A raw .tar or .tar.gz shard (.txt or .json members) or a folder of them.")
     ],
     out: Out,
     tokenizer: TokenizerSpec,
@@ -92,10 +92,10 @@ def tokenize(
     Example: triptych data tokenize raw_shards/ --out data/mine --tokenizer data/demo
     """
     from data_pipelines.build import BuildOptions, build_from_files
-    from data_pipelines.documents import find_files
+    from data_pipelines.documents import TAR_ENDINGS, find_files
     from data_pipelines.errors import DataError
 
-    shards = [path for path in find_files(source) if path.suffix == ".tar"]
+    shards = [path for path in find_files(source, out) if path.name.endswith(TAR_ENDINGS)]
     if not shards:
         raise DataError(f"{source}: no .tar shards here. `triptych data build` reads text and .jsonl files.")
     options: BuildOptions = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force)
@@ -206,4 +206,12 @@ def _print_built(built: Built) -> None:
         typer.echo(f"  left out: {count:,} {reason}")
     for line in built.skipped.names[:5]:
         typer.echo(f"    {line}")
-    typer.echo(f"Train on it: triptych train configs/sigmoid/demo.yaml data.path={dataset.path}")
+    if built.vocabulary_shortfall:
+        typer.echo(f"  {built.vocabulary_shortfall}")
+    if "validation" in dataset.splits:
+        typer.echo(f"Train on it: triptych train configs/sigmoid/demo.yaml data.path={dataset.path}")
+    else:
+        typer.echo(
+            "Training needs a validation split, and this dataset has none. To get one, build again with "
+            "--force --validation-fraction 0.05."
+        )

@@ -1,18 +1,21 @@
 """Building datasets from text, and reading them back: with our reader and with plain webdataset."""
 
 import gzip
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
+from data_pipelines import build as build_module
 from data_pipelines.build import BuildOptions, build, build_from_files, cut_tail
 from data_pipelines.demo import build_demo, library_files
 from data_pipelines.documents import find_files
@@ -200,11 +203,125 @@ def test_nothing_to_read_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [BuildOptions("bytes", validation_fraction=1.0), BuildOptions("bytes", shard_megabytes=0)]
+    "options",
+    [
+        {"validation_fraction": 1.0},
+        {"validation_fraction": float("nan")},
+        {"shard_megabytes": 0},
+        {"shard_megabytes": float("nan")},
+        {"shard_megabytes": float("inf")},
+        {"seed": 2**63},
+        {"seed": -(2**64)},
+    ],
 )
-def test_options_out_of_range_are_refused(tmp_path, options):
+def test_options_out_of_range_are_refused_before_anything_is_read(tmp_path, options):
     with pytest.raises(DataError, match="must be"):
-        build(write_jsonl(tmp_path / "in.jsonl", TEXTS), tmp_path / "out", options)
+        build(tmp_path / "no such file", tmp_path / "out", BuildOptions("bytes", **options))
+
+
+@pytest.mark.parametrize("megabytes", [float("nan"), float("inf"), 0, -1])
+def test_a_demo_of_no_size_is_refused(tmp_path, megabytes):
+    with pytest.raises(DataError, match="--megabytes"):
+        build_demo(tmp_path / "demo", BYTES, megabytes)
+
+
+@pytest.mark.parametrize("place", ["file/out", "file/deep/out", "n" * 300, ".."])
+def test_an_output_folder_that_cannot_be_made_is_refused_before_the_survey(tmp_path, place):
+    (tmp_path / "file").write_text("in the way")
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    with pytest.raises(DataError, match="choose another --out"):
+        build(source, tmp_path / place, BYTES, lambda what, done, total: pytest.fail(what))
+
+
+def test_the_output_folder_is_no_source(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "a.jsonl", TEXTS)
+    for force in (False, True):
+        built = build(tmp_path / "in", tmp_path / "in" / "out", BuildOptions("bytes", force=force))
+        assert sum(split.documents for split in built.dataset.splits.values()) == len(TEXTS)
+        assert built.skipped.counts == {}
+    with pytest.raises(DataError, match="the same folder"):
+        build(tmp_path / "in", tmp_path / "in", BYTES)
+
+
+def test_a_dataset_moved_away_by_a_killed_build_is_put_back(tmp_path):
+    source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS), tmp_path / "out"
+    before = build(source, out, BYTES).dataset.fingerprint
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait(timeout=30)
+    old = tmp_path / f".out.old-{socket.gethostname()}-{ended.pid}"
+    out.rename(old)
+    with pytest.raises(DataError, match="--force"):
+        build(source, out, BYTES)
+    assert open_sources([Source(out)])[0].dataset.fingerprint == before and not old.exists()
+    old.mkdir()  # the build was killed while it deleted the old dataset
+    assert build(source, out, BuildOptions("bytes", force=True)).removed == [old]
+
+
+def test_a_long_document_is_sampled_all_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_module, "SAMPLE_PART", 1000)
+    monkeypatch.setattr(build_module, "SAMPLE_CHARACTERS", 20_000)
+    (tmp_path / "in.txt").write_text("a" * 5000 + "".join(f" {letter * 9}" for letter in "bcdef") * 2000)
+    tokenizer = build(tmp_path / "in.txt", tmp_path / "out", BuildOptions("bpe:300")).tokenizer
+    assert len(tokenizer.encode(" bbbbbbbbb fffffffff")) == 2
+    texts = [*(f"{letter * 8}!" for letter in "ghijk"), "x" * 50_000]
+    monkeypatch.setattr(build_module, "SAMPLE_CHARACTERS", 1100)
+    survey = build_module.Survey()
+    for mark, text in enumerate(texts):
+        survey.add_sample(mark, text)
+        survey.documents += 1
+    assert build_module._training_texts(survey) == [*texts[:5], "x" * 1000]
+
+
+def test_a_vocabulary_that_falls_short_is_told(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    short = build(source, tmp_path / "short", BuildOptions("bpe:5000"))
+    assert "ids instead of 5,000" in short.vocabulary_shortfall
+    for name, spec in (("full", "bpe:260"), ("bytes", "bytes")):
+        assert build(source, tmp_path / name, BuildOptions(spec)).vocabulary_shortfall == ""
+
+
+def flipped_gzip(data: bytes) -> bytes:
+    packed = bytearray(gzip.compress(data))
+    packed[12:20] = b"\xff" * 8
+    return bytes(packed)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt.gz", flipped_gzip(b"text " * 99), r"a\.txt\.gz: damaged gzip"),
+        ("a.jsonl.gz", flipped_gzip(b'{"text": "a"}\n' * 99), r"a\.jsonl\.gz: damaged gzip"),
+        ("a.tar.gz", flipped_gzip(b"x" * 999), r"a\.tar\.gz: damaged gzip"),
+        ("a.jsonl", b"[" * 200_000, r"a\.jsonl:1: JSON nested too deep"),
+        ("a.jsonl", b"1" * 5000, r"a\.jsonl:1: not JSON"),
+    ],
+)
+def test_damaged_sources_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        build(tmp_path / name, tmp_path / "out", BYTES)
+
+
+def test_documents_without_text_are_counted(tmp_path):
+    (tmp_path / "in").mkdir()
+    write_jsonl(tmp_path / "in" / "a.jsonl", ["one", "two", " \n"])
+    write_tar(tmp_path / "in" / "b.tar", [{"__key__": "0", "json": b'{"text": ""}', "txt": b" "}])
+    assert build(tmp_path / "in", tmp_path / "out", BYTES).skipped.counts == {"empty": 3}
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz"])
+def test_tars_with_gnu_names_that_are_not_utf8_are_read_packed_or_not(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    mode = "w" if ending == "tar" else "w:gz"
+    with tarfile.open(path, mode, format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name in ("é" * 150 + ".txt", "é" * 150 + ".jpg"):
+            item = tarfile.TarInfo(name)
+            item.size = 5
+            tar.addfile(item, io.BytesIO(b"hello"))
+    built = build(path, tmp_path / "out", BYTES)
+    assert built.skipped.counts == {"not text (.jpg)": 1}
+    built.skipped.names[0].encode()  # can be printed
 
 
 def test_raw_shards_are_tokenised(tmp_path):

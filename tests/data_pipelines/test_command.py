@@ -43,6 +43,15 @@ def test_build_lint_stats_index(tmp_path):
     assert problems and problems[0]["path"].endswith("train-000000.tar")
 
 
+def test_build_says_what_training_still_needs(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
+    text = run(
+        "build", source, "--out", tmp_path / "out", "--tokenizer", "bpe:9000", "--validation-fraction", 0
+    )
+    assert "instead of 9,000" in text and "Train on it" not in text
+    assert "Training needs a validation split" in text and "--validation-fraction 0.05" in text
+
+
 def test_demo_and_tokenize_with_its_tokenizer(tmp_path):
     run("demo", "--out", tmp_path / "demo", "--megabytes", 0.5, "--tokenizer", "bpe:400")
     (tmp_path / "raw").mkdir()

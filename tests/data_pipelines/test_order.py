@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.dataset import Shard
 from data_pipelines.errors import DataError
 from data_pipelines.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.mixing import Mixture, integer_weights, mixing_pattern
@@ -39,6 +40,15 @@ def test_permutation_holds_each_number_once(count, seed):
     order = permutation(count, seed, "shards")
     assert np.array_equal(np.sort(order), np.arange(count))
     assert np.array_equal(order, permutation(count, seed, "shards"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "whole"),
+    [([1e-9, 1], (1, 10_000)), ([1, 1e-12, 1], (5000, 1, 5000)), ([1e-300, 1], (1, 10_000))],
+)
+def test_tiny_weights_keep_a_share(weights, whole):
+    assert integer_weights(weights) == whole
+    assert set(Mixture(weights).draws(np.arange(20_000))[0].tolist()) == set(range(len(weights)))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12))
@@ -202,3 +212,20 @@ def test_row_order_is_pinned(tmp_path):
     golden = json.loads(GOLDEN.read_text())
     assert digest == golden["documents_sha256"] and parts[:3] == golden["first_rows"]
     assert reader.fingerprint == golden["fingerprint"]
+
+
+def test_later_epochs_do_not_open_the_shards_again(tmp_path, monkeypatch):
+    opened = []
+    original = Shard.open
+
+    def counted(shard):
+        opened.append(shard.path.name)
+        return original(shard)
+
+    monkeypatch.setattr(Shard, "open", counted)
+    documents = make_dataset(tmp_path, [20] * 30, shard_bytes=300)
+    reader = RowReader(open_sources([Source(tmp_path)]), 63, seed=0)
+    epochs = reader.batch(range(100)).tokens.numpy().reshape(-1)
+    assert len(epochs) == 10 * sum(len(document) + 1 for document in documents)
+    assert len(opened) == len(set(opened)) > 1
+    assert not np.array_equal(epochs[:630], epochs[630:1260])

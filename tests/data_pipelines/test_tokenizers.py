@@ -103,6 +103,36 @@ def test_merges_out_of_the_order_of_ids_are_left_to_the_library(bpe):
     assert BpeTokenizer(json.dumps(spec), "file").engine == "tokenizers"
 
 
+def test_truncation_and_padding_of_a_file_are_not_applied(bpe):
+    texts = [TEXT[0], "x"]
+    for change in (lambda t: t.enable_truncation(8), lambda t: t.enable_padding(length=4000)):
+        for fast in (True, False):
+            changed = Tokenizer.from_str(bpe._content)
+            change(changed)
+            if not fast:
+                changed.add_tokens(["no such word"])
+            tokenizer = BpeTokenizer(changed.to_str(), "file")
+            assert tokenizer.engine == ("tiktoken" if fast else "tokenizers")
+            for encoded in (tokenizer.encode_batch(texts), [tokenizer.encode(text) for text in texts]):
+                assert [tokenizer.decode(ids) for ids in encoded] == texts
+
+
+@pytest.mark.parametrize("text", [" " * 1_500_000, "a" + "\n " * 60_000 + "b"])
+def test_long_whitespace_is_encoded(bpe, text):
+    for ids in (bpe.encode(text), bpe.encode_batch(["x", text])[1]):
+        assert bpe.decode(ids) == text
+
+
+def test_an_end_of_text_token_that_is_not_special_is_refused(bpe):
+    spec = json.loads(bpe._content)
+    spec["added_tokens"][0]["special"] = False
+    with pytest.raises(DataError, match=r"file: its end-of-text token <\|endoftext\|> is an ordinary token"):
+        BpeTokenizer(json.dumps(spec), "file")
+    spec["added_tokens"] = []
+    with pytest.raises(DataError, match="is an ordinary token"):
+        BpeTokenizer(json.dumps(spec), "file")
+
+
 @pytest.mark.parametrize(
     ("spec", "text"),
     [("bpe", "bpe:N"), ("bpe:x", "bpe:N"), ("bpe:256", "at least 257")],
@@ -118,9 +148,19 @@ def test_bad_files_are_refused(tmp_path):
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(DataError, match=r"bad\.json: not a Hugging Face tokenizer"):
         tokenizer_from_spec(str(tmp_path / "bad.json"))
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(DataError, match=r"binary\.json: not a Hugging Face tokenizer"):
+        tokenizer_from_spec(str(tmp_path / "binary.json"))
+    with pytest.raises(DataError, match=r"no tokenizer\.json in it"):
+        tokenizer_from_spec(str(tmp_path))
     (tmp_path / "open.json").write_text(trained(pre_tokenizers.ByteLevel(), special=None))
     with pytest.raises(DataError, match=r"open\.json: no end-of-text token"):
         tokenizer_from_spec(str(tmp_path / "open.json"))
+
+
+def test_a_folder_that_holds_a_tokenizer_file_is_a_tokenizer(bpe, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(bpe._content)
+    assert tokenizer_from_spec(str(tmp_path)).fingerprint == bpe.fingerprint
 
 
 def test_a_tiny_corpus_gives_a_smaller_vocabulary():
