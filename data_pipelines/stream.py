@@ -150,12 +150,8 @@ def open_stream(
         num_workers=workers,
         prefetch_factor=prefetch,
         multiprocessing_context="spawn",
-<<<<<<< HEAD
-        worker_init_fn=_ignore_signals,
-        pin_memory=pin,
-=======
         worker_init_fn=_start_worker,
->>>>>>> data
+        pin_memory=pin,
     )
     # Dropping the loader's iterator stops its workers, and `Stream.close` drops it.
     return Stream(iter(loader), lambda: None)

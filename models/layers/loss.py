@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-# 256 MiB of fp32: a demo\'s batch is one chunk; of a vocabulary of 32,768 a chunk has 2,048 tokens.
+# 256 MiB of fp32: a demo's batch is one chunk; of a vocabulary of 32,768 a chunk has 2,048 tokens.
 LOGITS_PER_CHUNK = 2**26
 
 
