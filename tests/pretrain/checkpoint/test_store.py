@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState, steps
 from pretrain.checkpoint.boxes import Boxes
-from pretrain.checkpoint.manifest import Manifest
+from pretrain.checkpoint.manifest import Manifest, check_sizes
 from pretrain.checkpoint.staging import Stager, Views
 from pretrain.errors import CheckpointError
 from tests.harness import RanksFailed, run_ranks
@@ -230,11 +230,11 @@ def truncate(folder: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
 
 
-def edit_manifest(folder: Path, old: str, new: str) -> None:
-    file = folder / "MANIFEST.json"
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new, 1))
+def edit_manifest(folder: Path, field: str, value: object, *, of_file: str | None = None) -> None:
+    path = folder / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    (manifest if of_file is None else manifest["files"][of_file])[field] = value
+    path.write_text(json.dumps(manifest))
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -249,28 +249,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing manifest": (lambda folder: (folder / "MANIFEST.json").unlink(), "save was interrupted"),
     "empty manifest": (lambda folder: (folder / "MANIFEST.json").write_text(""), "cannot be read"),
     "strange manifest": (lambda folder: (folder / "MANIFEST.json").write_text("[]"), "cannot be read"),
-    "step in words": (
-        lambda folder: edit_manifest(folder, '"step": 4', '"step": "4"'),
-        "step is '4', not of",
-    ),
+    "step in words": (lambda folder: edit_manifest(folder, "step", "4"), "step is '4', not of type int"),
     "size in words": (
-        lambda folder: edit_manifest(folder, '"bytes": ', '"bytes": "123", "": '),
-        "cannot be read",
+        lambda folder: edit_manifest(folder, "bytes", "123", of_file="meta.json"),
+        r"meta\.json: bytes is '123', not of type int",
     ),
     "time beyond dates": (
-        lambda folder: edit_manifest(folder, '"written_at": ', '"written_at": 9e99'),
-        "not a time in seconds",
+        lambda folder: edit_manifest(folder, "written_at", 9e99),
+        r"written_at is 9e\+99, not a time",
     ),
     "another step's number": (
-        lambda folder: edit_manifest(folder, '"step": 4', '"step": 3'),
+        lambda folder: edit_manifest(folder, "step", 3),
         "is of step 3, not of step_00000004",
     ),
-    "newer format": (
-        lambda folder: (folder / "MANIFEST.json").write_text(
-            (folder / "MANIFEST.json").read_text().replace('"format_version": 1', '"format_version": 2')
-        ),
-        "format version 2",
-    ),
+    "newer format": (lambda folder: edit_manifest(folder, "format_version", 2), "format version 2"),
 }
 
 
@@ -312,7 +304,7 @@ def test_a_step_that_is_removed_while_it_is_inspected_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_all(open_alone(tmp_path), 2, 4)
-    original = steps.check_sizes
+    original = check_sizes
     leave: list[str] = []
 
     def remove_first(folder: Path, manifest: Manifest) -> None:
@@ -324,12 +316,12 @@ def test_a_step_that_is_removed_while_it_is_inspected_is_no_damage(
                 folder.rmdir()
         original(folder, manifest)
 
-    monkeypatch.setattr(steps, "check_sizes", remove_first)
+    monkeypatch.setattr("pretrain.checkpoint.steps.check_sizes", remove_first)
     leave.append(".metadata")
     assert [(info.step, info.is_torn) for info in steps.list_steps(tmp_path)] == [(2, True), (4, False)]
     monkeypatch.undo()
     save_all(open_alone(tmp_path), 2)
-    monkeypatch.setattr(steps, "check_sizes", remove_first)
+    monkeypatch.setattr("pretrain.checkpoint.steps.check_sizes", remove_first)
     leave.clear()
     assert [info.step for info in steps.list_steps(tmp_path)] == [4]
     assert steps.step_info(tmp_path / "step_00000002") is None
@@ -342,7 +334,7 @@ def test_the_first_save_makes_the_names_of_new_folders_durable(
     original = os.fsync
 
     def fsync(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         original(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
