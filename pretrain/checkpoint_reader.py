@@ -46,6 +46,7 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     with torch.device("meta"):
         model = families[config.model.family].build(config.model)
     model.to_empty(device=chosen)
-    store.load_weights(path, {name: parameter.data for name, parameter in model.named_parameters()})
+    weights = {name: parameter.data for name, parameter in model.named_parameters()}
+    store.load_weights(path, weights, checksums=step is not None)  # `latest` has compared them already
     model.eval()
     return TrainedModel(model, folder.load_tokenizer(), config, meta["step"], path, chosen)

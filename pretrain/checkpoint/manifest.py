@@ -13,6 +13,13 @@ from pretrain.errors import CheckpointError
 MANIFEST_NAME = "MANIFEST.json"
 FORMAT_VERSION = 1
 READ_BYTES = 4 << 20
+END_OF_TIME = 1e11  # seconds since 1970; dates beyond it are no dates, and Python's end at 2.5e11
+FIELD_TYPES: dict[str, type] = {"step": int, "world_size": int, "written_at": float, "writer_id": str}
+RECORD_TYPES: dict[str, type] = {"bytes": int, "crc32": int}
+
+
+class ManifestMissingError(CheckpointError):
+    """A step folder has no manifest: its save was interrupted, or is still going on."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a step folder's manifest.
 
     Raises:
-        CheckpointError: it is absent (the save was interrupted), unreadable, or of a newer format.
+        ManifestMissingError: it is absent.
+        CheckpointError: it is unreadable, holds values of a wrong type, or is of a newer format.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -77,8 +85,11 @@ def read_manifest(folder: Path) -> Manifest:
         version = raw.pop("format_version")
         files = {name: FileRecord(**record) for name, record in raw.pop("files").items()}
         manifest = Manifest(files=files, format_version=version, **raw)
+        _check_values(manifest)
     except FileNotFoundError:
-        raise CheckpointError(f"{MANIFEST_NAME} is missing: the save was interrupted") from None
+        raise ManifestMissingError(
+            f"no {MANIFEST_NAME}: the save was interrupted, or is still going on"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     if manifest.format_version != FORMAT_VERSION:
@@ -87,6 +98,28 @@ def read_manifest(folder: Path) -> Manifest:
             f"this release reads {FORMAT_VERSION}"
         )
     return manifest
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Check the types of what JSON gave.
+
+    Raises:
+        TypeError: naming the field, its value, and the type it should have.
+        ValueError: the time of the commit is none.
+    """
+    _check_types("", manifest, FIELD_TYPES)
+    for name, record in manifest.files.items():
+        _check_types(f"{name}: ", record, RECORD_TYPES)
+    if not 0 <= manifest.written_at < END_OF_TIME:
+        raise ValueError(f"written_at is {manifest.written_at!r}, not a time in seconds since 1970")
+
+
+def _check_types(where: str, holder: Manifest | FileRecord, types: dict[str, type]) -> None:
+    for field, kind in types.items():
+        value = getattr(holder, field)
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        if not fits:
+            raise TypeError(f"{where}{field} is {value!r}, not of type {kind.__name__}")
 
 
 def check_sizes(folder: Path, manifest: Manifest) -> None:
@@ -126,6 +159,15 @@ def checksum_of_file(path: Path) -> int:
         while count := file.readinto(buffer):
             checksum = zlib.crc32(buffer[:count], checksum)
     return checksum
+
+
+def make_durable_folder(folder: Path) -> None:
+    """Create a folder, and those above it, so that its name survives a power loss."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    # The folder itself always: whoever created it may not have made its name durable
+    for path in missing or [folder]:
+        fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 from torch import Tensor
@@ -13,10 +12,6 @@ from torch.distributed.checkpoint.planner import SavePlan
 
 from pretrain.checkpoint.boxes import Boxes
 from pretrain.errors import CheckpointError
-
-# One process without torch.distributed is a supported way to run, not something to be warned of at every
-# save.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
 
 
 class BoxesSavePlanner(DefaultSavePlanner):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -63,9 +64,14 @@ class Ranks:
 
 @contextmanager
 def unwrapped(world_size: int) -> Iterator[None]:
-    """Turn DCP's failure, which is no Exception and holds one per rank, into a CheckpointError."""
+    """Turn DCP's failure, which is no Exception and holds one per rank, into a CheckpointError.
+
+    One process without torch.distributed is a supported way to run: DCP's warning of it is not shown.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+            yield
     except CheckpointException as error:
         failures = {rank: describe(cause) for rank, (cause, _) in error.failures.items()}
         raise CheckpointError(_join(failures, world_size)) from error

@@ -21,26 +21,34 @@ class Views:
     Attributes:
         leaves: as DCP will save them.
         versions: the autograd version counter of each block when it was collected.
+        step_counts: Adam's live step counters, each with its copy of that moment. Fused AdamW moves no
+            version counter, but in every form of it a step adds to the counter before it changes a tensor.
         ready: recorded when the views were collected, after all that computes them; None without CUDA.
         device: the CUDA device that some of the blocks lie on; None without.
     """
 
     leaves: dict[str, Boxes]
     versions: list[int]
+    step_counts: list[tuple[Tensor, Tensor]]
     ready: torch.cuda.Event | None
     device: torch.device | None
 
 
-def collect(leaves: dict[str, Boxes]) -> Views:
-    """Note what is to be copied, and from which moment of the device on it may be. Copies nothing."""
+def collect(leaves: dict[str, Boxes], step_counts: list[tuple[Tensor, Tensor]]) -> Views:
+    """Note what is to be copied, and from which moment of the device on it may be. Copies nothing.
+
+    Args:
+        leaves: of views of the engine's memory.
+        step_counts: as in `Views`.
+    """
     devices = {view.device for leaf in leaves.values() for view in leaf.blocks.values() if view.is_cuda}
     assert len(devices) <= 1, f"one rank's tensors lie on {devices}"
     if not devices:
-        return Views(leaves, _versions(leaves), None, None)
+        return Views(leaves, _versions(leaves), step_counts, None, None)
     (device,) = devices
     ready = torch.cuda.Event()
     ready.record(torch.cuda.current_stream(device))
-    return Views(leaves, _versions(leaves), ready, device)
+    return Views(leaves, _versions(leaves), step_counts, ready, device)
 
 
 class Stager:
@@ -66,14 +74,9 @@ class Stager:
         """
         if views.ready is None:
             staged = self._copy_all(views.leaves, pinned=False)
-        else:
-            staged = self._copy_on_side_stream(views, views.ready)
-        if _versions(views.leaves) != views.versions:
-            raise CheckpointError(
-                "tensors were changed while they were being copied: "
-                "call the store's wait_staged before each update of the optimizer"
-            )
-        return staged
+            _check_unchanged(views)
+            return staged
+        return self._copy_on_side_stream(views, views.ready)
 
     def _copy_on_side_stream(self, views: Views, ready: torch.cuda.Event) -> dict[str, Boxes]:
         if self._stream is None:
@@ -82,7 +85,9 @@ class Stager:
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             staged = self._copy_all(views.leaves, pinned=True)
-        self._stream.synchronize()
+            self._stream.synchronize()
+            # Here too: on the default stream, reading the counters would wait for the loop's queued work
+            _check_unchanged(views)
         return staged
 
     def _copy_all(self, leaves: dict[str, Boxes], *, pinned: bool) -> dict[str, Boxes]:
@@ -107,6 +112,20 @@ class Stager:
         if not self._copies and view.is_cpu and view.is_contiguous():
             return 0
         return -(-view.numel() // ALIGNMENT_ELEMENTS) * ALIGNMENT_ELEMENTS
+
+
+def _check_unchanged(views: Views) -> None:
+    """Called after the copy, so that an update which began during it has counted its step already.
+
+    Raises:
+        CheckpointError: an update, or another change in place, came before the end of the copy.
+    """
+    counted = any(not torch.equal(live, copy) for live, copy in views.step_counts)
+    if counted or _versions(views.leaves) != views.versions:
+        raise CheckpointError(
+            "tensors were changed while they were being copied: "
+            "call the store's wait_staged before each update of the optimizer"
+        )
 
 
 def _versions(leaves: dict[str, Boxes]) -> list[int]:

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from pretrain.checkpoint.manifest import (
     MANIFEST_NAME,
     Manifest,
+    ManifestMissingError,
     check_checksum,
     check_sizes,
     fsync_folder,
@@ -34,10 +36,11 @@ class StepInfo:
     Attributes:
         step: optimizer steps done.
         path: the folder.
-        bytes: of its files, as the manifest has them; of what is there when there is no manifest.
-        written_at: time of the commit; None without a manifest.
-        world_size: ranks that wrote it; None without a manifest.
+        bytes: of its files, as the manifest has them; of what is there without a readable manifest.
+        written_at: time of the commit; None without a readable manifest.
+        world_size: ranks that wrote it; None without a readable manifest.
         problem: what is wrong with it; None when it is whole.
+        is_torn: there is no manifest, so the save was interrupted or is still going on; `problem` says so.
     """
 
     step: int
@@ -46,6 +49,12 @@ class StepInfo:
     written_at: datetime | None
     world_size: int | None
     problem: str | None
+    is_torn: bool
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether a step that was once whole is not any more."""
+        return self.problem is not None and not self.is_torn
 
 
 def step_name(step: int) -> str:
@@ -85,35 +94,65 @@ def verify_step(folder: Path, *, checksums: bool = True) -> Manifest:
         checksums: False compares presence and sizes only.
 
     Raises:
-        CheckpointError: naming the file that is missing or altered.
+        CheckpointError: naming the file that is missing or altered; or the folder is named as another step.
     """
     manifest = read_manifest(folder)
+    _check_contents(folder, manifest, checksums=checksums)
+    return manifest
+
+
+def _check_contents(folder: Path, manifest: Manifest, *, checksums: bool) -> None:
+    match = STEP_PATTERN.fullmatch(folder.name)
+    if match is not None and int(match.group(1)) != manifest.step:
+        raise CheckpointError(
+            f"{MANIFEST_NAME} is of step {manifest.step}, not of {folder.name}: the folder was renamed or copied"
+        )
     check_sizes(folder, manifest)
     if checksums:
         for name, record in sorted(manifest.files.items()):
             check_checksum(folder, name, record)
-    return manifest
 
 
 def list_steps(folder: Path, *, checksums: bool = False) -> list[StepInfo]:
-    """All steps of a checkpoint folder, oldest first, each with what is wrong with it."""
-    return [step_info(path, checksums=checksums) for path in reversed(step_folders(folder))]
+    """All steps of a checkpoint folder, oldest first, each with what is wrong with it.
+
+    A run may save and remove steps meanwhile; those removed are left out.
+    """
+    infos = (step_info(path, checksums=checksums) for path in reversed(step_folders(folder)))
+    return [info for info in infos if info is not None]
 
 
-def step_info(path: Path, *, checksums: bool = False) -> StepInfo:
-    """What there is to know of one step folder."""
-    problem = None
-    try:
-        verify_step(path, checksums=checksums)
-    except CheckpointError as error:
-        problem = str(error)
+def step_info(path: Path, *, checksums: bool = False) -> StepInfo | None:
+    """What there is to know of one step folder; None when it is not there any more."""
     try:
         manifest = read_manifest(path)
-    except CheckpointError:
-        present = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
-        return StepInfo(step_of(path), path, present, None, None, problem)
+    except CheckpointError as error:
+        return _info_without_manifest(path, error)
+    problem = None
+    try:
+        _check_contents(path, manifest, checksums=checksums)
+    except CheckpointError as error:
+        try:
+            read_manifest(path)
+        except ManifestMissingError as missing:  # the run is removing the step, the manifest first
+            return _info_without_manifest(path, missing)
+        problem = str(error)
     when = datetime.fromtimestamp(manifest.written_at, UTC)
-    return StepInfo(step_of(path), path, manifest.total_bytes, when, manifest.world_size, problem)
+    return StepInfo(
+        step_of(path), path, manifest.total_bytes, when, manifest.world_size, problem, is_torn=False
+    )
+
+
+def _info_without_manifest(path: Path, error: CheckpointError) -> StepInfo | None:
+    present = 0
+    try:
+        for file in path.iterdir():
+            with suppress(FileNotFoundError):  # renamed or removed by the run meanwhile
+                present += file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    is_torn = isinstance(error, ManifestMissingError)
+    return StepInfo(step_of(path), path, present, None, None, str(error), is_torn)
 
 
 def newest_whole(folder: Path) -> Path | None:

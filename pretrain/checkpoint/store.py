@@ -25,7 +25,7 @@ from pretrain.checkpoint.manifest import (
     FileRecord,
     Manifest,
     check_checksum,
-    check_sizes,
+    make_durable_folder,
     read_manifest,
     write_manifest,
 )
@@ -46,6 +46,7 @@ from pretrain.checkpoint.steps import (
     step_folders,
     step_name,
     step_of,
+    verify_step,
 )
 from pretrain.checkpoint.storage import ChecksummingWriter, ChunkReader
 from pretrain.checkpoint.weights import check_parameters, load_weights, read_parameter_shapes
@@ -200,16 +201,14 @@ class CheckpointStore:
 
     def _write(self, job: _Job, staged: Future[None]) -> None:
         folder = self.folder / step_name(job.step)
-        needed_bytes: list[dict[str, int]] = []
         leaves: dict[str, Any] = {}
         try:
-            needed_bytes = self._ranks.agree(lambda: _stored_bytes(job.views.leaves))
             # The ranks agree before any goes on, so that a failure stops all of them at the same update
             self._ranks.agree(lambda: leaves.update(self._stager.stage(job.views)))
             staged.set_result(None)
             self._write_folder(folder, job, leaves)
         except Exception as error:
-            raise self._failure_of(folder, error, needed_bytes) from error
+            raise self._failure_of(folder, error, job) from error
         self._known_whole.add(job.step)
         self._known_damaged.discard(job.step)
         if self._ranks.rank == 0:
@@ -229,8 +228,8 @@ class CheckpointStore:
 
     def _make_folder(self, folder: Path) -> None:
         """Rank 0: an empty folder for the step. A folder is never written into twice."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if not self._cleaned:
+            make_durable_folder(self.folder)
             remove_torn(self.folder)
             self._cleaned = True
         if folder.exists():
@@ -264,16 +263,15 @@ class CheckpointStore:
         files = {name: record for of_rank in records for name, record in of_rank.items()}
         write_manifest(folder, Manifest(step, self._ranks.size, time.time(), self._writer_id, files))
 
-    def _failure_of(
-        self, folder: Path, error: Exception, needed_bytes: list[dict[str, int]]
-    ) -> CheckpointError:
-        """What happened, what room there is, and what is still there."""
-        needed = sum({name: count for of_rank in needed_bytes for name, count in of_rank.items()}.values())
+    def _failure_of(self, folder: Path, error: Exception, job: _Job) -> CheckpointError:
+        """What happened, what room there is, and what is still there. Not collective."""
+        on_each = f" on each of {self._ranks.size} ranks" if self._ranks.size > 1 else ""
         whole = newest_whole(self.folder)
         kept = f"{whole.name} is still whole" if whole else "there is no whole step before it"
         return CheckpointError(
             f"{folder} could not be saved: {describe(error)}. {_free_bytes(self.folder)}, "
-            f"about {needed:,} bytes are needed; {kept}. Make room or mend the cause, then start again"
+            f"about {_bytes_of(job.views.leaves):,} bytes are needed{on_each}; {kept}. "
+            "Make room or mend the cause, then start again"
         )
 
     # ---- finding
@@ -309,12 +307,7 @@ class CheckpointStore:
             CheckpointError: on all ranks, naming the file.
         """
 
-        def check() -> Manifest:
-            manifest = read_manifest(folder)
-            check_sizes(folder, manifest)
-            return manifest
-
-        manifest = self._ranks.on_first(check)
+        manifest = self._ranks.on_first(lambda: verify_step(folder, checksums=False))
         self._ranks.agree(lambda: self._check_own_share(folder, manifest))
         if self._is_own(folder):
             self._known_whole.add(step_of(folder))
@@ -399,7 +392,13 @@ class CheckpointStore:
 
 def _views_of(state: TrainingState) -> Views:
     """What to save: views of the tensors, and copies of the step counts, which are small."""
-    return collect(boxes_of_fragments([replace(f, step=f.step.detach().clone()) for f in state.fragments]))
+    saved = [replace(f, step=f.step.detach().clone()) for f in state.fragments]
+    # Fragments may share a counter; it is compared once
+    counts = {
+        live.step.data_ptr(): (live.step.detach(), copy.step)
+        for live, copy in zip(state.fragments, saved, strict=True)
+    }
+    return collect(boxes_of_fragments(saved), list(counts.values()))
 
 
 def _set_steps(fragments: list[Fragment], steps: dict[str, Tensor]) -> None:
@@ -422,8 +421,9 @@ def _set_steps(fragments: list[Fragment], steps: dict[str, Tensor]) -> None:
         fragment.step.detach().fill_(steps[name].item())
 
 
-def _stored_bytes(leaves: dict[str, Boxes]) -> dict[str, int]:
-    return {name: leaf.global_shape.numel() * leaf.dtype.itemsize for name, leaf in leaves.items()}
+def _bytes_of(leaves: dict[str, Boxes]) -> int:
+    """Bytes of the blocks that this rank holds."""
+    return sum(view.nbytes for leaf in leaves.values() for view in leaf.blocks.values())
 
 
 def _as_json(meta: dict[str, Any]) -> str:

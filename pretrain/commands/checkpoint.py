@@ -22,11 +22,15 @@ RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its name un
 def list_command(run: RunArgument) -> None:
     """List the steps of a run: size, time, and whether all files are there.
 
-    Files are compared by size; `verify` reads them. The exit code is 1 if a step is damaged.
+    Files are compared by size; `verify` reads them. The exit code is 1 if a step is damaged; one without a
+    manifest, whose save was interrupted or is still going on, is not counted as such.
     """
     from pretrain.checkpoint.steps import list_steps
 
-    _report(list_steps(checkpoint_folder(run)))
+    steps = list_steps(checkpoint_folder(run))
+    _report(steps)
+    if any(info.is_damaged for info in steps):
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -36,18 +40,25 @@ def verify(
     run: RunArgument,
     step: Annotated[int | None, typer.Option(help="Only this step; by default all of them.")] = None,
 ) -> None:
-    """Read every file and compare its checksum with the manifest. The exit code is 1 if a step is damaged."""
+    """Read every file and compare its checksum with the manifest.
+
+    The exit code is 1 if a step is damaged, or if none is whole.
+    """
     from pretrain.checkpoint.steps import list_steps, step_info, step_name
     from pretrain.errors import CheckpointError
 
     folder = checkpoint_folder(run)
     if step is None:
-        _report(list_steps(folder, checksums=True))
-        return
-    path = folder / step_name(step)
-    if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist; see `triptych checkpoint list {run}`")
-    _report([step_info(path, checksums=True)])
+        steps = list_steps(folder, checksums=True)
+    else:
+        path = folder / step_name(step)
+        info = step_info(path, checksums=True)
+        if info is None:
+            raise CheckpointError(f"{path} does not exist; see `triptych checkpoint list {run}`")
+        steps = [info]
+    _report(steps)
+    if any(info.is_damaged for info in steps) or all(info.is_torn for info in steps):
+        raise typer.Exit(1)
 
 
 def checkpoint_folder(run: str) -> Path:
@@ -72,14 +83,16 @@ def _report(steps: list[StepInfo]) -> None:
     table = Table("step", "size", "ranks", "saved", "state")
     for info in steps:
         # Text, not str: a message may hold brackets, which rich would take for markup
-        state = Text("whole", "green") if info.problem is None else Text(info.problem, "red")
+        state = (
+            Text("whole", "green")
+            if info.problem is None
+            else Text(info.problem, "yellow" if info.is_torn else "red")
+        )
         saved = info.written_at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if info.written_at else "-"
         ranks = "-" if info.world_size is None else str(info.world_size)
         table.add_row(f"{info.step:,}", _size(info.bytes), ranks, saved, state)
     console = Console()
     console.print(table if steps else "no checkpoints yet")
-    if any(info.problem is not None for info in steps):
-        raise typer.Exit(1)
 
 
 def _size(count: int) -> str:

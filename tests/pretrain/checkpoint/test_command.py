@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,10 +55,25 @@ def test_a_flipped_bit_is_found_by_verify(run: Path) -> None:
     assert invoke("verify", "demo", "--step", "4")[0] == 1
 
 
-def test_a_missing_manifest_is_found_by_list(run: Path) -> None:
+def test_a_step_without_a_manifest_is_told_and_is_no_damage(run: Path) -> None:
+    (run / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()
+    for command in ("list", "verify"):
+        code, output = invoke(command, "demo")
+        assert code == 0 and "the save was interrupted, or is still going on" in output
+        assert output.count("whole") == 1
+    assert invoke("verify", "demo", "--step", "4")[0] == 1
     (run / "checkpoints" / "step_00000002" / "MANIFEST.json").unlink()
-    code, output = invoke("list", "demo")
-    assert code == 1 and "interrupted" in output
+    assert invoke("list", "demo")[0] == 0
+    assert invoke("verify", "demo")[0] == 1, "no step is whole"
+
+
+def test_values_of_a_wrong_type_are_damage_of_their_step(run: Path) -> None:
+    manifest = run / "checkpoints" / "step_00000004" / "MANIFEST.json"
+    manifest.write_text(re.sub(r'"written_at": [0-9.]+', '"written_at": "soon"', manifest.read_text()))
+    for command in ("list", "verify"):
+        code, output = invoke(command, "demo")
+        assert code == 1 and "written_at is 'soon', not of type float" in output
+        assert output.count("whole") == 1
 
 
 def test_unknown_runs_and_steps_are_named(run: Path) -> None:

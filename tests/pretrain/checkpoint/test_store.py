@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 
-from pretrain.checkpoint import CheckpointStore, Placement
+from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState, steps
 from pretrain.checkpoint.boxes import Boxes
+from pretrain.checkpoint.manifest import Manifest, check_sizes
 from pretrain.checkpoint.staging import Stager, Views
 from pretrain.errors import CheckpointError
 from tests.harness import RanksFailed, run_ranks
@@ -128,6 +130,44 @@ def test_a_change_before_the_copy_is_done_fails_the_save(
     assert store.steps() == []
 
 
+def train_fused(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_an_update_by_fused_adam_before_the_copy_is_done_fails_the_save(
+    asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(40))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    train_fused(parameter, optimizer)
+    adam = optimizer.state[parameter]
+    tensors = {
+        "master": parameter.detach(),
+        "exp_avg": adam["exp_avg"],
+        "exp_avg_sq": adam["exp_avg_sq"],
+    }
+    fragment = Fragment("weight", (40,), 0, tensors, adam["step"], Placement.whole((40,)))
+    store = CheckpointStore(tmp_path, group=None, keep_last=9, asynchronous=asynchronous)
+    store.save(1, TrainingState([fragment]))
+    store.wait_staged()
+    train_fused(parameter, optimizer)
+    store.wait()
+    updated = threading.Event()
+    if asynchronous:
+        hold_up_staging(monkeypatch, lambda: updated.wait(timeout=20))
+    else:
+        hold_up_staging(monkeypatch, lambda: train_fused(parameter, optimizer))
+    with pytest.raises(CheckpointError, match=r"step_00000002 could not be saved.*wait_staged"):
+        store.save(2, TrainingState([fragment]))
+        train_fused(parameter, optimizer)
+        updated.set()
+        store.wait()
+    assert [info.step for info in store.steps(checksums=True)] == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+
+
 def test_a_failed_copy_spares_the_folder_that_it_would_have_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +230,13 @@ def truncate(folder: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
 
 
+def edit_manifest(folder: Path, field: str, value: object, *, of_file: str | None = None) -> None:
+    path = folder / "MANIFEST.json"
+    manifest = json.loads(path.read_text())
+    (manifest if of_file is None else manifest["files"][of_file])[field] = value
+    path.write_text(json.dumps(manifest))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped bit": (flip_bit, r"__0_0\.distcp has been altered"),
     "truncated file": (truncate, r"__0_0\.distcp has [\d,]+ bytes, not [\d,]+"),
@@ -202,12 +249,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing manifest": (lambda folder: (folder / "MANIFEST.json").unlink(), "save was interrupted"),
     "empty manifest": (lambda folder: (folder / "MANIFEST.json").write_text(""), "cannot be read"),
     "strange manifest": (lambda folder: (folder / "MANIFEST.json").write_text("[]"), "cannot be read"),
-    "newer format": (
-        lambda folder: (folder / "MANIFEST.json").write_text(
-            (folder / "MANIFEST.json").read_text().replace('"format_version": 1', '"format_version": 2')
-        ),
-        "format version 2",
+    "step in words": (lambda folder: edit_manifest(folder, "step", "4"), "step is '4', not of type int"),
+    "size in words": (
+        lambda folder: edit_manifest(folder, "bytes", "123", of_file="meta.json"),
+        r"meta\.json: bytes is '123', not of type int",
     ),
+    "time beyond dates": (
+        lambda folder: edit_manifest(folder, "written_at", 9e99),
+        r"written_at is 9e\+99, not a time",
+    ),
+    "another step's number": (
+        lambda folder: edit_manifest(folder, "step", 3),
+        "is of step 3, not of step_00000004",
+    ),
+    "newer format": (lambda folder: edit_manifest(folder, "format_version", 2), "format version 2"),
 }
 
 
@@ -232,6 +287,70 @@ def test_a_damaged_step_is_named_and_passed_over(
     assert [info.problem is None for info in store.steps(checksums=True)] == [True, False]
     save_all(store, 4)
     assert open_alone(tmp_path).latest() == newest
+
+
+def test_a_copy_under_another_number_is_not_taken_for_that_step(tmp_path: Path) -> None:
+    save_all(open_alone(tmp_path), 3)
+    shutil.copytree(tmp_path / "step_00000003", tmp_path / "step_00000009")
+    shutil.copytree(tmp_path / "step_00000003", tmp_path / "best")
+    store = open_alone(tmp_path)
+    assert store.latest() == tmp_path / "step_00000003"
+    with pytest.raises(CheckpointError, match="of step 3, not of step_00000009: the folder was renamed"):
+        store.load(tmp_path / "step_00000009", make_state(0))
+    assert store.load(tmp_path / "best", make_state(0)) == {"step": 3}
+
+
+def test_a_step_that_is_removed_while_it_is_inspected_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_all(open_alone(tmp_path), 2, 4)
+    original = check_sizes
+    leave: list[str] = []
+
+    def remove_first(folder: Path, manifest: Manifest) -> None:
+        if folder.name == "step_00000002":
+            for file in folder.iterdir():
+                if file.name not in leave:
+                    file.unlink()
+            if not leave:
+                folder.rmdir()
+        original(folder, manifest)
+
+    monkeypatch.setattr("pretrain.checkpoint.steps.check_sizes", remove_first)
+    leave.append(".metadata")
+    assert [(info.step, info.is_torn) for info in steps.list_steps(tmp_path)] == [(2, True), (4, False)]
+    monkeypatch.undo()
+    save_all(open_alone(tmp_path), 2)
+    monkeypatch.setattr("pretrain.checkpoint.steps.check_sizes", remove_first)
+    leave.clear()
+    assert [info.step for info in steps.list_steps(tmp_path)] == [4]
+    assert steps.step_info(tmp_path / "step_00000002") is None
+
+
+def test_the_first_save_makes_the_names_of_new_folders_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    original = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_all(open_alone(tmp_path / "run" / "checkpoints"), 1)
+    assert {str(tmp_path), str(tmp_path / "run"), str(tmp_path / "run" / "checkpoints")} <= set(synced)
+
+
+def test_a_save_without_distributed_does_not_warn_of_it(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, group=None, keep_last=9, asynchronous=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        store.save(1, make_state(1))
+        store.load(tmp_path / "step_00000001", make_state(0))
+        warnings.warn("torch.distributed is disabled", UserWarning, stacklevel=1)
+    shown = [str(warning.message) for warning in caught if "is disabled" in str(warning.message)]
+    assert shown == ["torch.distributed is disabled"], "only the one that is not ours"
 
 
 def test_an_empty_folder_has_no_latest_step(tmp_path: Path) -> None:
@@ -375,6 +494,7 @@ def test_a_write_that_fails_on_one_rank_is_raised_on_all(ranks: int, full_rank: 
     results = run_ranks(ranks, save_with_a_small_disk, tmp_path, full_rank)
     for message, left in results:
         assert "step_00000004 could not be saved" in message and "File too large" in message
+        assert ("bytes are needed on each of 2 ranks" in message) == (ranks > 1)
         assert "bytes are free" in message and "step_00000002 is still whole" in message
         assert (f"rank {full_rank}: " in message) == (ranks > 1) and "OSError" in message
         assert left == ["step_00000002"], "the torn folder is gone"
@@ -431,7 +551,7 @@ def test_a_rank_killed_in_mid_save_leaves_the_step_before(
     with caplog.at_level(logging.WARNING):
         assert open_alone(tmp_path).latest() == tmp_path / "step_00000002"
     if (tmp_path / "step_00000004").exists():  # else the surviving rank 0 has removed it
-        assert "step_00000004 is passed over: MANIFEST.json is missing" in caplog.text
+        assert "step_00000004 is passed over: no MANIFEST.json" in caplog.text
     save_all(open_alone(tmp_path), 6)
     assert [info.step for info in open_alone(tmp_path).steps(checksums=True)] == [2, 6]
 
