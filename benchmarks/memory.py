@@ -61,7 +61,7 @@ def measure_rank(
     from pretrain.objectives import build_objective
     from pretrain.parallel.mesh import build_mesh
     from pretrain.parallel.ranks import ranks_from_environment, start_process_group
-    from pretrain.planning import state_memory
+    from pretrain.planning import make_plan
     from pretrain.run import build_engine
     from pretrain.run_data import open_run_data
 
@@ -89,10 +89,7 @@ def measure_rank(
     setattr(engine._engine, moment, counting)  # type: ignore[attr-defined]
     for _ in range(2):
         engine.train_step(batch, build_objective(config.objective), 1.0)
-    parameters = sum(
-        p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in engine._engine.module.parameters()
-    )  # type: ignore[attr-defined]
-    plan = state_memory(parameters, config, world)
+    plan = make_plan(config, gpus=world, gpu="h100", mfu=0.4).memory
     # DeepSpeed's gradient buffer is there when we count, but for ZeRO 2, which frees it before the update.
     queue.put((rank, counted[-1], plan.state + (plan.buffers if zero != 2 else 0)))
 

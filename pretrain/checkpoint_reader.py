@@ -43,9 +43,8 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     meta = store.read_meta(path)
     config = config_from_dict(meta["config"], origin=str(path))
     chosen = choose_device(device, ranks_from_environment({}))
-    with torch.device("meta"):
+    with chosen:
         model = families[config.model.family].build(config.model)
-    model.to_empty(device=chosen)
     weights = {name: parameter.data for name, parameter in model.named_parameters()}
     store.load_weights(path, weights, checksums=step is not None)  # `latest` has compared them already
     model.eval()

@@ -204,9 +204,9 @@ def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
     from pretrain.engine.deepspeed import DeepSpeedEngine
 
     family = families[config.model.family]
-    with torch.device("meta"):
+    # Not on meta and then to_empty: that gives a tied head a weight of its own. Building draws nothing.
+    with device:
         model = family.build(config.model)
-    model.to_empty(device=device)
     initialise(model, config.run.seed)
     return DeepSpeedEngine(parallelize(model, mesh, config.parallel), config, mesh, device)
 

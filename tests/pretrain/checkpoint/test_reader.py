@@ -19,9 +19,7 @@ from pretrain.run_folder import RunFolder
 def test_every_file_is_checked_once(
     step: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load_config(
-        "configs/sigmoid/demo.yaml", ["model.layers=1", "model.width=48", "model.tied_head=false"]
-    )
+    config = load_config("configs/sigmoid/demo.yaml", ["model.layers=1", "model.width=48"])
     config = config.replace(model=config.model.resolved(vocabulary=320, sequence_length=64))
     folder = RunFolder(tmp_path)
     folder.create()
