@@ -170,7 +170,8 @@ def plan_tiles(problem: Problem, device: torch.device) -> list[Tile]:
     """The tiles of a call: row blocks, each cut into batch elements and heads that fit the cache."""
     on_cpu = device.type != "cuda"
     row_limit = max(1, (CPU_ROWS if on_cpu else CUDA_ROWS) // problem.group)
-    budget = CPU_TILE_ELEMENTS if on_cpu else CUDA_TILE_ELEMENTS
+    # Each core works on its part of a tile, in a cache of its own.
+    budget = CPU_TILE_ELEMENTS * torch.get_num_threads() if on_cpu else CUDA_TILE_ELEMENTS
     starts = list(range(0, problem.queries, row_limit))
     segments = _segment_bounds(problem, starts, row_limit)
     plan = []
