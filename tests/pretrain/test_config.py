@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from models import families
 from pretrain.config import Config, config_from_dict, load_config
 from pretrain.errors import ConfigError
+from pretrain.optim import REFERENCE_WIDTH
 from tests.golden import golden_path, runnable_configs
 
 DEMO = Path("configs/sigmoid/demo.yaml")
@@ -127,3 +129,12 @@ def test_resolved_values_are_hashable_and_frozen() -> None:
     config: Config = load_config(DEMO)
     with pytest.raises(Exception, match="frozen|cannot assign"):
         config.run.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("family", ["sigmoid", "softmax"])
+def test_the_85m_config_is_the_familys_recipe(family: str) -> None:
+    recipe = dict(families[family].recipe)
+    assert recipe.pop("matrix_lr_width") == REFERENCE_WIDTH
+    optim = load_config(f"configs/{family}/85m.yaml").optim
+    assert optim.matrix_lr_multiplier == "auto"
+    assert {key: getattr(optim, key) for key in recipe} == recipe
