@@ -15,7 +15,7 @@ from models import families
 from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
-from pretrain.optim import matrix_lr_multiplier, parameter_type
+from pretrain.optim import parameter_groups
 from pretrain.parallel.mesh import data_parallel_size, micro_batch_rows
 from pretrain.run_data import rounded_vocabulary
 
@@ -84,13 +84,10 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
     with torch.device("meta"):
         model = family.build(model_config)
     groups: dict[str, int] = {}
-    rates: dict[str, float] = {}
-    multiplier = matrix_lr_multiplier(config.optim, config.model.width)
     for name, parameter in model.named_parameters():
         group = family.parameter_group(name)
         groups[group] = groups.get(group, 0) + parameter.numel()
-        kind = parameter_type(name, parameter)
-        rates[kind] = config.optim.lr * (multiplier if kind == "matrix" else 1.0)
+    types = parameter_groups(model.named_parameters(), config.optim, config.model.width)
     data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
     rows = config.data.global_batch_rows // data_ranks
     micro = micro_batch_rows(config.data, data_ranks)
@@ -108,7 +105,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         accumulation=rows // micro,
         tokens_per_step=tokens_per_step,
         tokens=tokens,
-        learning_rates=rates,
+        learning_rates={group["type"]: group["peak_lr"] for group in types},
         attention_bias=getattr(model_config, "attention_bias", None),
         gpus=gpus,
         accelerator=accelerator,
