@@ -15,6 +15,7 @@ quickstart: $(STAMP) $(DEMO)
 
 test: lint
 	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/interpreted
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600
