@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,13 +20,29 @@ class Normal:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """From -bound to bound."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """The logarithm is uniform between those of `low` and `high`; `inverse_softplus` stores what softplus undoes."""
+
+    low: float
+    high: float
+    inverse_softplus: bool = False
+
+
+@dataclass(frozen=True)
 class Constant:
     """Every element the same."""
 
     value: float
 
 
-Rule = Normal | Constant
+Rule = Normal | Uniform | LogUniform | Constant
 
 
 class Initialisable(Protocol):
@@ -41,7 +58,13 @@ def initial_parameter(name: str, shape: Sequence[int], rule: Rule, seed: int) ->
             return torch.full(tuple(shape), rule.value)
         key = blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
-        return torch.empty(tuple(shape)).normal_(0.0, rule.deviation, generator=generator)
+        drawn = torch.empty(tuple(shape))
+        if isinstance(rule, Normal):
+            return drawn.normal_(0.0, rule.deviation, generator=generator)
+        if isinstance(rule, Uniform):
+            return drawn.uniform_(-rule.bound, rule.bound, generator=generator)
+        values = drawn.uniform_(math.log(rule.low), math.log(rule.high), generator=generator).exp_()
+        return values + torch.log(-torch.expm1(-values)) if rule.inverse_softplus else values
 
 
 @torch.no_grad()
