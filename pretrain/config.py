@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from data_pipelines.tasks import build_task
 from pretrain.errors import ConfigError
 
 Auto = Literal["auto"]
@@ -49,8 +50,10 @@ class SourceSection(Section):
 
 
 class DataSection(Section):
-    path: str | tuple[SourceSection, ...]
+    path: str | tuple[SourceSection, ...] | None = None
     """A dataset folder, or a list of them: [a, b], or [{path: a, weight: 3}, {path: b, weight: 1}]."""
+    task: dict[str, Any] | None = None
+    """A synthetic task instead: {name: k_hop, hops: 2, vocabulary: 5}. `data_pipelines/tasks` has them all."""
     sequence_length: int = Field(ge=1)
     """Tokens per row."""
     global_batch_rows: int = Field(ge=1)
@@ -70,9 +73,17 @@ class DataSection(Section):
             return [{"path": item} if isinstance(item, str) else item for item in value]
         return value
 
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            build_task(value)
+        return value
+
     @property
     def sources(self) -> tuple[SourceSection, ...]:
-        return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path
+        """None for a synthetic task."""
+        return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path or ()
 
 
 class OptimSection(Section):
@@ -126,7 +137,9 @@ class MonitorSection(Section):
     evaluate_every_steps: int | None = Field(default=1000, ge=1)
     """null: only before the first step and after the last."""
     evaluate_rows: int | None = Field(default=None, ge=1)
-    """Validation rows per evaluation. null: the whole validation split."""
+    """Validation rows per evaluation. null: the whole validation split, or 2048 rows of a synthetic task."""
+    evaluate_length: int | None = Field(default=None, ge=1)
+    """Synthetic tasks: also measure accuracy on sequences of this length."""
     sample_every_steps: int | None = Field(default=None, ge=1)
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = Field(default=64, ge=1)
@@ -408,6 +421,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
         (_check_parallel, ("parallel", "model")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
+        (_check_task, ("data", "monitor")),
         (_check_optim, ("optim", "run")),
     ]
     for rule, needs in rules:
@@ -453,7 +467,11 @@ def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> 
 
 
 def _check_batch(data: DataSection) -> Iterator[Problem]:
-    if not isinstance(data.path, str) and not data.path:
+    if data.path is None and data.task is None:
+        yield Problem("data.path", "missing; name a dataset folder, or a synthetic task under data.task")
+    if data.path is not None and data.task is not None:
+        yield Problem("data.task", "data.path is set too; set one of them to null")
+    if isinstance(data.path, tuple) and not data.path:
         yield Problem("data.path", "the list of sources is empty; name at least one dataset folder")
     micro = data.micro_batch_rows
     if isinstance(micro, int) and data.global_batch_rows % micro:
@@ -465,6 +483,26 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
             micro,
             True,
         )
+
+
+def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]:
+    if data.task is None:
+        if monitor.evaluate_length is not None:
+            yield Problem(
+                "monitor.evaluate_length",
+                "only synthetic tasks have it; remove it",
+                monitor.evaluate_length,
+                True,
+            )
+        return
+    lengths = {
+        "data.sequence_length": data.sequence_length,
+        "monitor.evaluate_length": monitor.evaluate_length,
+    }
+    for key, length in lengths.items():
+        if length is not None:
+            for option, message in build_task(data.task).problems(length):
+                yield Problem(f"data.task.{option}", f"{message} ({key} = {length})")
 
 
 def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:

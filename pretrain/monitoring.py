@@ -14,6 +14,12 @@ SCALARS: Mapping[str, str] = {
     "loss/train": "Training loss in nats per token over the tokens since the last log. Regularisers excluded.",
     "loss/validation": "Loss in nats per token on the validation split (its first monitor.evaluate_rows rows).",
     "loss/validation_bits_per_byte": "The same loss in bits per byte of UTF-8 text: independent of the tokenizer.",
+    "task/token_accuracy": "Share of right answers on a synthetic task.",
+    "task/last_accuracy": "Share of rows whose last answer is right.",
+    "task/sequence_accuracy": "Share of rows whose answers are all right.",
+    "task/longer_token_accuracy": "Share of right answers at monitor.evaluate_length.",
+    "task/longer_last_accuracy": "Share of rows whose last answer is right at monitor.evaluate_length.",
+    "task/longer_sequence_accuracy": "Share of rows whose answers are all right at monitor.evaluate_length.",
     "optim/learning_rate": "Learning rate of embeddings and norms; matrices have it times optim.matrix_lr_multiplier.",
     "optim/gradient_norm": "Global L2 norm of the gradient before clipping, in the last step logged.",
     "speed/tokens_per_second": "Tokens trained per second over all ranks since the last log, pauses included.",
@@ -122,8 +128,16 @@ class ProgressSink:
                     f"step {step}/{self._steps}  loss {loss}  {speed} tokens/s  {left:.0f} s left"
                 )
         if "loss/validation" in record:
-            nats, bits = record["loss/validation"], record["loss/validation_bits_per_byte"]
-            self._console.print(f"step {step}: validation loss {nats:.4f} nats/token, {bits:.4f} bits/byte")
+            bits = record.get("loss/validation_bits_per_byte")
+            per_byte = "" if bits is None else f", {bits:.4f} bits/byte"
+            self._console.print(
+                f"step {step}: validation loss {record['loss/validation']:.4f} nats/token{per_byte}"
+            )
+        for prefix, label in (("task/", "accuracy"), ("task/longer_", "accuracy at the greater length")):
+            if f"{prefix}token_accuracy" in record:
+                kinds = ("token", "last", "sequence")
+                shares = (f"{kind} {100 * record[f'{prefix}{kind}_accuracy']:.2f} %" for kind in kinds)
+                self._console.print(f"step {step}: {label}: {', '.join(shares)}", soft_wrap=True)
 
     def text(self, step: int, name: str, text: str) -> None:
         from rich.markup import escape

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import yaml
 
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.errors import UserError
@@ -75,6 +76,13 @@ class RunFolder:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
         return held
+
+    def trains_a_task(self) -> bool:
+        """Whether the run learns a synthetic task, by its latest start."""
+        if not self.config.is_file():
+            return False
+        values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return values["data"].get("task") is not None
 
     def save_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep what generation needs, so that a run outlives its dataset."""
