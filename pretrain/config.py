@@ -12,8 +12,9 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -322,6 +323,9 @@ def _shipped_configs(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- validation
 
 
+_SOURCE_NAMES = tuple(SourceSection.model_fields)
+
+
 def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
     if raw is None:
         raw = {}
@@ -329,7 +333,9 @@ def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | No
     try:
         return section.model_validate(raw), booleans
     except ValidationError as error:
-        return None, booleans + list(_problems(name, error, list(section.model_fields)))
+        return None, booleans + list(
+            _problems(name, error, list(section.model_fields), _SOURCE_NAMES if name == "data" else ())
+        )
 
 
 def _unwanted_booleans(name: str, section: type[Section], raw: Any) -> list[Problem]:
@@ -364,21 +370,28 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
     try:
         model: Any = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
     except ValidationError as error:
-        return None, problems + list(_problems("model", error, names))
+        return None, problems + list(_problems("model", error, names, _nested_names(kind)))
     return model, problems
 
 
-def _problems(section: str, error: ValidationError, names: list[str]) -> Iterator[Problem]:
-    inner = list(SourceSection.model_fields) if section == "data" else []
+def _nested_names(kind: type) -> list[str]:
+    """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
+    nested = [hint for hint in get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
+    return [field.name for hint in nested for field in dataclasses.fields(hint)]
+
+
+def _problems(
+    section: str, error: ValidationError, names: list[str], inner: Sequence[str] = ()
+) -> Iterator[Problem]:
     seen: set[str] = set()
     for item in error.errors():
         # Branches of a union (int | "auto") add their own tag to the location; only the keys matter to a user.
         keys = [str(part) for part in item["loc"] if isinstance(part, int) or part in names or part in inner]
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             key, nested = str(item["loc"][-1]), len(item["loc"]) > 1
             path = ".".join([section, *keys])
             yield Problem(
-                f"{path}.{key}", "no such setting" + _suggest(path, key, inner if nested else names)
+                f"{path}.{key}", "no such setting" + _suggest(path, key, list(inner) if nested else names)
             )
             continue
         path = ".".join([section, *keys])
@@ -431,7 +444,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
     for key, message in model.problems(data.sequence_length):
-        yield Problem(f"model.{key}", message, getattr(model, key), True)
+        yield Problem(f"model.{key}", message, attrgetter(key)(model), True)
 
 
 def _check_parallel(parallel: ParallelSection, model: Any) -> Iterator[Problem]:

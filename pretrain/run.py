@@ -248,7 +248,7 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
     changed = [
         f"  model.{key}: {saved.get(key)} in the checkpoint, {ours.get(key)} in the config"
         for key in dict.fromkeys([*saved, *ours])
-        if saved.get(key) != ours.get(key)
+        if saved.get(key) != ours.get(key) and key not in getattr(data.config.model, "CHANGEABLE", ())
     ]
     if changed:
         raise CheckpointError(

@@ -52,7 +52,9 @@ def same_document(segment_ids_BT: Tensor, reach: int) -> Tensor:
     return torch.stack(found)[..., None]
 
 
-def last_inputs(x_BTC: Tensor, segment_ids_BT: Tensor | None, before_BWC: Tensor | None, count: int) -> Tensor:
+def last_inputs(
+    x_BTC: Tensor, segment_ids_BT: Tensor | None, before_BWC: Tensor | None, count: int
+) -> Tensor:
     """What the convolution must remember: the last `count` inputs, zeros for those of an earlier document."""
     last = pad_before(x_BTC, before_BWC, count)[:, -count:] if count else x_BTC[:, :0]
     if segment_ids_BT is None or not count:

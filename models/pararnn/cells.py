@@ -74,7 +74,7 @@ class Cell(nn.Module, ABC):
         takes a step of the recurrence; more are solved at once.
         """
         gates_BTHGN = self.project(x_BTC)
-        if state is not None and x_BTC.shape[1] == 1 and segment_ids_BT is None and not self.training:
+        if state is not None and x_BTC.shape[1] == 1 and segment_ids_BT is None:
             return self._step(gates_BTHGN, state)
         solution = self.solve(gates_BTHGN, state, segment_ids_BT)
         if self.training:
@@ -110,9 +110,10 @@ class Cell(nn.Module, ABC):
         """The layer's output (B, D) of a state (B, *state_shape, D)."""
         return state[:, -1] if self.state_shape else state
 
-    def new_state(self, batch: int, device: torch.device | str | None) -> Tensor:
-        """Zeros (B, *state_shape, D) in fp32: a state is read again and again, and rounding would add up."""
-        return torch.zeros(batch, *self.state_shape, self.shape.width, device=device, dtype=torch.float32)
+    def new_state(self, batch: int, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
+        """Zeros (B, *state_shape, D), in fp32 or wider: a state is read again and again; rounding would add up."""
+        wide = torch.promote_types(dtype or torch.float32, torch.float32)
+        return torch.zeros(batch, *self.state_shape, self.shape.width, device=device, dtype=wide)
 
     def _step(self, gates_BTHGN: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         state = self.step(gates_BTHGN[:, 0], state)
@@ -180,7 +181,9 @@ class StepCell(Cell):
         few = min(shape.width, 8)
         with torch.device("cpu"):
             inputs = torch.zeros(self.gates, few)
-            check_structure(self.next_state, inputs, (torch.full((self.gates, few), 0.3),), structure=self.structure)
+            check_structure(
+                self.next_state, inputs, (torch.full((self.gates, few), 0.3),), structure=self.structure
+            )
 
     @property
     def structure(self) -> Literal["diagonal", "block2"]:
@@ -201,7 +204,7 @@ class StepCell(Cell):
         solution = recurrence(
             self.next_state,
             self._inputs(gates_BTHGN),
-            (self.weight(self.recurrent).float(),),
+            self._weights(),
             state,
             structure=self.structure,
             project=self.bring_back,
@@ -211,7 +214,11 @@ class StepCell(Cell):
         return replace(solution, output_BTD=solution.output_BTD.to(gates_BTHGN.dtype))
 
     def step(self, gates_BHGN: Tensor, state: Tensor) -> Tensor:
-        return self.next_state(self._inputs(gates_BHGN), (self.weight(self.recurrent),), state)
+        return self.next_state(self._inputs(gates_BHGN), self._weights(), state)
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        wide = torch.promote_types(self.recurrent.dtype, torch.float32)
+        return (self.weight(self.recurrent).to(wide),)
 
     def _inputs(self, gates: Tensor) -> Tensor:
         """(..., H, G, N) to (..., G, D) in fp32 or wider, bias added."""

@@ -33,6 +33,9 @@ class ParaRNNConfig:
     sqrt(branches); "torch" as `nn.Linear` and `nn.Embedding` do: U(+-1 / sqrt(fan_in)) and N(0, 1).
     """
 
+    CHANGEABLE: ClassVar[tuple[str, ...]] = ("newton",)
+    """Settings that a resumed run may change: how the recurrence is solved, not what it computes."""
+
     family: Literal["pararnn"] = "pararnn"
     cell: str
     layers: int
@@ -77,7 +80,5 @@ class ParaRNNConfig:
             found.append(("recurrent_clip", f"{self.recurrent_clip} must be finite, or null for no bound"))
         if min(self.width, self.heads) > 0 and self.width % self.heads != 0:
             right = divisors(self.width)
-            found.append(
-                ("heads", f"width {self.width} does not divide by {self.heads} heads; use {right}")
-            )
+            found.append(("heads", f"width {self.width} does not divide by {self.heads} heads; use {right}"))
         return found
