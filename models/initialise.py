@@ -27,12 +27,19 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class LogUniform:
-    """The logarithm is uniform between those of `low` and `high`; `inverse_softplus` stores what softplus undoes."""
+class LogOfUniform:
+    """The logarithm of a number between `low` and `high`."""
 
     low: float
     high: float
-    inverse_softplus: bool = False
+
+
+@dataclass(frozen=True)
+class SoftplusLogUniform:
+    """A number whose softplus has its logarithm spread evenly between those of `low` and `high`."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Constant:
     value: float
 
 
-Rule = Normal | Uniform | LogUniform | Constant
+Rule = Normal | Uniform | LogOfUniform | SoftplusLogUniform | Constant
 
 
 class Initialisable(Protocol):
@@ -63,8 +70,10 @@ def initial_parameter(name: str, shape: Sequence[int], rule: Rule, seed: int) ->
             return drawn.normal_(0.0, rule.deviation, generator=generator)
         if isinstance(rule, Uniform):
             return drawn.uniform_(-rule.bound, rule.bound, generator=generator)
+        if isinstance(rule, LogOfUniform):
+            return drawn.uniform_(rule.low, rule.high, generator=generator).log_()
         values = drawn.uniform_(math.log(rule.low), math.log(rule.high), generator=generator).exp_()
-        return values + torch.log(-torch.expm1(-values)) if rule.inverse_softplus else values
+        return values + torch.log(-torch.expm1(-values))
 
 
 @torch.no_grad()
