@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,9 +31,30 @@ SCALARS: Mapping[str, str] = {
     "memory/resident_gib": "Resident memory of rank 0's process.",
     "memory/gpu_peak_gib": "Peak GPU memory of rank 0 since the last log.",
     "progress/tokens": "Tokens trained since the run began, in millions.",
+    "newton/residual_max": "Greatest residual of the recurrences since the last log. Per layer, and the worst.",
+    "newton/residual_mean": "Mean residual of the recurrences. Per layer, and the greatest.",
+    "newton/iterations": "Most Newton iterations taken; 0 where a recurrence is solved in time order.",
+    "newton/jacobian_norm": "Greatest norm of a recurrence's Jacobian. Above 1 a state can grow.",
+    "newton/acted": "Share of forward passes in which model.newton.on_exceed had to act.",
+    "newton/clip_saturation": "Share of recurrent weights at model.recurrent_clip.",
     "checkpoint/blocked_seconds": "Time that a save held up training: waits for the save before and for its own copy.",
 }
 """Every scalar in TensorBoard, with its help text. tests/ compare this table with the docs."""
+
+_LAYER = re.compile(r"/layer_\d+$")
+
+
+def layer_scalar(name: str, layer: int) -> str:
+    """The name of a scalar's series for one layer: `newton/residual_max/layer_03`."""
+    return f"{name}/layer_{layer:02d}"
+
+
+def help_text(name: str) -> str:
+    """What a scalar means; a layer's series has the text of the whole."""
+    known = _LAYER.sub("", name)
+    assert known in SCALARS, f"{name} has no help text"
+    return SCALARS[known]
+
 
 Record = dict[str, Any]
 
@@ -59,10 +81,9 @@ class TensorBoardSink:
 
     def write(self, step: int, record: Record) -> None:
         for name, value in record.items():
-            assert name in SCALARS, f"{name} has no help text"
             # add_scalar takes no description; the page shows it when one points at a chart's title.
             summary = self._scalar(name, value)
-            summary.value[0].metadata.summary_description = SCALARS[name]
+            summary.value[0].metadata.summary_description = help_text(name)
             self._writer._get_file_writer().add_summary(summary, step)
 
     def text(self, step: int, name: str, text: str) -> None:

@@ -27,6 +27,7 @@ from pretrain.hooks.base import Hook, Hooks
 from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
 from pretrain.hooks.metrics import MetricsHook
+from pretrain.hooks.newton import NewtonHook
 from pretrain.hooks.samples import SampleHook
 from pretrain.hooks.tasks import TaskHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
@@ -205,7 +206,11 @@ def _hooks(config: Config, data: RunData, evaluation: EvaluationHook) -> list[Ho
     family = families[config.model.family]
     monitor = config.monitor
     flops = family.flops_per_token(config.model, config.data.sequence_length)
-    hooks: list[Hook] = [MetricsHook(monitor.log_every_steps, flops), evaluation]
+    hooks: list[Hook] = []
+    if hasattr(config.model, "newton"):
+        # Before the metrics: it names the layer where they would find a gradient that is not finite.
+        hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton))
+    hooks += [MetricsHook(monitor.log_every_steps, flops), evaluation]
     if isinstance(data, TaskData):
         hooks.append(TaskHook(monitor.evaluate_every_steps, data))
     hooks.append(CheckpointHook(config.checkpoint.save_every_steps))

@@ -27,8 +27,10 @@ def print_generated(
     run: str, prompts: list[str], sampling: Sampling, *, step: int | None, device: str
 ) -> None:
     trained = load_trained_model(find_run(run), step, device)
-    for prompt in prompts:
-        print(*generate(trained.model, trained.tokenizer, [prompt], sampling, trained.device))
+    together = getattr(trained.model, "constant_state", False)
+    for batch in [prompts] if together else [[prompt] for prompt in prompts]:
+        for text in generate(trained.model, trained.tokenizer, batch, sampling, trained.device):
+            print(text)
 
 
 def print_task_accuracy(
