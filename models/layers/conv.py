@@ -49,7 +49,7 @@ def same_document(segment_ids_BT: Tensor, reach: int) -> Tensor:
     for lag in range(1, reach + 1):
         cut = cut | torch.nn.functional.pad(begins_BT, (lag - 1, 0))[:, : begins_BT.shape[1]]
         found.append(~cut)
-    return torch.stack(found)[..., None]
+    return torch.stack(found)[..., None] if found else begins_BT.new_zeros(0, *begins_BT.shape, 1)
 
 
 def last_inputs(

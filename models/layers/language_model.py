@@ -61,7 +61,18 @@ class LanguageModel(nn.Module):
                 the row (and on from the state).
             state: from `new_state`, for decoding: the tokens follow those seen, and the state changes in
                 place.
+
+        Raises ValueError, naming the argument, for a sequence of length 0 and segment ids of another shape.
         """
+        if 0 in tokens_BT.shape:
+            raise ValueError(
+                f"tokens_BT {tuple(tokens_BT.shape)} is empty: a sequence of length 0 has no states"
+            )
+        if segment_ids_BT is not None and segment_ids_BT.shape != tokens_BT.shape:
+            raise ValueError(
+                f"segment_ids_BT {tuple(segment_ids_BT.shape)} must have one id per token of "
+                f"tokens_BT {tuple(tokens_BT.shape)}"
+            )
         x_BTC = self.embedding(tokens_BT)
         for layer, block in enumerate(self.blocks):
             x_BTC = block(x_BTC, segment_ids_BT, positions_BT, None if state is None else state[layer])

@@ -19,6 +19,14 @@ class RecurrentState:
     inputs_BWC: Tensor
     hidden: Tensor
 
+    def check_rows(self, batch: int) -> None:
+        """Raise ValueError if this is the state of another number of rows."""
+        if self.hidden.shape[0] != batch:
+            raise ValueError(
+                f"the state is of {self.hidden.shape[0]} rows and there are {batch}: make one with "
+                f"new_state({batch}, ...)"
+            )
+
     @property
     def bytes(self) -> int:
         """What it holds on the device."""

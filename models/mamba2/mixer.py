@@ -94,6 +94,8 @@ class Block(nn.Module):
         state: RecurrentState | None = None,
     ) -> Tensor:
         """(B, T, C) to (B, T, C). Positions are not used: the recurrence knows the order."""
+        if state is not None:
+            state.check_rows(x_BTC.shape[0])
         out: Tensor = x_BTC + self.mixer(self.mixer_norm(x_BTC), segment_ids_BT, state)
         return out
 

@@ -69,12 +69,13 @@ def activation_bytes(config: ParaRNNConfig, tokens: int, sequence_length: int, b
     """
     assert config.vocabulary is not None
     cell = CELLS[config.cell]
-    states = 2 if cell.state_shape else 1
-    vectors = 1 + cell.gates + states
+    vectors = cell.gates + (2 if cell.state_shape else 1)
+    ends = 1
     if config.block == "full":
-        vectors += 10 + (2 if config.hidden_width else 0)
+        vectors += 11 + (2 if config.hidden_width else 0)
+        ends = 2
     per_layer = vectors * config.width + 4 * config.hidden_width
-    body = bytes_per_element * tokens * (config.layers * per_layer + 2 * config.width)
+    body = bytes_per_element * tokens * (config.layers * per_layer + ends * config.width)
     return body + 4 * config.vocabulary * min(tokens, default_chunk_tokens(config.vocabulary))
 
 

@@ -68,6 +68,8 @@ class Block(nn.Module):
         state: RecurrentState | None = None,
     ) -> Tensor:
         """(B, T, C) to (B, T, C). Positions are not used: the recurrence knows the order."""
+        if state is not None:
+            state.check_rows(x_BTC.shape[0])
         mixed_BTC = self.mixer(self.mixer_norm(x_BTC), segment_ids_BT, state)
         x_BTC = torch.addcmul(mixed_BTC, x_BTC, self.skip)
         if self.mlp is None or self.mlp_norm is None:
@@ -100,6 +102,8 @@ class MixerBlock(nn.Module):
         state: RecurrentState | None = None,
     ) -> Tensor:
         """(B, T, C) to (B, T, C)."""
+        if state is not None:
+            state.check_rows(x_BTC.shape[0])
         y_BTC, hidden = self.cell(x_BTC, segment_ids_BT, None if state is None else state.hidden)
         if state is not None:
             state.hidden = hidden
