@@ -84,6 +84,13 @@ def test_every_layout_trains_as_one_process(
     assert norms == pytest.approx(alone[model][1], rel=1e-4)
 
 
+def test_bf16_stays_near_fp32(
+    tmp_path: Path, corpus: Path, alone: dict[str, tuple[dict[int, float], list[float]]]
+) -> None:
+    found, _ = curve(tmp_path, corpus, "lstm", 2, ["parallel.zero=2", "precision.dtype=bf16"])
+    assert found == pytest.approx(alone["lstm"][0], abs=3e-2)
+
+
 @pytest.mark.parametrize("option", ["parallel.activation_checkpointing=full", "model.newton.method=newton"])
 def test_options_that_must_not_change_the_loss(
     tmp_path: Path, corpus: Path, alone: dict[str, tuple[dict[int, float], list[float]]], option: str
