@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -109,6 +112,18 @@ class Mixing(StepCell):
 def test_a_step_that_mixes_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="mixes channels"):
         Mixing(shape())
+
+
+def test_the_cell_in_the_docs_is_the_one_here() -> None:
+    text = Path("models/pararnn/README.md").read_text(encoding="utf-8").split("## A cell of one's own")[1]
+    lines = text.split("\n## ")[0].splitlines()
+    code = textwrap.dedent("\n".join(line for line in lines if line.startswith("    ") or not line))
+    cells = dict(CELLS)
+    exec(code, {"torch": torch, "StepCell": StepCell, "CELLS": cells})
+    assert cells["elman"] is not Elman
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    ours, theirs = (drawn(kind(shape()))(x)[0] for kind in (Elman, cells["elman"]))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_elman_learns() -> None:
