@@ -31,9 +31,9 @@ class NewtonHook(Hook):
 
     Under "error" every step is looked at before its update: a residual above the limit, or one that is not
     finite, stops the run with the weights as they were. That read waits for the device once per step, at the
-    place where DeepSpeed (ZeRO 1 to 3) does so for the gradient norm. Under the other policies the device is read at log
-    steps only: a warning, with a line in the ledger, says that the policy had to act; a residual that is not
-    finite stops the run there.
+    place where DeepSpeed (ZeRO 1 to 3) does so for the gradient norm. Under the other policies the device is
+    read at log steps only: a warning, with a line in the ledger, says that the policy had to act; a residual
+    that is not finite stops the run there.
 
     The figures since the last log are not part of a checkpoint.
     """
