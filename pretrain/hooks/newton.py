@@ -58,12 +58,14 @@ class NewtonHook(Hook):
             return
         self._checked = self._run.clock.step
         figures = self._reduced([cell.telemetry.peek() for cell in self._cells.values()])
-        self._refuse(figures.tolist(), self._run.clock.step + 1, "its update was not applied")
+        step = self._run.clock.step + 1
+        refuse(list(self._cells), figures.tolist(), self._solver, step, "its update was not applied")
 
     def after_step(self, run: Run, report: StepReport) -> None:
         if due(run.clock.step, self._every) or run.clock.done:
             figures = self._reduced([cell.telemetry.take() for cell in self._cells.values()]).tolist()
-            self._refuse(figures, run.clock.step, "nothing after the last log is in a checkpoint yet")
+            consequence = "it is not in a checkpoint"
+            refuse(list(self._cells), figures, self._solver, run.clock.step, consequence)
             run.reporter.write(run.clock.step, as_record(figures))
             self._warn(figures)
 
@@ -72,25 +74,13 @@ class NewtonHook(Hook):
         figures = torch.stack(layers).to(self._run.device)
         data = self._run.mesh.data
         if data.size > 1:
-            maxima, sums = figures[:, :MAXIMA].contiguous(), figures[:, MAXIMA:].contiguous()
+            # A NaN may be lost in a maximum over ranks; infinity is not, and stops all of them alike.
+            maxima = figures[:, :MAXIMA].nan_to_num(nan=math.inf, posinf=math.inf)
+            sums = figures[:, MAXIMA:].contiguous()
             dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=data.group)
             dist.all_reduce(sums, group=data.group)
             figures = torch.cat((maxima, sums / data.size), dim=1)
         return figures
-
-    def _refuse(self, figures: list[list[float]], step: int, consequence: str) -> None:
-        """Raise UserError, on all ranks, naming the first layer whose states are not to be trusted."""
-        for name, layer in zip(self._cells, figures, strict=True):
-            residual, iterations = layer[RESIDUAL], int(layer[ITERATIONS])
-            exceeds = self._solver.on_exceed == "error" and residual > self._solver.limit
-            if math.isfinite(residual) and not exceeds:
-                continue
-            state = f"above model.newton.limit = {self._solver.limit:g}" if exceeds else "not finite"
-            raise UserError(
-                f"{name}, step {step}: the residual after {iterations} Newton iterations is {residual:.3g}, {state}; "
-                f"{consequence}. Raise model.newton.iterations, set model.newton.on_exceed to iterate or sequential, "
-                "or lower model.recurrent_clip or optim.lr"
-            )
 
     def _warn(self, figures: list[list[float]]) -> None:
         acted = {n: layer for n, layer in zip(self._cells, figures, strict=True) if layer[ACTED] > 0}
@@ -112,6 +102,24 @@ class NewtonHook(Hook):
         )
         self._run.record(
             "newton", step=step, layers=list(acted), policy=policy, residual=acted[worst][RESIDUAL]
+        )
+
+
+def refuse(cells: list[str], figures: list[list[float]], solver: Solver, step: int, consequence: str) -> None:
+    """Raise UserError naming the first layer whose states are not to be trusted.
+
+    figures: (layers, FIGURES), the same on all ranks, so that all of them stop.
+    """
+    for name, layer in zip(cells, figures, strict=True):
+        residual, iterations = layer[RESIDUAL], int(layer[ITERATIONS])
+        exceeds = solver.on_exceed == "error" and residual > solver.limit
+        if math.isfinite(residual) and not exceeds:
+            continue
+        state = f"above model.newton.limit = {solver.limit:g}" if math.isfinite(residual) else "not finite"
+        raise UserError(
+            f"{name}, step {step}: the residual after {iterations} Newton iterations is {residual:.3g}, {state}; "
+            f"{consequence}. Raise model.newton.iterations, set model.newton.on_exceed to iterate or sequential, "
+            "or lower model.recurrent_clip or optim.lr"
         )
 
 
