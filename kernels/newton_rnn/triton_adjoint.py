@@ -80,7 +80,7 @@ def gru_adjoint_kernel(
     zero = tl.zeros([C], tl.float32)
     d_az, d_ar, d_as, d_bz, d_br, d_bs = zero, zero, zero, zero, zero, zero
     windows = tl.cdiv(T, W)
-    for window in range(0, windows):
+    for window in range(windows):
         begin = (windows - 1 - window) * W
         valid = (begin + position < T)[:, None] & inside[None, :]
         at = position[:, None] * (3 * D) + gate[None, :]
@@ -174,7 +174,7 @@ def lstm_adjoint_kernel(
     zero = tl.zeros([C], tl.float32)
     d_af, d_ao, d_az, d_bf, d_bo, d_bz, d_pf, d_po = zero, zero, zero, zero, zero, zero, zero, zero
     windows = tl.cdiv(T, W)
-    for window in range(0, windows):
+    for window in range(windows):
         begin = (windows - 1 - window) * W
         valid = (begin + position < T)[:, None] & inside[None, :]
         at = position[:, None] * (3 * D) + gate[None, :]

@@ -80,7 +80,7 @@ def gru_newton_kernel(
     state = tl.load(STATE + row * D + channel, mask=inside, other=0.0)
     start = row.to(tl.int64) * T
     worst_seen, total, norm = 0.0, 0.0, 0.0
-    most, acted = 0, 0
+    most, acted = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for begin in range(0, T, W):
         valid = (begin + position < T)[:, None] & inside[None, :]
         base = GATES + (start + begin) * 3 * D
@@ -173,7 +173,7 @@ def lstm_newton_kernel(
     state_h = tl.load(STATE + (row * 2 + 1) * D + channel, mask=inside, other=0.0)
     start = row.to(tl.int64) * T
     worst_seen, total, norm = 0.0, 0.0, 0.0
-    most, acted = 0, 0
+    most, acted = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
     for begin in range(0, T, W):
         valid = (begin + position < T)[:, None] & inside[None, :]
         base = GATES + (start + begin) * 3 * D

@@ -1,4 +1,5 @@
 # mypy: disallow-untyped-defs=False
+# ruff: noqa: RUF005 (tuples in a kernel are joined by +)
 """The recurrences in time order, forward and adjoint, each in one kernel: one lane per channel, time in a loop.
 
 With many rows and channels this is near the memory's limit, and Newton's work is for nothing. What it waits for
@@ -27,9 +28,10 @@ from kernels.newton_rnn.triton_math import (
 
 
 @triton.jit
-def load_steps(POINTER, KEEP, begin, step, T, D, N, inside, U: tl.constexpr, SEGMENTS: tl.constexpr):
+def load_steps(POINTER, KEEP, start, begin, step, T, D, N, inside, U: tl.constexpr, SEGMENTS: tl.constexpr):
     """Three gates and whether the state is kept, for U positions from `begin` on, `step` (1 or -1) apart.
 
+    POINTER: at the row's gates; KEEP: at row 0, and `start` the row's first position.
     Positions outside [0, T) load zeros and keep the state.
     """
     first, second, third, kept = (), (), (), ()
@@ -41,7 +43,7 @@ def load_steps(POINTER, KEEP, begin, step, T, D, N, inside, U: tl.constexpr, SEG
         second = second + (tl.load(x + N, mask=inside & there, other=0.0),)
         third = third + (tl.load(x + 2 * N, mask=inside & there, other=0.0),)
         if SEGMENTS:
-            kept = kept + (tl.load(KEEP + t, mask=there, other=1) != 0,)
+            kept = kept + (tl.load(KEEP + start + t, mask=there, other=1) != 0,)
     return first, second, third, kept
 
 
@@ -95,12 +97,12 @@ def gru_sequential_kernel(
     gates = GATES + start * 3 * D + gate_offsets(first, C, N, ONE_HEAD)
     out = OUTPUT + start * D + channel
     norm = tl.zeros([C], tl.float32)
-    zero = tl.full([], 0, tl.int32)
-    next_z, next_r, next_s, next_kept = load_steps(gates, KEEP + start, zero, 1, T, D, N, inside, U, SEGMENTS)
+    zero = tl.full([], 0, tl.int32)  # makes tensors of positions, in the interpreter too
+    next_z, next_r, next_s, next_kept = load_steps(gates, KEEP, start, zero, 1, T, D, N, inside, U, SEGMENTS)
     for begin in range(0, steps, U):
         x_z, x_r, x_s, kept = next_z, next_r, next_s, next_kept
         next_z, next_r, next_s, next_kept = load_steps(
-            gates, KEEP + start, begin + U, 1, T, D, N, inside, U, SEGMENTS
+            gates, KEEP, start, begin + U + zero, 1, T, D, N, inside, U, SEGMENTS
         )
         for u in tl.static_range(U):
             there = inside & (begin + u < T)
@@ -119,7 +121,7 @@ def gru_sequential_kernel(
             jacobian = magnitude(gru_jacobian(h, z, r, s, a_z, a_r, a_s))
             norm = tl.maximum(norm, tl.where(there, jacobian, 0.0))
             h = tl.where(there, h + z * (s - h), h)
-            tl.store(out + (begin + u).to(tl.int64) * D, h.to(OUTPUT.dtype.element_ty), mask=there)
+            tl.store(out + (begin + u + zero).to(tl.int64) * D, h.to(OUTPUT.dtype.element_ty), mask=there)
     tl.store(FINAL + row * D + channel, h, mask=inside)
     tl.store(NORMS + row * D + channel, norm, mask=inside)
 
@@ -168,12 +170,12 @@ def lstm_sequential_kernel(
     gates = GATES + start * 3 * D + gate_offsets(first, C, N, ONE_HEAD)
     out = start * D + channel
     norm = tl.zeros([C], tl.float32)
-    zero = tl.full([], 0, tl.int32)
-    next_f, next_o, next_z, next_kept = load_steps(gates, KEEP + start, zero, 1, T, D, N, inside, U, SEGMENTS)
+    zero = tl.full([], 0, tl.int32)  # makes tensors of positions, in the interpreter too
+    next_f, next_o, next_z, next_kept = load_steps(gates, KEEP, start, zero, 1, T, D, N, inside, U, SEGMENTS)
     for begin in range(0, steps, U):
         x_f, x_o, x_z, kept = next_f, next_o, next_z, next_kept
         next_f, next_o, next_z, next_kept = load_steps(
-            gates, KEEP + start, begin + U, 1, T, D, N, inside, U, SEGMENTS
+            gates, KEEP, start, begin + U + zero, 1, T, D, N, inside, U, SEGMENTS
         )
         for u in tl.static_range(U):
             there = inside & (begin + u < T)
@@ -195,7 +197,7 @@ def lstm_sequential_kernel(
             cc, ch, hc, hh = lstm_jacobian(c, f, o, z, tanh_c, a_f, a_o, a_z, p_f, p_o)
             norm = tl.maximum(norm, tl.where(there, magnitude(row_sums(cc, ch, hc, hh)), 0.0))
             c, h = tl.where(there, value, c), tl.where(there, o * tanh_c, h)
-            at = out + (begin + u).to(tl.int64) * D
+            at = out + (begin + u + zero).to(tl.int64) * D
             tl.store(OUTPUT + at, h.to(OUTPUT.dtype.element_ty), mask=there)
             tl.store(CELLS + at, c.to(CELLS.dtype.element_ty), mask=there)
     tl.store(FINAL + row * 2 * D + channel, c, mask=inside)
@@ -243,17 +245,15 @@ def gru_sequential_adjoint_kernel(
     states, grads = OUTPUT + start * D + channel, GRAD + start * D + channel
     zero = tl.zeros([C], tl.float32)
     d_az, d_ar, d_as, d_bz, d_br, d_bs = zero, zero, zero, zero, zero, zero
-    last = T - 1 + tl.full([], 0, tl.int32)
-    next_z, next_r, next_s, next_kept = load_steps(
-        gates, KEEP + start, last, -1, T, D, N, inside, U, SEGMENTS
-    )
+    last = T - 1 + tl.full([], 0, tl.int32)  # a tensor, in the interpreter too
+    next_z, next_r, next_s, next_kept = load_steps(gates, KEEP, start, last, -1, T, D, N, inside, U, SEGMENTS)
     next_h = load_rows(states, last - 1, -1, T, D, inside, U)
     next_grad = load_rows(grads, last, -1, T, D, inside, U)
     for done in range(0, T, U):
-        begin = T - 1 - done
+        begin = last - done
         x_z, x_r, x_s, kept, states_before, grad = next_z, next_r, next_s, next_kept, next_h, next_grad
         next_z, next_r, next_s, next_kept = load_steps(
-            gates, KEEP + start, begin - U, -1, T, D, N, inside, U, SEGMENTS
+            gates, KEEP, start, begin - U, -1, T, D, N, inside, U, SEGMENTS
         )
         next_h = load_rows(states, begin - U - 1, -1, T, D, inside, U)
         next_grad = load_rows(grads, begin - U, -1, T, D, inside, U)
@@ -343,19 +343,17 @@ def lstm_sequential_adjoint_kernel(
     grads = GRAD + start * D + channel
     zero = tl.zeros([C], tl.float32)
     d_af, d_ao, d_az, d_bf, d_bo, d_bz, d_pf, d_po = zero, zero, zero, zero, zero, zero, zero, zero
-    last = T - 1 + tl.full([], 0, tl.int32)
-    next_f, next_o, next_z, next_kept = load_steps(
-        gates, KEEP + start, last, -1, T, D, N, inside, U, SEGMENTS
-    )
+    last = T - 1 + tl.full([], 0, tl.int32)  # a tensor, in the interpreter too
+    next_f, next_o, next_z, next_kept = load_steps(gates, KEEP, start, last, -1, T, D, N, inside, U, SEGMENTS)
     next_h = load_rows(states, last - 1, -1, T, D, inside, U)
     next_c = load_rows(cells, last - 1, -1, T, D, inside, U)
     next_grad = load_rows(grads, last, -1, T, D, inside, U)
     for done in range(0, T, U):
-        begin = T - 1 - done
+        begin = last - done
         x_f, x_o, x_z, kept = next_f, next_o, next_z, next_kept
         states_before, cells_before, grad = next_h, next_c, next_grad
         next_f, next_o, next_z, next_kept = load_steps(
-            gates, KEEP + start, begin - U, -1, T, D, N, inside, U, SEGMENTS
+            gates, KEEP, start, begin - U, -1, T, D, N, inside, U, SEGMENTS
         )
         next_h = load_rows(states, begin - U - 1, -1, T, D, inside, U)
         next_c = load_rows(cells, begin - U - 1, -1, T, D, inside, U)
