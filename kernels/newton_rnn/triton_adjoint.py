@@ -16,16 +16,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.linear_recurrence.triton_scan import compose_block, compose_diagonal, row_of
 from kernels.newton_rnn.triton_math import (
     after,
-    compose_block,
-    compose_diagonal,
     gate_offsets,
     gru_gates,
     gru_jacobian,
     lstm_gates,
     lstm_jacobian,
-    row_of,
 )
 
 

@@ -62,25 +62,6 @@ def summary(worst, total, norm, valid):
 
 
 @triton.jit
-def compose_diagonal(a1, b1, a2, b2):
-    """y -> a2 (a1 y + b1) + b2, step 1 before step 2 in the direction of the scan."""
-    return a2 * a1, a2 * b1 + b2
-
-
-@triton.jit
-def compose_block(a1, b1, c1, d1, u1, v1, a2, b2, c2, d2, u2, v2):
-    """As `compose_diagonal`, for matrices [[a, b], [c, d]] and vectors (u, v)."""
-    return (
-        a2 * a1 + b2 * c1,
-        a2 * b1 + b2 * d1,
-        c2 * a1 + d2 * c1,
-        c2 * b1 + d2 * d1,
-        a2 * u1 + b2 * v1 + u2,
-        c2 * u1 + d2 * v1 + v2,
-    )
-
-
-@triton.jit
 def before(x, first, position):
     """The tile one position later in time: row t holds x's row t - 1, and row 0 holds `first` (C,)."""
     source = tl.maximum(position - 1, 0)[:, None] + tl.zeros_like(x).to(tl.int32)
@@ -92,12 +73,6 @@ def after(x, last, position, W: tl.constexpr):
     """The tile one position earlier in time: row t holds x's row t + 1, and the last row holds `last` (C,)."""
     source = tl.minimum(position + 1, W - 1)[:, None] + tl.zeros_like(x).to(tl.int32)
     return tl.where(position[:, None] == W - 1, last[None, :], tl.gather(x, source, 0))
-
-
-@triton.jit
-def row_of(x, position, index):
-    """Row `index` of a tile, (C,)."""
-    return tl.sum(tl.where(position[:, None] == index, x, 0.0), 0)
 
 
 @triton.jit

@@ -17,19 +17,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.linear_recurrence.triton_scan import compose_block, compose_diagonal, row_of
 from kernels.newton_rnn.triton_math import (
     LSTM_BOUND,
     before,
     bounded,
-    compose_block,
-    compose_diagonal,
     gate_offsets,
     gru_gates,
     gru_jacobian,
     lstm_gates,
     lstm_jacobian,
     magnitude,
-    row_of,
     row_sums,
     summary,
 )

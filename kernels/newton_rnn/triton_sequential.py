@@ -1,4 +1,4 @@
-# mypy: disallow-untyped-defs=False
+# mypy: disallow-untyped-defs=False, disable-error-code="assignment"
 # ruff: noqa: RUF005 (tuples in a kernel are joined by +)
 """The recurrences in time order, forward and adjoint, each in one kernel: one lane per channel, time in a loop.
 
