@@ -14,8 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from kernels.newton_rnn.cells import Cell, Jacobian, Parameters, Projection, Step, Structure
 from kernels.newton_rnn.newton import Problem, adjoint, keep_of, solve_by_newton, solve_sequentially
-from kernels.newton_rnn.op import STATE_SLACK, check_segment_ids
+from kernels.newton_rnn.op import check_segment_ids
 from kernels.newton_rnn.solver import Report, Solution, Solver
+from kernels.newton_rnn.torch_forms import Call
 
 
 def recurrence(
@@ -177,7 +178,7 @@ def _checked_state(cell: Cell, inputs: Tensor, state: Tensor | None, solver: Sol
         raise ValueError(f"state must be {shape}, for the {batch} rows of inputs; got {tuple(state.shape)}")
     if solver.project and cell.project is not None and state.device.type == "cpu":
         excess = float((state.detach() - cell.project(state.detach())).abs().max())
-        if excess > STATE_SLACK:
+        if excess > Call.slack:
             raise ValueError(
                 f"state lies outside the cell's invariant set by {excess:.1e}: pass a final state of this cell, "
                 "or set project to false"
