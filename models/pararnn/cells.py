@@ -28,6 +28,7 @@ from kernels.newton_rnn import (
 )
 from models.initialise import Constant, Normal, Rule, Uniform
 from models.pararnn.bound import bounded, saturation
+from models.pararnn.projection import project_heads
 from models.pararnn.telemetry import Telemetry
 
 
@@ -86,9 +87,9 @@ class Cell(nn.Module, ABC):
     def project(self, x_BTC: Tensor) -> Tensor:
         """Each head's input features to its gates, (B, T, H, G, N), without the bias."""
         heads, features, gates, channels = self.input.shape
-        x_HMI = x_BTC.reshape(-1, heads, features).transpose(0, 1)
-        gates_HMO = torch.bmm(x_HMI, self.input.reshape(heads, features, gates * channels))
-        return gates_HMO.transpose(0, 1).reshape(*x_BTC.shape[:2], heads, gates, channels)
+        x_MHI = x_BTC.reshape(-1, heads, features)
+        gates_MHO = project_heads(x_MHI, self.input.reshape(heads, features, gates * channels))
+        return gates_MHO.view(*x_BTC.shape[:2], heads, gates, channels)
 
     def bounded_weights(self) -> list[Tensor]:
         """The weights that `recurrent_clip` bounds."""

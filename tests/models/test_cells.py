@@ -15,6 +15,7 @@ from models.initialise import initialise
 from models.layers.loss import token_cross_entropy
 from models.pararnn.bound import bounded, saturation
 from models.pararnn.cells import CELLS, CellShape, Elman, ParaGRU, StepCell
+from models.pararnn.projection import project_heads
 from models.pararnn.telemetry import FIGURES
 
 
@@ -112,6 +113,20 @@ class Mixing(StepCell):
 def test_a_step_that_mixes_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="mixes channels"):
         Mixing(shape())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_projection_by_heads(dtype: torch.dtype) -> None:
+    """Against einsum, gradients too, where the gradient's memory is in another order as well."""
+    torch.manual_seed(0)
+    x = torch.randn(7, 3, 4, dtype=dtype, requires_grad=True)
+    weight = torch.randn(3, 4, 6, dtype=dtype, requires_grad=True)
+    grad = torch.randn(3, 7, 6, dtype=dtype).transpose(0, 1)
+    out, expected = project_heads(x, weight), torch.einsum("mhi,hio->mho", x, weight)
+    assert out.is_contiguous()
+    torch.testing.assert_close(out, expected)
+    grads = [torch.autograd.grad(y, (x, weight), grad) for y in (out, expected)]
+    torch.testing.assert_close(grads[0], grads[1])
 
 
 def test_the_cell_in_the_docs_is_the_one_here() -> None:
