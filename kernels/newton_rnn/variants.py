@@ -8,7 +8,18 @@ from typing import Any
 import kernels.linear_recurrence.op as linear_recurrence
 from kernels.offline import Resources, compile_offline
 
-FLOATS = ("RECURRENT", "PEEPHOLE", "BIAS", "STATE", "FINAL", "PARTIALS", "NORMS", "SUMS", "GRAD_FINAL", "D_STATE")
+FLOATS = (
+    "RECURRENT",
+    "PEEPHOLE",
+    "BIAS",
+    "STATE",
+    "FINAL",
+    "PARTIALS",
+    "NORMS",
+    "SUMS",
+    "GRAD_FINAL",
+    "D_STATE",
+)
 STORED = ("GATES", "OUTPUT", "CELLS", "GRAD", "D_GATES", "A", "B", "Y")
 INTEGERS = ("T", "D", "N", "iterations", "max_iterations")
 
