@@ -109,9 +109,10 @@ def ours(case: Case, given: Arguments, solver: Solver) -> list[Tensor]:
 def with_gradients(solve: Callable[[], list[Tensor]], tensors: list[Tensor]) -> list[Tensor]:
     """Output, final state and the gradients of all tensors, for fixed cotangents of both."""
     output, final = solve()
+    # A fixed cotangent, so that forms can be compared.
     weight = torch.linspace(-1, 1, output.shape[-1], device=output.device)
     loss = (output.to(final.dtype) * weight).sum() + (final * weight).sum()
-    return [output, final, *torch.autograd.grad(loss, tensors)]
+    return [output.detach(), final.detach(), *torch.autograd.grad(loss, tensors)]
 
 
 def check(device: torch.device, time_steps: int) -> dict[str, float]:
