@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.newton_rnn.newton import keep_of
+from kernels.newton_rnn.newton import keep_of, not_a_number_if
 from kernels.newton_rnn.torch_forms import Call, Forward, Gradients
 
 SOURCE = Path(__file__).with_name("cpu.c")
@@ -61,6 +61,7 @@ def compiled_forward(library: ctypes.CDLL, call: Call) -> Forward:
     library.newton_rnn_forward(ctypes.byref(shape), ctypes.byref(inputs), ctypes.byref(outputs))
     del alive
     numbers = torch.zeros(5)
+    numbers[:2] = not_a_number_if(final_state)
     numbers[3] = jacobian.amax()
     dtype = call.gates_BTHGN.dtype
     cells_BTD = None if cells_BTD is None else cells_BTD.to(dtype)

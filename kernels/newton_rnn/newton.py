@@ -82,9 +82,15 @@ def solve_sequentially(problem: Problem) -> Solved:
         states.append(state)
     stacked = torch.stack(states, 1)
     numbers = torch.zeros(5, dtype=torch.float32, device=stacked.device)
+    numbers[:2] = not_a_number_if(state)
     jacobian = problem.cell.linearise(problem.inputs, problem.parameters, problem.previous(stacked))[1]
     numbers[3] = jacobian_norm(jacobian, problem.cell)
     return Solved(stacked, numbers)
+
+
+def not_a_number_if(final_state: Tensor) -> Tensor:
+    """The residual of states computed in time order: 0, unless the state at the end is not finite."""
+    return final_state.abs().amax() * 0
 
 
 def solve_by_newton(problem: Problem, solver: Solver) -> Solved:
@@ -97,8 +103,6 @@ def solve_by_newton(problem: Problem, solver: Solver) -> Solved:
         if solver.on_exceed == "sequential" and not bool(solved.numbers[0] <= solver.limit):
             again = solve_sequentially(problem)
             again.numbers[2], again.numbers[4] = solved.numbers[2], 1.0
-            # A state that is not a number stays visible: the report is 0 for numbers only.
-            again.numbers[:2] += again.states.abs().amax() * 0
             return again
         state = solved.states[:, -1]
         parts.append(solved.states)

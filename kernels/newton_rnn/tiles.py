@@ -31,7 +31,7 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Pair:
-    """`many` where rows times channels fill the GPU, `few` where only longer windows can."""
+    """`few`, with longer windows, where the programs of `many` would leave multiprocessors idle."""
 
     many: Tile
     few: Tile
@@ -70,7 +70,7 @@ def parallel_adjoint_is_faster(rows: int, width: int, time: int) -> bool:
 def tile_of(pair: Pair, rows: int, width: int, window: int | None = None) -> Tile:
     """The tile for a shape, its window at most `window`, its channels no more than the width asks for."""
     programs = rows * -(-width // pair.many.channels)
-    tile = pair.many if programs >= 2 * MULTIPROCESSORS else pair.few
+    tile = pair.few if programs <= MULTIPROCESSORS else pair.many
     channels = min(tile.channels, _power_of_two_from(width))
     if window is None or window >= tile.window:
         return replace(tile, channels=channels)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.devices import interpreting
 from kernels.newton_rnn import tiles, triton_adjoint, triton_newton, triton_sequential
-from kernels.newton_rnn.newton import keep_of
+from kernels.newton_rnn.newton import keep_of, not_a_number_if
 from kernels.newton_rnn.torch_forms import Call, Forward, Gradients
 
 
@@ -56,8 +56,8 @@ def newton_forward(call: Call) -> Forward:
 def sequential_forward(call: Call) -> Forward:
     result = _buffers(call)
     norm = _sequential(call, result, flag=None)
-    numbers = norm.new_zeros(5)
-    numbers[3] = norm
+    residual, zero = not_a_number_if(result[2]), torch.zeros_like(norm)
+    numbers = torch.stack([residual, residual, zero, norm, zero])
     return Forward(*result, _with_state_checked(call, numbers))
 
 
@@ -136,8 +136,7 @@ def _solve_again(call: Call, result: tuple[Tensor, Tensor | None, Tensor], numbe
     """The sequential form where the residual exceeded the limit, and the report of what stands then."""
     exceeded = ~(numbers[0] <= call.solver.limit)
     norm = _sequential(call, result, exceeded.to(torch.int32)[None])
-    # 0, or not a number if the states are not.
-    residual = result[2].abs().amax() * 0
+    residual = not_a_number_if(result[2])
     again = torch.stack([residual, residual, numbers[2], norm, torch.ones_like(norm)])
     return torch.where(exceeded, again, numbers)
 

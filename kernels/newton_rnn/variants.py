@@ -58,7 +58,13 @@ def variants(*, half: bool) -> list[Variant]:
 def _fused(*, half: bool) -> list[Variant]:
     from kernels.newton_rnn import tiles, triton_adjoint, triton_newton, triton_sequential
 
-    common = {"SEGMENTS": half, "ONE_HEAD": True, "APPROXIMATE": half, "PROJECT": True, "PREDICATED": half}
+    common: dict[str, Any] = {
+        "SEGMENTS": half,
+        "ONE_HEAD": True,
+        "APPROXIMATE": half,
+        "PROJECT": True,
+        "PREDICATED": half,
+    }
     if not half:
         common |= {"KEEP": None, "FLAG": None}
     found = []

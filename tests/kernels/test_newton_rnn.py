@@ -201,9 +201,10 @@ def test_a_residual_that_is_not_finite_is_an_error(project: bool) -> None:
     call = arguments(Shape(dtype=torch.float32))
     with torch.no_grad():
         call.tensors[0][1, 4, 0, 0, 0] = float("nan")
-    report = solve(call, Solver(method="newton", project=project)).report
-    with pytest.raises(NewtonError, match=r"blocks\.2: the residual is not finite"):
-        report.check("blocks.2")
+    for method in ("newton", "sequential", "auto"):
+        report = solve(call, Solver(method=method, project=project)).report
+        with pytest.raises(NewtonError, match=r"blocks\.2: the residual is not finite"):
+            report.check("blocks.2")
 
 
 def test_the_jacobian_norm_is_that_of_the_steps() -> None:

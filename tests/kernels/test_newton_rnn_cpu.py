@@ -161,3 +161,19 @@ def test_denormal_numbers_survive_the_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_without_triton_everything_imports_and_runs() -> None:
+    """The CPU builds of torch come without it."""
+    code = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import torch\n"
+        "import kernels.newton_rnn.variants, kernels.linear_recurrence\n"
+        "from kernels.newton_rnn import Solver, gru\n"
+        "for method in ('auto', 'newton'):\n"
+        "    print(gru(torch.ones(1, 3, 1, 3, 2), torch.zeros(3, 2), torch.zeros(3, 2),\n"
+        "              solver=Solver(method=method)).output_BTD.shape)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.count("torch.Size([1, 3, 2])") == 2, done.stderr

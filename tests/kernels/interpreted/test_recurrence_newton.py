@@ -57,7 +57,7 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], toleran
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("segments", [False, True])
 def test_outputs_and_gradients(cell: str, segments: bool, solver: Solver) -> None:
-    call = arguments(Shape(cell, time=19, heads=2, channels=3, segments=segments, dtype=torch.float32))
+    call = arguments(Shape(cell, time=13, heads=2, channels=3, segments=segments, dtype=torch.float32))
     assert_close(results(call, solver), results(in_double(call), SEQUENTIAL), 1e-5)
 
 
