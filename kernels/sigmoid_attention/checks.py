@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.sigmoid_attention.tiles import LARGEST_WIDTH
 
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -99,8 +100,8 @@ def segment_pair(
             raise ValueError(
                 f"{name} must be {tuple(shape)} on {q.device}, got {tuple(ids.shape)} on {ids.device}"
             )
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"{name} must be integers (int64 or int32), got {ids.dtype}")
+        if ids.dtype not in INTEGERS:
+            raise ValueError(f"{name} must be integers, got {ids.dtype}")
     if key_segment_ids.dtype != segment_ids.dtype:
         raise ValueError(f"key_segment_ids must have segment_ids' dtype, {segment_ids.dtype}")
     return segment_ids, key_segment_ids

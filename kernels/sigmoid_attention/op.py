@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels.devices import runs_triton
+from kernels.devices import interpreting, runs_triton
 from kernels.sigmoid_attention import checks
 from kernels.sigmoid_attention.blocked import blocked_backward, blocked_forward
 from kernels.sigmoid_attention.problem import UNBOUNDED, problem_of
 from kernels.sigmoid_attention.reference import Part, Window
+from kernels.sigmoid_attention.tiles import SINGLE_WIDTHS
 
 # On a CPU, computing the weights again costs a sixth of forward and backward together: they are kept while
 # they are few, at most 64 MiB of fp32 per call.
@@ -57,8 +58,8 @@ def sigmoid_attention(
 
     Returns (B, T, H, D) in q's dtype or out_dtype; a query without visible keys gives 0. Scores and sums are
     fp32 or wider; q, k and v alone are kept for the backward pass, whose gradient of the output is rounded to
-    q's dtype. On a GPU with Triton, fp64 alone is computed by the blocked form, which reads no segment bounds
-    there and so skips no block of other segments. Under autocast q, k and v are cast like torch's own attention's.
+    q's dtype. On a GPU, fp64 takes the blocked form (plain torch, which skips no block for segments there), and so
+    does fp32 unless torch.backends.cuda.matmul.allow_tf32 is set and D <= 128. Under autocast q, k and v are cast like torch's own attention's.
 
     Raises ValueError naming the argument and what it may be; ids that decrease are found on a GPU by a device
     assertion instead, for the host does not wait there.
@@ -161,7 +162,7 @@ def _attend(
 ) -> Tensor:
     _check_segments(segments, key_segments)
     problem = problem_of(q, k, constants, band, (bias_H, slopes_H), (segments, key_segments))
-    if _takes_triton(q):
+    if takes_triton(q):
         from kernels.sigmoid_attention.triton_launch import triton_forward
 
         return triton_forward(q, k, v, problem, out_dtype)
@@ -184,7 +185,7 @@ def _attend_backward(
     """band_and_needs: the band, then whether the per-head bias and the slopes need gradients."""
     band, needs = band_and_needs[:3], band_and_needs[3:]
     problem = problem_of(q, k, constants, band, (bias_H, slopes_H), (segments, key_segments))
-    if _takes_triton(q):
+    if takes_triton(q):
         from kernels.sigmoid_attention.triton_launch import triton_backward
 
         dq, dk, dv, dbias, dslopes = triton_backward(grad, q, k, v, problem, needs)
@@ -193,8 +194,14 @@ def _attend_backward(
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), dbias.float(), dslopes.float()
 
 
-def _takes_triton(q: Tensor) -> bool:
-    return runs_triton(q) and q.dtype != torch.float64
+def takes_triton(q: Tensor) -> bool:
+    """Whether the kernels compute it: half precision, and fp32 up to a head width of 128 where torch's own switch
+    allows TF32 products. Everything else, and every device without Triton, takes the blocked form."""
+    if not runs_triton(q) or q.dtype == torch.float64:
+        return False
+    if q.dtype != torch.float32:
+        return True
+    return q.shape[3] <= SINGLE_WIDTHS[-1] and (torch.backends.cuda.matmul.allow_tf32 or interpreting())
 
 
 def _check_segments(segments: Tensor | None, key_segments: Tensor | None) -> None:

@@ -81,7 +81,9 @@ def sigmoid_attention_reference(
     scores_BHTS = einsum(q_BTHD, k_BSHD, "b t h d, b s h d -> b h t s") * scale
     scores_BHTS = scores_BHTS + (bias[:, None, None] if isinstance(bias, Tensor) else bias)
     if alibi_slopes is not None:
-        distance_TS = torch.arange(queries, device=device)[:, None] + offset - torch.arange(keys, device=device)
+        distance_TS = (
+            torch.arange(queries, device=device)[:, None] + offset - torch.arange(keys, device=device)
+        )
         scores_BHTS = scores_BHTS - alibi_slopes.to(scores_BHTS.dtype)[:, None, None] * distance_TS.abs()
     segments = None
     if segment_ids is not None:

@@ -65,6 +65,7 @@ def query_gradient_kernel(
     SLOPE_GRADIENT: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
     BULK: tl.constexpr,
+    OWN_BULK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dq of a block of query rows; DBIAS and DSLOPES (batch, heads, blocks) get this block's share."""
@@ -78,35 +79,70 @@ def query_gradient_kernel(
     low, high = interval(rows, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
     a, b = interval(row, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
     c, d = interval(last, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    start, full_start, full_end, end = bounds(a, b, c, d, KEYS, RIGHT or SEGMENTS)
+    start, full_start, full_end, masked_steps = bounds(a, b, c, d, KEYS, RIGHT or SEGMENTS)
     slope = 0.0
     if ALIBI:
         slope = tl.load(SLOPES + head)
     if HEAD_BIAS:
         bias = tl.load(BIAS + head)
-    q = load_tile(Q, batch, row, head, q_stride_b, q_stride_t, q_stride_h, queries, width, ROWS, WIDTH, BULK)
+    q = load_tile(
+        Q, batch, row, head, q_stride_b, q_stride_t, q_stride_h, queries, width, ROWS, WIDTH, OWN_BULK
+    )
     grad = load_tile(
-        GRAD, batch, row, head, grad_stride_b, grad_stride_t, grad_stride_h, queries, width, ROWS, WIDTH, BULK
+        GRAD,
+        batch,
+        row,
+        head,
+        grad_stride_b,
+        grad_stride_t,
+        grad_stride_h,
+        queries,
+        width,
+        ROWS,
+        WIDTH,
+        OWN_BULK,
     )
     key_head = head // group
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
     bias_sum = tl.zeros([ROWS], tl.float32)
     slope_sum = tl.zeros([ROWS], tl.float32)
-    for part in tl.static_range(3):
-        # Masked steps at the left edge, unmasked ones, masked ones at the right edge.
-        if part == 0:
-            first, stop = start, full_start
-        elif part == 1:
-            first, stop = full_start, full_end
-        else:
-            first, stop = full_end, end
-        if part == 1 or SEGMENTS or (part == 0 and LEFT) or (part == 2 and RIGHT):
-            for key in tl.range(first, stop, KEYS):
+    for unmasked in tl.static_range(2):
+        # The masked steps go first: their intervals need not be held through the others.
+        steps = tl.cdiv(full_end - full_start, KEYS) if unmasked else masked_steps
+        if unmasked or LEFT or RIGHT or SEGMENTS:
+            for step in tl.range(0, steps):
+                if unmasked:
+                    key = full_start + step * KEYS
+                else:
+                    key = start + step * KEYS
+                    key = tl.where(key < full_start, key, key + (full_end - full_start))
                 k = load_tile(
-                    K, batch, key, key_head, k_stride_b, k_stride_s, k_stride_h, keys, width, KEYS, WIDTH, BULK
+                    K,
+                    batch,
+                    key,
+                    key_head,
+                    k_stride_b,
+                    k_stride_s,
+                    k_stride_h,
+                    keys,
+                    width,
+                    KEYS,
+                    WIDTH,
+                    BULK,
                 )
                 v = load_tile(
-                    V, batch, key, key_head, v_stride_b, v_stride_s, v_stride_h, keys, width, KEYS, WIDTH, BULK
+                    V,
+                    batch,
+                    key,
+                    key_head,
+                    v_stride_b,
+                    v_stride_s,
+                    v_stride_h,
+                    keys,
+                    width,
+                    KEYS,
+                    WIDTH,
+                    BULK,
                 )
                 columns = key + tl.arange(0, KEYS)
                 positions = (rows + offset)[:, None]
@@ -114,7 +150,7 @@ def query_gradient_kernel(
                 p = weights(
                     products, positions, columns[None, :], score_scale, bias, slope, ALIBI, POLYNOMIAL
                 )
-                if part != 1:
+                if not unmasked:
                     seen = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
                     p = tl.where(seen, p, 0.0)
                 gradient = p * tl.dot(grad, v.T, input_precision=PRECISION)
@@ -175,14 +211,18 @@ def key_gradient_kernel(
     SEGMENTS: tl.constexpr,
     ALIBI: tl.constexpr,
     HEAD_BIAS: tl.constexpr,
+    KEY_PART: tl.constexpr,
+    VALUE_PART: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
     BULK: tl.constexpr,
+    OWN_BULK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dk and dv of a block of keys, summed over the query heads that read it.
 
     Tiles are transposed, keys by queries: P^T and dS^T are then operands as they stand in registers.
     LOW, HIGH: (batch, keys), the queries that share a key's segment.
+    KEY_PART, VALUE_PART: which of the two is computed; wide heads leave registers for one alone.
     """
     blocks = tl.cdiv(keys, KEYS)
     key_heads = heads // group
@@ -195,9 +235,13 @@ def key_gradient_kernel(
     low, high = interval(rows, LOW, HIGH, batch, keys, queries, -offset, right, left, RIGHT, LEFT, SEGMENTS)
     a, b = interval(key, LOW, HIGH, batch, keys, queries, -offset, right, left, RIGHT, LEFT, SEGMENTS)
     c, d = interval(last, LOW, HIGH, batch, keys, queries, -offset, right, left, RIGHT, LEFT, SEGMENTS)
-    start, full_start, full_end, end = bounds(a, b, c, d, ROWS, LEFT or SEGMENTS)
-    k = load_tile(K, batch, key, key_head, k_stride_b, k_stride_s, k_stride_h, keys, width, KEYS, WIDTH, BULK)
-    v = load_tile(V, batch, key, key_head, v_stride_b, v_stride_s, v_stride_h, keys, width, KEYS, WIDTH, BULK)
+    start, full_start, full_end, masked_steps = bounds(a, b, c, d, ROWS, LEFT or SEGMENTS)
+    k = load_tile(
+        K, batch, key, key_head, k_stride_b, k_stride_s, k_stride_h, keys, width, KEYS, WIDTH, OWN_BULK
+    )
+    v = load_tile(
+        V, batch, key, key_head, v_stride_b, v_stride_s, v_stride_h, keys, width, KEYS, WIDTH, OWN_BULK
+    )
     dk = tl.zeros([KEYS, WIDTH], tl.float32)
     dv = tl.zeros([KEYS, WIDTH], tl.float32)
     for head in range(key_head * group, key_head * group + group):
@@ -206,17 +250,28 @@ def key_gradient_kernel(
             slope = tl.load(SLOPES + head)
         if HEAD_BIAS:
             bias = tl.load(BIAS + head)
-        for part in tl.static_range(3):
-            if part == 0:
-                first, stop = start, full_start
-            elif part == 1:
-                first, stop = full_start, full_end
-            else:
-                first, stop = full_end, end
-            if part == 1 or SEGMENTS or (part == 0 and RIGHT) or (part == 2 and LEFT):
-                for row in tl.range(first, stop, ROWS):
+        for unmasked in tl.static_range(2):
+            steps = tl.cdiv(full_end - full_start, ROWS) if unmasked else masked_steps
+            if unmasked or LEFT or RIGHT or SEGMENTS:
+                for step in tl.range(0, steps):
+                    if unmasked:
+                        row = full_start + step * ROWS
+                    else:
+                        row = start + step * ROWS
+                        row = tl.where(row < full_start, row, row + (full_end - full_start))
                     q = load_tile(
-                        Q, batch, row, head, q_stride_b, q_stride_t, q_stride_h, queries, width, ROWS, WIDTH, BULK
+                        Q,
+                        batch,
+                        row,
+                        head,
+                        q_stride_b,
+                        q_stride_t,
+                        q_stride_h,
+                        queries,
+                        width,
+                        ROWS,
+                        WIDTH,
+                        BULK,
                     )
                     grad = load_tile(
                         GRAD,
@@ -238,12 +293,16 @@ def key_gradient_kernel(
                     p = weights(
                         products, positions, rows[:, None], score_scale, bias, slope, ALIBI, POLYNOMIAL
                     )
-                    if part != 1:
+                    if not unmasked:
                         seen = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
                         p = tl.where(seen, p, 0.0)
-                    dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
-                    gradient = p * tl.dot(v, grad.T, input_precision=PRECISION)
-                    gradient -= p * gradient
-                    dk = tl.dot(gradient.to(q.dtype), q, dk, input_precision=PRECISION)
-    store_tile(DK, dk * scale, batch, key, key_head, keys, key_heads, width, KEYS, WIDTH)
-    store_tile(DV, dv, batch, key, key_head, keys, key_heads, width, KEYS, WIDTH)
+                    if VALUE_PART:
+                        dv = tl.dot(p.to(grad.dtype), grad, dv, input_precision=PRECISION)
+                    if KEY_PART:
+                        gradient = p * tl.dot(v, grad.T, input_precision=PRECISION)
+                        gradient -= p * gradient
+                        dk = tl.dot(gradient.to(q.dtype), q, dk, input_precision=PRECISION)
+    if KEY_PART:
+        store_tile(DK, dk * scale, batch, key, key_head, keys, key_heads, width, KEYS, WIDTH)
+    if VALUE_PART:
+        store_tile(DV, dv, batch, key, key_head, keys, key_heads, width, KEYS, WIDTH)

@@ -50,6 +50,7 @@ def forward_kernel(
     HEAD_BIAS: tl.constexpr,
     POLYNOMIAL: tl.constexpr,
     BULK: tl.constexpr,
+    OWN_BULK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     blocks = tl.cdiv(queries, ROWS)
@@ -62,37 +63,68 @@ def forward_kernel(
     low, high = interval(rows, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
     a, b = interval(row, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
     c, d = interval(last, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    start, full_start, full_end, end = bounds(a, b, c, d, KEYS, RIGHT or SEGMENTS)
+    start, full_start, full_end, masked_steps = bounds(a, b, c, d, KEYS, RIGHT or SEGMENTS)
     slope = 0.0
     if ALIBI:
         slope = tl.load(SLOPES + head)
     if HEAD_BIAS:
         bias = tl.load(BIAS + head)
-    q = load_tile(Q, batch, row, head, q_stride_b, q_stride_t, q_stride_h, queries, width, ROWS, WIDTH, BULK)
+    q = load_tile(
+        Q, batch, row, head, q_stride_b, q_stride_t, q_stride_h, queries, width, ROWS, WIDTH, OWN_BULK
+    )
     key_head = head // group
     acc = tl.zeros([ROWS, WIDTH], tl.float32)
-    for part in tl.static_range(3):
-        # Masked steps at the left edge, unmasked ones, masked ones at the right edge.
-        if part == 0:
-            first, stop = start, full_start
-        elif part == 1:
-            first, stop = full_start, full_end
-        else:
-            first, stop = full_end, end
-        if part == 1 or SEGMENTS or (part == 0 and LEFT) or (part == 2 and RIGHT):
-            for key in tl.range(first, stop, KEYS):
+    for unmasked in tl.static_range(2):
+        # The masked steps go first: their intervals need not be held through the others.
+        steps = tl.cdiv(full_end - full_start, KEYS) if unmasked else masked_steps
+        if unmasked or LEFT or RIGHT or SEGMENTS:
+            for step in tl.range(0, steps):
+                if unmasked:
+                    key = full_start + step * KEYS
+                else:
+                    key = start + step * KEYS
+                    key = tl.where(key < full_start, key, key + (full_end - full_start))
                 k = load_tile(
-                    K, batch, key, key_head, k_stride_b, k_stride_s, k_stride_h, keys, width, KEYS, WIDTH, BULK
+                    K,
+                    batch,
+                    key,
+                    key_head,
+                    k_stride_b,
+                    k_stride_s,
+                    k_stride_h,
+                    keys,
+                    width,
+                    KEYS,
+                    WIDTH,
+                    BULK,
                 )
                 v = load_tile(
-                    V, batch, key, key_head, v_stride_b, v_stride_s, v_stride_h, keys, width, KEYS, WIDTH, BULK
+                    V,
+                    batch,
+                    key,
+                    key_head,
+                    v_stride_b,
+                    v_stride_s,
+                    v_stride_h,
+                    keys,
+                    width,
+                    KEYS,
+                    WIDTH,
+                    BULK,
                 )
                 columns = key + tl.arange(0, KEYS)
                 products = tl.dot(q, k.T, input_precision=PRECISION)
                 p = weights(
-                    products, (rows + offset)[:, None], columns[None, :], scale, bias, slope, ALIBI, POLYNOMIAL
+                    products,
+                    (rows + offset)[:, None],
+                    columns[None, :],
+                    scale,
+                    bias,
+                    slope,
+                    ALIBI,
+                    POLYNOMIAL,
                 )
-                if part != 1:
+                if not unmasked:
                     seen = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
                     p = tl.where(seen, p, 0.0)
                 acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)

@@ -36,7 +36,7 @@ def triton_forward(
     tile = _tile("forward", problem, q.dtype) if tile is None else tile
     out = torch.empty(q.shape, dtype=out_dtype, device=q.device)
     blocks = triton.cdiv(problem.queries, tile.rows) * problem.heads * problem.batch
-    operands, bulk = _operands({"q": (q, tile.rows), "k": (k, tile.keys), "v": (v, tile.keys)})
+    operands, bulk = _operands([q], [k, v], tile.rows, tile.keys, tile)
     with torch.cuda.device_of(q):
         forward_kernel[(blocks,)](
             *operands,
@@ -49,7 +49,8 @@ def triton_forward(
             ROWS=tile.rows,
             KEYS=tile.keys,
             BULK=bulk,
-            **_constants(problem, tile, q.dtype),
+            OWN_BULK=bulk and not tile.own_shared,
+            **_constants(problem, tile),
         )
     return out
 
@@ -79,7 +80,7 @@ def triton_decode(
             ROWS=tile.rows,
             KEYS=tile.keys,
             BULK=False,  # a descriptor for each new length of the cache would cost more than it saves
-            **_constants(problem, tile, q.dtype),
+            **_constants(problem, tile),
         )
     return out[0] if splits == 1 else out.sum(0).to(out_dtype)
 
@@ -117,13 +118,17 @@ def triton_query_gradient(
     tile = _tile("query gradient", problem, q.dtype) if tile is None else tile
     blocks = triton.cdiv(problem.queries, tile.rows)
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    shares = [q.new_empty((problem.batch, problem.heads, blocks if n else 0), dtype=torch.float32) for n in needs]
-    operands, bulk = _operands(
-        {"q": (q, tile.rows), "k": (k, tile.keys), "v": (v, tile.keys), "grad": (grad, tile.rows)}
-    )
+    shares = [
+        q.new_empty((problem.batch, problem.heads, blocks if n else 0), dtype=torch.float32) for n in needs
+    ]
+    operands, bulk = _operands([q, grad], [k, v], tile.rows, tile.keys, tile)
+    q_, grad_, k_, v_ = operands
     with torch.cuda.device_of(q):
         query_gradient_kernel[(blocks * problem.heads * problem.batch,)](
-            *operands,
+            q_,
+            k_,
+            v_,
+            grad_,
             dq,
             *_per_head(problem, q),
             *shares,
@@ -135,9 +140,10 @@ def triton_query_gradient(
             ROWS=tile.rows,
             KEYS=tile.keys,
             BULK=bulk,
+            OWN_BULK=bulk and not tile.own_shared,
             BIAS_GRADIENT=bool(needs[0]),
             SLOPE_GRADIENT=bool(needs[1]),
-            **_constants(problem, tile, q.dtype),
+            **_constants(problem, tile),
         )
     # The shares are added in a fixed order: the same gradient every time.
     dbias, dslopes = (x.sum((0, 2)) if n else q.new_empty(0) for x, n in zip(shares, needs, strict=True))
@@ -151,25 +157,32 @@ def triton_key_gradient(
     tile = _tile("key gradient", problem, q.dtype) if tile is None else tile
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     blocks = triton.cdiv(problem.keys, tile.keys) * problem.key_heads * problem.batch
-    operands, bulk = _operands(
-        {"q": (q, tile.rows), "k": (k, tile.keys), "v": (v, tile.keys), "grad": (grad, tile.rows)}
-    )
+    operands, bulk = _operands([k, v], [q, grad], tile.keys, tile.rows, tile)
+    k_, v_, q_, grad_ = operands
+    parts = [(True, False), (False, True)] if tile.split else [(True, True)]
     with torch.cuda.device_of(q):
-        key_gradient_kernel[(blocks,)](
-            *operands,
-            dk,
-            dv,
-            *_per_head(problem, q),
-            *_query_intervals(problem, q),
-            *_strides(q, k, v, grad),
-            problem.scale,
-            *_score_constants(problem),
-            *_sizes(problem),
-            ROWS=tile.rows,
-            KEYS=tile.keys,
-            BULK=bulk,
-            **_constants(problem, tile, q.dtype),
-        )
+        for key_part, value_part in parts:
+            key_gradient_kernel[(blocks,)](
+                q_,
+                k_,
+                v_,
+                grad_,
+                dk,
+                dv,
+                *_per_head(problem, q),
+                *_query_intervals(problem, q),
+                *_strides(q, k, v, grad),
+                problem.scale,
+                *_score_constants(problem),
+                *_sizes(problem),
+                ROWS=tile.rows,
+                KEYS=tile.keys,
+                BULK=bulk,
+                OWN_BULK=bulk and not tile.own_shared,
+                KEY_PART=key_part,
+                VALUE_PART=value_part,
+                **_constants(problem, tile),
+            )
     return dk, dv
 
 
@@ -178,12 +191,17 @@ def _tile(kernel: Kernel, problem: Problem, dtype: torch.dtype) -> Tile:
     return tile_for(kernel, padded(problem.width), edges, dtype)
 
 
-def _operands(tensors: dict[str, tuple[Tensor, int]]) -> tuple[list[Any], bool]:
-    """Tensor descriptors of blocks of so many rows if every tensor allows it, else the tensors."""
-    plain = [x for x, _ in tensors.values()]
-    if not all(_bulk_copies(x) for x in plain):
-        return list(plain), False
-    return [_descriptor(x, rows) for x, rows in tensors.values()], True
+def _operands(
+    own: list[Tensor], read: list[Tensor], own_rows: int, read_rows: int, tile: Tile
+) -> tuple[list[Any], bool]:
+    """What a program owns and what it reads, as tensor descriptors of so many rows if every tensor allows it.
+
+    Else as tensors; so too what it owns in shared memory: the compiler leaves only a plain load there.
+    """
+    if not all(_bulk_copies(x) for x in (*own, *read)):
+        return [*own, *read], False
+    owned = own if tile.own_shared else [_descriptor(x, own_rows) for x in own]
+    return [*owned, *(_descriptor(x, read_rows) for x in read)], True
 
 
 def _bulk_copies(x: Tensor) -> bool:
@@ -233,7 +251,7 @@ def _query_intervals(problem: Problem, unused: Tensor) -> tuple[Tensor, Tensor]:
     return segment_intervals(problem.key_segments_BS, problem.segments_BT)
 
 
-def _constants(problem: Problem, tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+def _constants(problem: Problem, tile: Tile) -> dict[str, Any]:
     """What the kernels are compiled for, and how."""
     return {
         "WIDTH": padded(problem.width),
@@ -243,13 +261,7 @@ def _constants(problem: Problem, tile: Tile, dtype: torch.dtype) -> dict[str, An
         "ALIBI": problem.slopes_H is not None,
         "HEAD_BIAS": problem.bias_H is not None,
         "POLYNOMIAL": tile.polynomial,
-        "PRECISION": _precision(dtype),
+        "PRECISION": "tf32",  # of fp32 products; the op brings fp32 here only where that is allowed
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
-
-
-def _precision(dtype: torch.dtype) -> str:
-    """How fp32 products are computed: as torch's own switch says, or in three products that add up to fp32."""
-    allowed = dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
-    return "tf32" if allowed else "tf32x3"

@@ -146,16 +146,19 @@ def interval(
     if SEGMENTS:
         known = index < length
         low = tl.maximum(low, tl.load(LOW + tl.cast(batch, tl.int64) * length + index, mask=known, other=0))
-        high = tl.minimum(high, tl.load(HIGH + tl.cast(batch, tl.int64) * length + index, mask=known, other=0))
+        high = tl.minimum(
+            high, tl.load(HIGH + tl.cast(batch, tl.int64) * length + index, mask=known, other=0)
+        )
     return low, high
 
 
 @triton.jit
 def bounds(first_low, first_high, last_low, last_high, STEP: tl.constexpr, RIGHT_EDGE: tl.constexpr):
-    """Where a block's loop starts, where its unmasked steps start and end, and where the loop ends.
+    """Where a block's loop starts, where its unmasked steps start and end, and how many masked steps there are.
 
-    Steps between `full_start` and `full_end` lie inside every row's interval. Without a right edge every
-    interval ends where the tensor does, and what is loaded beyond it is 0: the last step needs no mask.
+    Steps between `full_start` and `full_end` lie inside every row's interval; the masked ones are those before
+    `full_start` and from `full_end` on. Without a right edge every interval ends where the tensor does, and
+    what is loaded beyond it is 0: the last step needs no mask.
     """
     start = tl.maximum(first_low, 0)
     end = tl.maximum(last_high, start)
@@ -165,4 +168,5 @@ def bounds(first_low, first_high, last_low, last_high, STEP: tl.constexpr, RIGHT
         full_end = full_start + tl.maximum(first_high - full_start, 0) // STEP * STEP
     else:
         full_end = tl.maximum(end, full_start)
-    return start, full_start, full_end, end
+    masked_steps = (full_start - start) // STEP + tl.cdiv(tl.maximum(end - full_end, 0), STEP)
+    return start, full_start, full_end, masked_steps
