@@ -47,7 +47,7 @@ def check_tensors(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def check_constants(q: Tensor, bias: float | Tensor, scale: float, slopes: Tensor | None) -> None:
-    if not math.isfinite(scale) or (not isinstance(bias, Tensor) and not math.isfinite(bias)):
+    if not abs(scale) < math.inf or not (isinstance(bias, Tensor) or abs(bias) < math.inf):
         raise ValueError(f"bias and scale must be finite, got {bias} and {scale}")
     for name, x in (("bias", bias), ("alibi_slopes", slopes)):
         if not isinstance(x, Tensor):

@@ -261,11 +261,14 @@ def test_fake_tensors_pass_through() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        q = torch.empty(2, 5, 4, 8, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        q = torch.empty(2, 5, 4, 8, device="cuda", dtype=torch.bfloat16)
         out = sigmoid_attention(q, q, q, bias=-1.0, out_dtype=torch.float32)
         assert (out.device.type, out.dtype, out.shape) == ("cuda", torch.float32, q.shape)
-        out.sum().backward()
+        slopes = torch.empty(4, requires_grad=True)  # autograd on a fake CUDA tensor would want a real device
+        q = torch.empty(2, 5, 4, 8, requires_grad=True)
+        sigmoid_attention(q, q, q, bias=-1.0, alibi_slopes=slopes).sum().backward()
         assert q.grad is not None
+        assert slopes.grad is not None
 
 
 GOOD = torch.zeros(2, 5, 4, 8)
