@@ -150,7 +150,9 @@ def _segment_reaches(problem: Problem, starts: list[int], row_limit: int) -> lis
     end_keys = _transposed(torch.searchsorted(key_ids_BS, last_ids_BN, right=True))
     single = _transposed(first_ids_BN == last_ids_BN)
     blocks = zip(first_keys, end_keys, single, strict=True)
-    return [[_Reach(*item) for item in zip(*block, strict=True)] for block in blocks]
+    return [
+        [_Reach(first, last, bool(one)) for first, last, one in zip(*block, strict=True)] for block in blocks
+    ]
 
 
 def _transposed(x_BN: Tensor) -> list[list[int]]:

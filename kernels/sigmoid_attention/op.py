@@ -59,7 +59,8 @@ def sigmoid_attention(
     Returns (B, T, H, D) in q's dtype or out_dtype; a query without visible keys gives 0. Scores and sums are
     fp32 or wider; q, k and v alone are kept for the backward pass, whose gradient of the output is rounded to
     q's dtype. On a GPU, fp64 takes the blocked form (plain torch, which skips no block for segments there), and so
-    does fp32 unless torch.backends.cuda.matmul.allow_tf32 is set and D <= 128. Under autocast q, k and v are cast like torch's own attention's.
+    does fp32 unless torch.backends.cuda.matmul.allow_tf32 is set and D <= 128. Under autocast q, k and v are cast,
+    as for torch's own attention.
 
     Raises ValueError naming the argument and what it may be; ids that decrease are found on a GPU by a device
     assertion instead, for the host does not wait there.
@@ -128,8 +129,7 @@ class _Kept(torch.autograd.Function):
         _check_segments(segments, key_segments)
         band, out_dtype = rest
         kept: list[Tensor] = []
-        per_head = tuple(None if x is None else x.detach() for x in (bias_H, slopes_H))
-        ctx.problem = problem_of(q, k, constants, band, per_head, (segments, key_segments))
+        ctx.problem = problem_of(q, k, constants, band, (bias_H, slopes_H), (segments, key_segments))
         out = blocked_forward(q, k, v, ctx.problem, kept).to(out_dtype)
         ctx.dtypes = [None if x is None else x.dtype for x in (bias_H, slopes_H)]
         ctx.save_for_backward(q, k, v, *kept)

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """The backward pass in Triton: one kernel for dq (and the per-head gradients), one for dk and dv.
 
 Each computes the weights again from q and k, so that every sum has one owner: no atomics, and the same result

@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """A few queries against many keys (decoding over a cache): the keys are split over programs, the sums added.
 
 Shape suffixes: B batch, T query time, S key time, H query heads, K key heads, D head width.

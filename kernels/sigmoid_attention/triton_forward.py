@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """The forward pass in Triton: one program per block of query rows and head.
 
 Shape suffixes: B batch, T query time, S key time, H query heads, K key heads, D head width.

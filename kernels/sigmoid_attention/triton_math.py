@@ -1,3 +1,4 @@
+# mypy: disallow-untyped-defs=False
 """What the sigmoid attention kernels share: loading a tile, the range of keys a row sees, and the sigmoid.
 
 Scores are in base 2 and negated throughout (y = -log2(e) times the score): a weight is 1 / (1 + 2^y), and the

@@ -60,7 +60,12 @@ def options(case: Case, seed: int = 0, dtype: torch.dtype = torch.float64) -> di
     slopes = None
     if case.alibi != "none":
         slopes = draw(seed + 4, case.heads).abs().mul(0.2).to(dtype).requires_grad_(case.alibi == "trained")
-    chosen: dict[str, Any] = {"bias": bias, "causal": case.causal, "alibi_slopes": slopes, "window": case.window}
+    chosen: dict[str, Any] = {
+        "bias": bias,
+        "causal": case.causal,
+        "alibi_slopes": slopes,
+        "window": case.window,
+    }
     if case.segments:
         chosen["segment_ids"] = segment_ids(case.batch, case.queries, seed)
         if case.keys != case.queries or case.offset not in (None, 0):

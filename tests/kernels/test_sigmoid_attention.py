@@ -65,7 +65,9 @@ def test_weights_computed_again_give_the_same(name: str, monkeypatch: pytest.Mon
     # The custom op gives per-head gradients in fp32, summed in the width of the inputs.
     case = CASES[name]
     expected = results(sigmoid_attention_reference, inputs(case), **options(case))
-    for actual, right in zip(results(sigmoid_attention, inputs(case), **options(case)), expected, strict=True):
+    for actual, right in zip(
+        results(sigmoid_attention, inputs(case), **options(case)), expected, strict=True
+    ):
         tolerance = 1e-10 if actual.dim() > 1 else 1e-6
         torch.testing.assert_close(actual, right, rtol=tolerance, atol=1e-12)
 
@@ -283,7 +285,10 @@ BAD_CALLS = {
     "empty": ({"q": GOOD[:0], "k": GOOD[:0], "v": GOOD[:0]}, "no size may be 0"),
     "no keys": ({"k": GOOD[:, :0], "v": GOOD[:, :0]}, "no size may be 0"),
     "groups": ({"k": GOOD[:, :, :3], "v": GOOD[:, :, :3]}, "4 heads must be a multiple"),
-    "head width": ({name: torch.zeros(1, 2, 1, 257) for name in "qkv"}, "head width may be 1 to 256, got 257"),
+    "head width": (
+        {name: torch.zeros(1, 2, 1, 257) for name in "qkv"},
+        "head width may be 1 to 256, got 257",
+    ),
     "strided": ({"k": torch.zeros(2, 5, 8, 4).transpose(2, 3)}, "k's last dimension must be contiguous"),
     "slopes": ({"alibi_slopes": torch.zeros(3)}, "alibi_slopes must be \\(4,\\)"),
     "integer slopes": ({"alibi_slopes": torch.zeros(4, dtype=torch.long)}, "alibi_slopes must be floating"),
@@ -295,7 +300,10 @@ BAD_CALLS = {
     "key ids alone": ({"key_segment_ids": IDS}, "key_segment_ids need segment_ids"),
     "ids shape": ({"segment_ids": IDS[:, :4]}, "segment_ids must be \\(2, 5\\)"),
     "ids dtype": ({"segment_ids": torch.zeros(2, 5)}, "segment_ids must be integers"),
-    "ids that come back": ({"segment_ids": torch.tensor([[0, 0, 1, 1, 0]] * 2)}, "segment_ids must never decrease"),
+    "ids that come back": (
+        {"segment_ids": torch.tensor([[0, 0, 1, 1, 0]] * 2)},
+        "segment_ids must never decrease",
+    ),
     "both kinds of documents": (
         {"segment_ids": IDS, "cu_seqlens": torch.tensor([0, 5])},
         "cu_seqlens and segment_ids say the same",

@@ -183,13 +183,15 @@ def test_views_of_a_fused_projection_are_read_in_place() -> None:
 
 def test_results_are_the_same_every_time() -> None:
     case = replace(ONE, heads=4, alibi="trained", trained_bias=True)
-    first, second = (results(sigmoid_attention, inputs(case, dtype=torch.float16), **options(case)) for _ in "ab")
+    first, second = (
+        results(sigmoid_attention, inputs(case, dtype=torch.float16), **options(case)) for _ in "ab"
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_decoding_splits_its_keys_and_adds_the_parts() -> None:
     case = replace(ONE, batch=1, queries=1, keys=500, heads=4, key_heads=1)
-    q, k, v = inputs(case, dtype=torch.float16)
+    q, k, _ = inputs(case, dtype=torch.float16)
     problem = problem_of(q, k, (-3.0, 0.2), (-1, 0, 499))
     tile = tile_for("decode", 32, True, torch.float16)
     chunk, splits = triton_launch.split_keys(problem, tile)
