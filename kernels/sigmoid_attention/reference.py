@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TypedDict, Unpack
 
 import torch
-from einops import einsum, repeat
 from torch import Tensor
 
 Window = int | tuple[int | None, int | None] | None
@@ -75,10 +74,10 @@ def sigmoid_attention_reference(
     device = q_BTHD.device
     offset = part.get("query_offset")
     offset = keys - queries if offset is None else offset
-    k_BSHD = repeat(k_BSKD, "b s k d -> b s (k g) d", g=heads // key_heads)
-    v_BSHD = repeat(v_BSKD, "b s k d -> b s (k g) d", g=heads // key_heads)
+    k_BSHD = k_BSKD.repeat_interleave(heads // key_heads, dim=2)
+    v_BSHD = v_BSKD.repeat_interleave(heads // key_heads, dim=2)
     scale = width**-0.5 if scale is None else scale
-    scores_BHTS = einsum(q_BTHD, k_BSHD, "b t h d, b s h d -> b h t s") * scale
+    scores_BHTS = torch.einsum("bthd,bshd->bhts", q_BTHD, k_BSHD) * scale
     scores_BHTS = scores_BHTS + (bias[:, None, None] if isinstance(bias, Tensor) else bias)
     if alibi_slopes is not None:
         distance_TS = (
@@ -93,5 +92,5 @@ def sigmoid_attention_reference(
         queries, keys, offset=offset, causal=causal, window=window, segments=segments, device=device
     )
     weights_BHTS = scores_BHTS.masked_fill(~visible, float("-inf")).sigmoid()
-    out = einsum(weights_BHTS, v_BSHD, "b h t s, b s h d -> b t h d")
+    out = torch.einsum("bhts,bshd->bthd", weights_BHTS, v_BSHD)
     return out.to(part.get("out_dtype") or out.dtype)
