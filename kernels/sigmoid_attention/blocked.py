@@ -1,7 +1,7 @@
 """Sigmoid attention in blocks of query rows, plain torch, with its gradient written by hand.
 
-A row block meets only the keys its mask allows: what lies after its last row (causal) or outside the
-segments it touches is never computed. The scores of one tile stay in cache; nothing of size T x S is kept,
+A row block meets only the keys its mask allows: what lies after its last row (causal), outside its window or
+outside the segments it touches is never computed. The scores of one tile stay in cache; nothing of size T x S is kept,
 and the backward pass computes the weights again from q and k.
 
 Per tile, with P the weights and c the scale (no row maximum, no row sum: sigmoid has no normaliser):
@@ -19,97 +19,13 @@ the gradients of k and v add up over the group by themselves.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-# Measured (benchmarks/attention_cpu.py): two score buffers of this many fp32 elements stay in a 1 MiB L2.
-CPU_TILE_ELEMENTS = 256 * 1024
-CPU_ROWS = 128
-# On a GPU a tile must be large enough to fill the device; 1 GiB of fp32 scores bounds the memory.
-CUDA_TILE_ELEMENTS = 256 * 1024 * 1024
-CUDA_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One call's sizes and constants. `segments` is (B, T) or None; `slopes` is (H,) or None."""
-
-    batch: int
-    queries: int
-    keys: int
-    heads: int
-    key_heads: int
-    width: int
-    bias: float
-    scale: float
-    causal: bool
-    slopes: Tensor | None
-    segments: Tensor | None
-
-    @property
-    def group(self) -> int:
-        return self.heads // self.key_heads
-
-    @property
-    def offset(self) -> int:
-        """Position of the first query among the keys."""
-        return self.keys - self.queries
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Rows [row_start, row_end) against keys [key_start, key_end), for some batch elements and key heads.
-
-    `diagonal`: the causal border runs through its last columns. `mixed`: more than one segment meets in it.
-    """
-
-    batch_start: int
-    batch_end: int
-    head_start: int
-    head_end: int
-    row_start: int
-    row_end: int
-    key_start: int
-    key_end: int
-    diagonal: bool
-    mixed: bool
-
-    @property
-    def rows(self) -> int:
-        return self.row_end - self.row_start
-
-    @property
-    def keys(self) -> int:
-        return self.key_end - self.key_start
-
-
-def problem_of(
-    q_BTHD: Tensor,
-    k_BSKD: Tensor,
-    *,
-    bias: float,
-    scale: float,
-    causal: bool,
-    alibi_slopes: Tensor | None,
-    segment_ids: Tensor | None,
-) -> Problem:
-    batch, queries, heads, width = q_BTHD.shape
-    keys, key_heads = k_BSKD.shape[1:3]
-    return Problem(
-        batch=batch,
-        queries=queries,
-        keys=keys,
-        heads=heads,
-        key_heads=key_heads,
-        width=width,
-        bias=bias,
-        scale=scale,
-        causal=causal,
-        slopes=alibi_slopes,
-        segments=segment_ids,
-    )
+from kernels.sigmoid_attention.blocked_plan import Plan, Tile, plan_tiles
+from kernels.sigmoid_attention.problem import Problem
 
 
 def blocked_forward(
@@ -122,8 +38,8 @@ def blocked_forward(
     q_NRD, k_NSD, v_NSD = _group_rows(q_BTHD, problem), _heads_first(k_BSKD), _heads_first(v_BSKD)
     plan = plan_tiles(problem, q_BTHD.device)
     workspace = _Workspace(problem, plan, q_BTHD, buffers=1)
-    out_NRD = torch.empty_like(q_NRD)
-    for tile in plan:
+    out_NRD = torch.empty_like(q_NRD) if plan.complete else torch.zeros_like(q_NRD)
+    for tile in plan.tiles:
         items, rows, keys = _slices(tile, problem)
         weights_NWR = workspace.weights(tile, q_NRD[items, rows], k_NSD[items, keys], fresh=kept is not None)
         if kept is not None:
@@ -139,123 +55,55 @@ def blocked_backward(
     k_BSKD: Tensor,
     v_BSKD: Tensor,
     problem: Problem,
-    kept: list[Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q (B, T, H, D) and of k, v (B, S, K, D), in the inputs' dtype, summed in fp32 or wider.
+    *,
+    needs: Sequence[int] = (0, 0),
+    kept: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q (B, T, H, D) and of k, v (B, S, K, D), in the inputs' dtype, summed in fp32 or wider;
+    then those of the per-head bias and slopes, (H,), where `needs` says so, else empty.
 
     `kept`: the weights that the forward pass left, or None to compute them again.
     """
-    q_NRD, grad_NRD = _group_rows(q_BTHD, problem), _group_rows(grad_BTHD, problem)
+    q_NRD, grad_NRD = _group_rows(q_BTHD, problem), _group_rows(grad_BTHD.to(q_BTHD.dtype), problem)
     k_NSD, v_NSD = _heads_first(k_BSKD), _heads_first(v_BSKD)
     plan = plan_tiles(problem, q_BTHD.device)
     workspace = _Workspace(problem, plan, q_BTHD, buffers=2)
-    dq_NRD = torch.empty_like(q_NRD)
-    # Without segments the last row block meets every key: it goes first and writes what others add to.
-    start = torch.empty_like if problem.segments is None else torch.zeros_like
+    dq_NRD = torch.empty_like(q_NRD) if plan.complete else torch.zeros_like(q_NRD)
+    # A last row block that meets every key goes first and writes what others add to.
+    start = torch.empty_like if plan.last_meets_all else torch.zeros_like
     dk_NSD, dv_NSD = start(k_NSD, dtype=workspace.dtype), start(k_NSD, dtype=workspace.dtype)
-    for index, tile in reversed(list(enumerate(plan))):
+    per_head = [dk_NSD.new_zeros(problem.heads if needed else 0) for needed in needs]
+    for index, tile in reversed(list(enumerate(plan.tiles))):
         items, rows, keys = _slices(tile, problem)
         q_tile, k_tile, grad_tile = q_NRD[items, rows], k_NSD[items, keys], grad_NRD[items, rows]
-        write = problem.segments is None and tile.row_end == problem.queries
+        write = plan.last_meets_all and tile.row_end == problem.queries
         weights_NWR = workspace.weights(tile, q_tile, k_tile) if kept is None else kept[index]
         _accumulate(dv_NSD[items, keys], workspace.rounded(weights_NWR, 0), grad_tile, 1.0, write)
         dscores_NWR = workspace.score_gradient(weights_NWR, grad_tile, v_NSD[items, keys])
+        workspace.add_per_head(tile, dscores_NWR, needs, per_head)
+        dscores_NWR = workspace.rounded(dscores_NWR, 1)
         _accumulate(dq_NRD[items, rows], dscores_NWR.transpose(1, 2), k_tile, problem.scale, True)
         _accumulate(dk_NSD[items, keys], dscores_NWR, q_tile, problem.scale, write)
     dk_BSKD, dv_BSKD = (_heads_last(x, problem).to(k_BSKD.dtype) for x in (dk_NSD, dv_NSD))
-    return _ungroup_rows(dq_NRD, problem), dk_BSKD, dv_BSKD
-
-
-def plan_tiles(problem: Problem, device: torch.device) -> list[Tile]:
-    """The tiles of a call: row blocks, each cut into batch elements and heads that fit the cache."""
-    on_cpu = device.type != "cuda"
-    row_limit = max(1, (CPU_ROWS if on_cpu else CUDA_ROWS) // problem.group)
-    # Each core works on its part of a tile, in a cache of its own.
-    budget = CPU_TILE_ELEMENTS * torch.get_num_threads() if on_cpu else CUDA_TILE_ELEMENTS
-    starts = list(range(0, problem.queries, row_limit))
-    segments = _segment_bounds(problem, starts, row_limit)
-    plan = []
-    for block, row_start in enumerate(starts):
-        row_end = min(row_start + row_limit, problem.queries)
-        reach = row_end + problem.offset if problem.causal else problem.keys
-        extent = reach
-        if segments:
-            extent = min(reach, max(last for _, last, _ in segments[block])) - min(segments[block])[0]
-        items = max(1, budget // ((row_end - row_start) * problem.group * extent))
-        batch_step = max(1, items // problem.key_heads)
-        head_step = problem.key_heads if batch_step > 1 else min(items, problem.key_heads)
-        for batch_start in range(0, problem.batch, batch_step):
-            batch_end = min(batch_start + batch_step, problem.batch)
-            bounds = segments[block][batch_start:batch_end] if segments else []
-            key_start = min((first for first, _, _ in bounds), default=0)
-            key_end = min(reach, max((last for _, last, _ in bounds), default=reach))
-            for head_start in range(0, problem.key_heads, head_step):
-                plan.append(
-                    Tile(
-                        batch_start=batch_start,
-                        batch_end=batch_end,
-                        head_start=head_start,
-                        head_end=min(head_start + head_step, problem.key_heads),
-                        row_start=row_start,
-                        row_end=row_end,
-                        key_start=key_start,
-                        key_end=key_end,
-                        diagonal=problem.causal,
-                        mixed=_is_mixed(bounds, reach),
-                    )
-                )
-    return plan
-
-
-def _segment_bounds(problem: Problem, starts: list[int], row_limit: int) -> list[list[tuple[int, int, bool]]]:
-    """Per row block and batch element: first key, end of keys, and whether its rows are of one segment.
-
-    Empty without segments. Reading the ids would make the host wait for a GPU, and ids that decrease along
-    a row may come back later: in both cases every key is kept and the mask alone decides.
-    """
-    ids_BT = problem.segments
-    if ids_BT is None:
-        return []
-    whole = [[(0, problem.keys, False)] * problem.batch] * len(starts)
-    if ids_BT.device.type != "cpu" or bool((ids_BT[:, 1:] < ids_BT[:, :-1]).any()):
-        return whole
-    ids_BT = ids_BT.contiguous()
-    ends = [min(start + row_limit, problem.queries) - 1 for start in starts]
-    first_ids_BN, last_ids_BN = ids_BT[:, starts].contiguous(), ids_BT[:, ends].contiguous()
-    first_keys = torch.searchsorted(ids_BT, first_ids_BN).T.tolist()
-    end_keys = torch.searchsorted(ids_BT, last_ids_BN, right=True).T.tolist()
-    single = (first_ids_BN == last_ids_BN).T.tolist()
-    return [
-        list(zip(*per_block, strict=True)) for per_block in zip(first_keys, end_keys, single, strict=True)
-    ]
-
-
-def _is_mixed(bounds: list[tuple[int, int, bool]], reach: int) -> bool:
-    if not bounds:
-        return False
-    same_start = len({first for first, _, _ in bounds}) == 1
-    same_end = len({min(last, reach) for _, last, _ in bounds}) == 1
-    return not (same_start and same_end and all(single for _, _, single in bounds))
+    return _ungroup_rows(dq_NRD, problem), dk_BSKD, dv_BSKD, per_head[0], per_head[1]
 
 
 class _Workspace:
     """The score buffers of one call, reused by every tile, and the constants that tiles share."""
 
-    def __init__(self, problem: Problem, plan: list[Tile], like: Tensor, *, buffers: int) -> None:
+    def __init__(self, problem: Problem, plan: Plan, like: Tensor, *, buffers: int) -> None:
         self.problem = problem
         self.low = like.dtype if like.dtype in (torch.bfloat16, torch.float16) else None
         self.dtype = torch.float32 if self.low else like.dtype
-        size = max(
-            (t.batch_end - t.batch_start) * (t.head_end - t.head_start) * t.rows * problem.group * t.keys
-            for t in plan
-        )
+        size = max((tile.items * tile.rows * problem.group * tile.keys for tile in plan.tiles), default=0)
         self.buffers = [like.new_empty(size, dtype=self.dtype) for _ in range(buffers)]
         # Rounded copies of the weights and of the score gradient, the operands of low-precision products.
         self.low_buffers = [like.new_empty(size) for _ in range(buffers)] if self.low else []
         # Of one dimension: one without any would not make a sum with half-precision products fp32.
         self.bias = torch.full((1,), problem.bias, dtype=self.dtype, device=like.device)
-        rows = max(tile.rows for tile in plan)
-        self.distance = self._distances(rows, like.device) if problem.slopes is not None else None
+        self.bias_KG = self._by_key_head(problem.bias_H)
+        self.slopes_KG = self._by_key_head(problem.slopes_H)
+        self.distance, self.origin = self._distances(plan, like.device)
 
     def weights(self, tile: Tile, q_NRD: Tensor, k_NWD: Tensor, *, fresh: bool = False) -> Tensor:
         """P transposed, (N, W, R), in fp32 or wider; hidden pairs are 0. `fresh`: in memory of its own."""
@@ -278,7 +126,7 @@ class _Workspace:
         return scores_NWR
 
     def score_gradient(self, weights_NWR: Tensor, grad_NRD: Tensor, v_NWD: Tensor) -> Tensor:
-        """dS = P (1 - P) dP, transposed (N, W, R), in the dtype of the products."""
+        """dS = P (1 - P) dP, transposed (N, W, R), in fp32 or wider."""
         gradient_NWR = self._view(self.buffers[1], v_NWD, grad_NRD)
         if self.low is None:
             torch.bmm(v_NWD, grad_NRD.transpose(1, 2), out=gradient_NWR)
@@ -286,7 +134,18 @@ class _Workspace:
             products_NWR = self._view(self.low_buffers[1], v_NWD, grad_NRD)
             gradient_NWR.copy_(torch.bmm(v_NWD, grad_NRD.transpose(1, 2), out=products_NWR))
         torch.ops.aten.sigmoid_backward.grad_input(gradient_NWR, weights_NWR, grad_input=gradient_NWR)
-        return self.rounded(gradient_NWR, 1)
+        return gradient_NWR
+
+    def add_per_head(
+        self, tile: Tile, dscores_NWR: Tensor, needs: Sequence[int], sums: Sequence[Tensor]
+    ) -> None:
+        """Add the tile's part to the gradients of the biases, sum dS, and of the slopes, -sum |i - j| dS."""
+        scores = self._by_time(tile, dscores_NWR)
+        heads = slice(tile.head_start * self.problem.group, tile.head_end * self.problem.group)
+        if needs[0]:
+            sums[0][heads] += scores.sum((0, 2, 3)).flatten()
+        if needs[1]:
+            sums[1][heads] -= torch.einsum("bkwrg,wr->kg", scores, self._distance_of(tile)).flatten()
 
     def rounded(self, x_NWR: Tensor, buffer: int) -> Tensor:
         """The tile in the dtype of the products: itself, or a rounded copy."""
@@ -298,40 +157,62 @@ class _Workspace:
         shape = (keys_NWD.shape[0], keys_NWD.shape[1], rows_NRD.shape[1])
         return buffer[: shape[0] * shape[1] * shape[2]].view(shape)
 
-    def _distances(self, rows: int, device: torch.device) -> Tensor:
-        """(S + S or S + R, R) with |S + r - c|: a tile's distances are a window of it."""
-        problem = self.problem
-        columns = problem.keys + (rows if problem.causal else problem.keys)
-        row = torch.arange(rows, dtype=self.dtype, device=device)[None, :]
-        column = torch.arange(columns, dtype=self.dtype, device=device)[:, None]
-        return (row + problem.keys - column).abs_()
+    def _distances(self, plan: Plan, device: torch.device) -> tuple[Tensor | None, int]:
+        """A table with |origin + row - column|, of which each tile's distances are a window, and its origin."""
+        if self.problem.slopes_H is None or not plan.tiles:
+            return None, 0
+        starts = [tile.row_start + self.problem.offset - tile.key_start for tile in plan.tiles]
+        origin = max(starts)
+        columns = max(origin - start + tile.keys for start, tile in zip(starts, plan.tiles, strict=True))
+        row = torch.arange(max(tile.rows for tile in plan.tiles), dtype=self.dtype, device=device)
+        column = torch.arange(columns, dtype=self.dtype, device=device)
+        return (row[None, :] + origin - column[:, None]).abs_(), origin
+
+    def _distance_of(self, tile: Tile) -> Tensor:
+        """|i - j| of the tile's pairs, (W, rows)."""
+        assert self.distance is not None
+        first = self.origin - (tile.row_start + self.problem.offset - tile.key_start)
+        return self.distance[first : first + tile.keys, : tile.rows]
+
+    def _by_key_head(self, x_H: Tensor | None) -> Tensor | None:
+        return None if x_H is None else x_H.to(self.dtype).view(self.problem.key_heads, self.problem.group)
 
     def _bias_of(self, tile: Tile, scores_NWR: Tensor) -> Tensor:
         """What the scores start from: the bias, and under ALiBi the bias minus slope times distance."""
-        if self.distance is None or self.problem.slopes is None:
+        if self.slopes_KG is None and self.bias_KG is None:
             return self.bias
-        first = self.problem.keys - (tile.row_start + self.problem.offset - tile.key_start)
         scores = self._by_time(tile, scores_NWR)
-        distance = self.distance[first : first + tile.keys, : tile.rows, None].expand(scores.shape)
-        slopes_KG = self.problem.slopes.to(self.dtype).view(self.problem.key_heads, self.problem.group)
-        slopes = slopes_KG[tile.head_start : tile.head_end, None, None, :]
-        torch.addcmul(self.bias, distance, slopes, value=-1, out=scores)
+        heads = slice(tile.head_start, tile.head_end)
+        bias = self.bias if self.bias_KG is None else self.bias_KG[heads, None, None, :]
+        if self.slopes_KG is None:
+            scores.copy_(bias.expand(scores.shape))
+        else:
+            distance = self._distance_of(tile)[:, :, None].expand(scores.shape)
+            torch.addcmul(bias, distance, self.slopes_KG[heads, None, None, :], value=-1, out=scores)
         return scores_NWR
 
     def _hide(self, tile: Tile, weights_NWR: Tensor) -> None:
         """Set the weights of hidden pairs to 0, in the part of the tile where there are any."""
-        weights = self._by_time(tile, weights_NWR)
-        if tile.diagonal:
-            # The causal border lies in the last `rows` keys; triu_ wants keys and time in the last two axes.
-            border = weights[:, :, -tile.rows :]
-            border = border.squeeze(4) if self.problem.group == 1 else border.movedim(4, 2)
-            border.triu_()
-        if tile.mixed and self.problem.segments is not None:
-            ids_BT = self.problem.segments[tile.batch_start : tile.batch_end]
-            row_ids = ids_BT[:, None, tile.row_start : tile.row_end]
-            key_ids = ids_BT[:, tile.key_start : tile.key_end, None]
+        problem, weights = self.problem, self._by_time(tile, weights_NWR)
+        first = tile.row_start + problem.offset - tile.key_start  # the first row's position in the tile
+        if problem.right is not None and first + problem.right + 1 < tile.keys:
+            # Row r sees columns up to r + first + right: only later ones than the first row's can be hidden.
+            start = max(0, first + problem.right)
+            self._plane(weights[:, :, start:]).triu_(start - first - problem.right)
+        if problem.left is not None and first + tile.rows - 1 - problem.left > 0:
+            # Row r sees columns from r + first - left: only earlier ones than the last row's can be hidden.
+            stop = min(tile.keys, first + tile.rows - 1 - problem.left)
+            self._plane(weights[:, :, :stop]).tril_(problem.left - first)
+        if tile.mixed and problem.segments_BT is not None and problem.key_segments_BS is not None:
+            batch = slice(tile.batch_start, tile.batch_end)
+            row_ids = problem.segments_BT[batch, None, tile.row_start : tile.row_end]
+            key_ids = problem.key_segments_BS[batch, tile.key_start : tile.key_end, None]
             same = (key_ids == row_ids)[:, None, :, :, None]
             weights *= same.to(weights.dtype)  # a product: masked_fill_ costs ten times as much on a CPU
+
+    def _plane(self, weights: Tensor) -> Tensor:
+        """Keys and time as the last two axes, which triu_ and tril_ want."""
+        return weights.squeeze(4) if self.problem.group == 1 else weights.movedim(4, 2)
 
     def _by_time(self, tile: Tile, x_NWR: Tensor) -> Tensor:
         """View (N, W, R) as (batch, key heads, keys, time, group)."""

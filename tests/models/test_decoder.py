@@ -278,8 +278,17 @@ def test_activation_estimate(
 
 def test_models_import_nothing_from_above() -> None:
     allowed = {"torch", "einops", "models", "kernels"}
-    standard = {"__future__", "abc", "collections", "dataclasses", "functools", "hashlib", "math", "typing"}
-    standard |= {"importlib"}
+    standard = {
+        "__future__",
+        "abc",
+        "collections",
+        "dataclasses",
+        "functools",
+        "hashlib",
+        "importlib",
+        "math",
+        "typing",
+    }
     for path in Path(models.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
