@@ -144,6 +144,9 @@ class MonitorSection(Section):
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = Field(default=64, ge=1)
     tensorboard: bool = True
+    watchdog_seconds: float | None = Field(default=1800, gt=0)
+    """Launched runs: a rank without a step for so long counts as hung, and the run is started again without its node.
+    Must exceed the longest evaluation and save. null: never."""
 
 
 class LaunchSection(Section):
