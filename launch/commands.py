@@ -79,7 +79,7 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
     )
     first = configs[0]
     settings = load_settings(
-        options.cluster, {"gpus_per_node": first.launch.gpus_per_node, **options.settings}
+        options.cluster, dict(options.settings), {"gpus_per_node": first.launch.gpus_per_node}
     )
     settings = _with_preflight(settings, options)
     return Request(

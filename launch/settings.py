@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from pretrain.config import Section
+from pretrain.config import ConfigLoader, Section
 from pretrain.errors import ConfigError
 
 DEFAULT = Path("configs/cluster/default.yaml")
@@ -56,11 +57,11 @@ class ClusterSettings(Section):
     """Any other sbatch option, as key: value; true for one without a value."""
     preflight: PreflightSettings = Field(default_factory=PreflightSettings)
 
-    @field_validator("time")
+    @field_validator("time", mode="before")
     @classmethod
-    def _time_is_slurms(cls, value: str) -> str:
-        minutes_of(value)
-        return value
+    def _time_is_slurms(cls, value: Any) -> str:
+        minutes_of(str(value))
+        return str(value)
 
     @property
     def ranks_per_node(self) -> int:
@@ -87,8 +88,11 @@ def minutes_of(text: str) -> int:
     return -(-total_s // 60)
 
 
-def load_settings(path: Path | None, overrides: dict[str, Any]) -> ClusterSettings:
-    """The settings in `path`, or in `configs/cluster/default.yaml` if that is there, under `overrides`.
+def load_settings(
+    path: Path | None, overrides: dict[str, Any], defaults: Mapping[str, Any] | None = None
+) -> ClusterSettings:
+    """The settings in `path`, or in `configs/cluster/default.yaml` if that is there, over `defaults` and under
+    `overrides`.
 
     Raises ConfigError with every problem.
     """
@@ -100,7 +104,7 @@ def load_settings(path: Path | None, overrides: dict[str, Any]) -> ClusterSettin
         raise ConfigError(f"{path or DEFAULT}: cluster settings are a mapping of keys")
     sbatch = {**(values.get("sbatch") or {}), **overrides.pop("sbatch", {})}
     try:
-        return ClusterSettings.model_validate({**values, **overrides, "sbatch": sbatch})
+        return ClusterSettings.model_validate({**(defaults or {}), **values, **overrides, "sbatch": sbatch})
     except ValidationError as error:
         lines = [_line(item) for item in error.errors()]
         count = f"{len(lines)} problem" + ("s" if len(lines) > 1 else "")
@@ -120,7 +124,7 @@ def _read(path: Path) -> Any:
         there = ", ".join(sorted(file.stem for file in DEFAULT.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: no such cluster settings; in {DEFAULT.parent} there are: {there}")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
 

@@ -20,7 +20,7 @@ from launch.rank import TrainJob
 from launch.settings import ClusterSettings, minutes_of
 from launch.snapshot import take_snapshot
 from pretrain.attempts import ATTEMPT_VARIABLE, write_json
-from pretrain.config import Config, SourceSection, load_config
+from pretrain.config import Config, ConfigLoader, SourceSection, load_config
 from pretrain.errors import ConfigError, UserError
 from pretrain.parallel.mesh import data_parallel_size
 
@@ -98,7 +98,7 @@ def sweep_configs(path: str, overrides: Sequence[str], sweeps: Sequence[str]) ->
 def _axis(text: str) -> list[tuple[str, Any]]:
     key, equals, values = text.partition("=")
     try:
-        listed = yaml.safe_load(values) if equals else None
+        listed = yaml.load(values, Loader=ConfigLoader) if equals else None
     except yaml.YAMLError:
         listed = None
     if not isinstance(listed, list) or not listed:

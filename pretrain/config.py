@@ -290,7 +290,7 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
         asked = f" (named by `extends` in {chain[-1]})" if chain else ""
         raise ConfigError(f"{path}: no such config file{asked}{_shipped_configs(path)}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if values is None:
@@ -305,11 +305,18 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     return [*_layers(path.parent / str(parent), (*chain, path.resolve())), values]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects."""
+class ConfigLoader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects, and 12:00:00 is none."""
 
 
-_Loader.add_implicit_resolver(
+ConfigLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
+ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+)$"),
     list("-+0123456789."),
