@@ -21,6 +21,7 @@ from pathlib import Path
 from launch import slurm
 from launch.job import LaunchedRun
 from launch.policy import Attempt, Decision, Ending, classify, decide
+from launch.progress import read_progress
 from launch.verdict import Verdict, judge
 from pretrain.attempts import read_json, write_json
 from pretrain.errors import UserError
@@ -101,6 +102,7 @@ def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
         ending=attempt.ending,
         reason=attempt.reason,
         step=attempt.step_after,
+        last_step=read_progress(run.run).step,
         bad_nodes=list(attempt.bad_nodes),
         decision=decision.message,
     )

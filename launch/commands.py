@@ -30,6 +30,7 @@ from launch.submit import (
     submit,
     sweep_configs,
 )
+from pretrain.attempts import read_json
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder
@@ -69,8 +70,26 @@ def launch_run(path: str, overrides: list[str], options: LaunchOptions) -> int:
 
         return run_here(request, console.print)
     jobs = submit(request)
+    if options.preflight_only:
+        return _wait_for_verdict(request, jobs[0], console)
     _say_submitted(request, jobs, console)
     return 0
+
+
+def _wait_for_verdict(request: Request, job: str, console: Console) -> int:
+    """Show what the preflight found; 0 if all is well. Ctrl-C leaves the job in the queue."""
+    path = request.runs[0].folder / "preflight" / job / "verdict.json"
+    with console.status(f"job {job} checks {request.nodes} nodes ..."):
+        while not path.is_file():
+            found = slurm.queue([job])
+            if not found or found[0].state not in LIVE_STATES:
+                break
+            time.sleep(FOLLOW_S)
+    if not path.is_file():
+        raise UserError(f"job {job} ended without a verdict; see {request.folder}/{job}_0_log.out")
+    verdict = read_json(path)
+    console.print(verdict["message"], markup=False)
+    return 0 if verdict["well"] else 1
 
 
 def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request:

@@ -76,8 +76,13 @@ def _bad_nodes(
 ) -> dict[str, str]:
     bad = {report.host: "; ".join(report.problems) for report in reports if report.problems}
     heard = {report.host for report in reports}
-    if code is None and heard:  # where nobody answered, it is no single node's fault
-        bad |= {node: f"did not answer in {seconds:.0f} s" for node in nodes if node not in heard}
+    if code != 0 and heard:  # where nobody answered, it is no single node's fault
+        ended = (
+            f"did not answer in {seconds:.0f} s"
+            if code is None
+            else "left no report: does it see the run folder?"
+        )
+        bad |= {node: ended for node in nodes if node not in heard}
     return bad | _other_versions(reports)
 
 
