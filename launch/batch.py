@@ -141,7 +141,8 @@ def _refuse(run: LaunchedRun, number: int, job: str, verdict: Verdict) -> int:
 def _preflight(run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: int) -> Verdict:
     """All nodes check themselves and each other in a step of their own, with a time limit of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = ["srun", "--kill-on-bad-exit=1", "--wait=30", f"--output={folder}/%t.log", *_container(run)]
+    # One that fails does not end the others at once: what they have to say tells which node it is.
+    command = ["srun", "--kill-on-bad-exit=0", "--wait=20", f"--output={folder}/%t.log", *_container(run)]
     command += [sys.executable, "-m", "launch.preflight", str(run.run), str(folder)]
     try:
         code: int | None = subprocess.run(command, timeout=seconds, check=False, stdout=sys.stderr).returncode

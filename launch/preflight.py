@@ -42,8 +42,9 @@ BYTES_PER_PARAMETER = 3 * FP32_BYTES
 def check(run: LaunchedRun, folder: Path) -> Report:
     """All stages on this rank; the report says what was found."""
     ranks = ranks_from_environment()
-    config, settings = load_config(run.config), run.settings.preflight
     report = Report(ranks.rank, platform.node())
+    report.write(folder, "began")
+    config, settings = load_config(run.config), run.settings.preflight
     device = choose_device(config.run.device, ranks)
     if ranks.local_rank == 0:
         _alone(report, lambda: check_storage(run.run, folder), lambda: check_space(run.run, config))

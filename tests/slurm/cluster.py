@@ -156,6 +156,16 @@ class Cluster:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, signal.SIGKILL)
 
+    def mount_empty(self, name: str, folder: Path) -> None:
+        """Let a node see an empty folder where the others see a shared one."""
+        inside = ["nsenter", f"--target={self._pid(f'slurmd.{name}')}", "--mount"]
+        self._check(*inside, "mount", "-t", "tmpfs", "triptych-empty", str(folder))
+
+    def unmount(self, name: str, folder: Path) -> None:
+        self._check(
+            "nsenter", f"--target={self._pid(f'slurmd.{name}')}", "--mount", "umount", "-l", str(folder)
+        )
+
     def cut_link(self, name: str) -> None:
         self._check("ip", "link", "set", f"tri{name}", "down")
 

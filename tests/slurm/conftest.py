@@ -17,7 +17,7 @@ from tests.slurm.drill import Drill, Losses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = missing_programs()
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()) and missing:
+        if missing and {"cluster", "network_cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason=f"a real Slurm needs {', '.join(missing)}; see .ci/run"))
 
 
@@ -39,6 +39,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def network_cluster() -> Iterator[Cluster]:
+    """One whose nodes have a network of their own, with links that can be cut."""
+    yield from open_cluster(network=True)
+
+
+@pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small tokenised dataset."""
     folder = tmp_path_factory.mktemp("corpus")
@@ -54,6 +60,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def drill(cluster: Cluster, corpus: Path, tmp_path: Path) -> Iterator[Drill]:
     """A folder and a config for one drill; its jobs end with it."""
     made = Drill(cluster, corpus, tmp_path)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def network_drill(network_cluster: Cluster, corpus: Path, tmp_path: Path) -> Iterator[Drill]:
+    made = Drill(network_cluster, corpus, tmp_path)
     try:
         yield made
     finally:

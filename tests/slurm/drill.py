@@ -47,20 +47,21 @@ class Drill:
 
     # ------------------------------------------------------------------------------------------------- acting
 
-    def launch(self, *options: str, steps: int = STEPS, nodes: int = 2) -> LaunchedRun:
+    def launch(self, *options: str, steps: int = STEPS) -> LaunchedRun:
         """`triptych launch` as a user types it. Raises RuntimeError if it refuses."""
-        (self.folder / "drill.yaml").write_text(
-            CONFIG.format(folder=self.folder, data=self.corpus, steps=steps), encoding="utf-8"
-        )
-        interface = "eth0" if self.cluster.network else "lo"
-        (self.folder / "cluster.yaml").write_text(SETTINGS.format(interface=interface), encoding="utf-8")
-        config, settings = self.folder / "drill.yaml", self.folder / "cluster.yaml"
-        done = self.command(
-            "launch", str(config), "--cluster", str(settings), "--nodes", str(nodes), *options
-        )
+        done = self.launch_command(*options, steps=steps)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
         return LaunchedRun(self.folder / "runs" / "drill")
+
+    def launch_command(self, *options: str, steps: int = STEPS) -> subprocess.CompletedProcess[str]:
+        """What the command answers; `options` come last, and win."""
+        config, settings = self.folder / "drill.yaml", self.folder / "cluster.yaml"
+        text = CONFIG.format(folder=self.folder, data=self.corpus, steps=steps)
+        config.write_text(text, encoding="utf-8")
+        interface = "eth0" if self.cluster.network else "lo"
+        settings.write_text(SETTINGS.format(interface=interface), encoding="utf-8")
+        return self.command("launch", str(config), "--cluster", str(settings), "--nodes", "2", *options)
 
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """`triptych ...`, talking to this cluster."""

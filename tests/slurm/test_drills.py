@@ -239,3 +239,84 @@ def test_slurmctld_restarts_under_a_run(drill: Drill, undisturbed: Losses) -> No
     time.sleep(1)
     drill.cluster.start_controller()
     drill.check(run, undisturbed)
+
+
+def test_a_cut_network_link(network_drill: Drill, undisturbed: Losses) -> None:
+    drill = network_drill
+    run = drill.launch()
+    drill.wait_step(run, 8)
+    cut = drill.nodes(run)[0][1]
+    drill.cluster.cut_link(cut)
+    try:
+        drill.wait_attempt(run, 2)
+        assert cut not in drill.nodes(run)[1]
+        drill.wait_finished(run)
+    finally:
+        drill.cluster.mend_link(cut)
+    assert drill.losses(run) == undisturbed and drill.endings(run)[-1] == "done"
+
+
+def test_a_preflight_alone(drill: Drill) -> None:
+    done = drill.launch_command("--preflight-only")
+    assert done.returncode == 0 and "all nodes are well" in done.stdout and "dry_step_seconds" in done.stdout
+    assert not (drill.folder / "runs" / "drill" / "checkpoints" / "step_00000060").exists()
+
+
+def test_the_preflight_finds_a_node_that_does_not_share_the_run_folder(
+    drill: Drill, undisturbed: Losses
+) -> None:
+    (drill.folder / "runs").mkdir()
+    drill.cluster.mount_empty("node2", drill.folder / "runs")
+    try:
+        run = drill.launch("--preflight")
+        drill.wait_finished(run)
+    finally:
+        drill.cluster.unmount("node2", drill.folder / "runs")
+    assert drill.losses(run) == undisturbed
+    assert drill.endings(run) == ["node fault", "done"]
+    assert (
+        drill.ledger(run, "attempt_end")[0]["bad_nodes"] == ["node2"] and "node2" not in drill.nodes(run)[1]
+    )
+
+
+def test_the_preflight_stops_a_run_that_no_node_could_run(drill: Drill) -> None:
+    run = drill.launch("--preflight", f"data.path={drill.folder}/nothing")
+    drill.wait(run.outcome_file.is_file, 90, "the end", run)
+    outcome = json.loads(run.outcome_file.read_text())
+    assert outcome["ending"] == "configuration" and "nothing" in outcome["message"]
+    assert not drill.ledger(run, "start")
+
+
+def test_what_slurm_would_refuse_is_refused_with_the_reason(drill: Drill) -> None:
+    for options, part in (
+        (("--partition", "fast"), "partition = fast: there is none; there are: train"),
+        (("--nodes", "5"), "--nodes 5: partition train has 4"),
+        (("--sbatch", "qos=gold"), "likely: this QOS is not yours"),
+        (("--time", "1"), "lower signal_seconds"),
+    ):
+        done = drill.launch_command(*options)
+        assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_sweep_is_an_array(drill: Drill) -> None:
+    done = drill.launch_command("--sweep", "optim.lr=[1e-3,5e-3]", "run.steps=8")
+    assert done.returncode == 0, done.stderr
+    runs = drill.folder / "runs"
+    outcomes = [runs / f"drill-lr-{rate}" / "launch" / "outcome.json" for rate in ("0.001", "0.005")]
+    assert until(lambda: all(path.is_file() for path in outcomes), 120)
+    table = drill.command("status", "--runs", str(runs), "drill-lr-*").stdout
+    assert table.count("done") == 2 and table.count("8/8") == 2
+
+
+def test_a_run_after_another(drill: Drill) -> None:
+    first = drill.launch("run.steps=5")
+    done = drill.launch_command("--after", "drill", "run.name=second", "run.steps=5")
+    assert done.returncode == 0, done.stderr
+    second = drill.folder / "runs" / "second" / "ledger.jsonl"
+    drill.wait_finished(first)
+    assert until(lambda: '"end"' in second.read_text(), 90)
+    ended = drill.ledger(first, "end")[0]["time"]
+    began = next(
+        line for line in map(json.loads, second.read_text().splitlines()) if line["event"] == "attempt"
+    )
+    assert began["time"] >= ended
