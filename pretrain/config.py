@@ -145,6 +145,9 @@ class MonitorSection(Section):
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = Field(default=64, ge=1)
     tensorboard: bool = True
+    watchdog_seconds: float | None = Field(default=1800, gt=0)
+    """Launched runs: a rank without a step for so long counts as hung, and the run is started again without its node.
+    Must exceed the longest evaluation and save. null: never."""
 
 
 class LaunchSection(Section):
@@ -288,7 +291,7 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
         asked = f" (named by `extends` in {chain[-1]})" if chain else ""
         raise ConfigError(f"{path}: no such config file{asked}{_shipped_configs(path)}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if values is None:
@@ -303,11 +306,18 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     return [*_layers(path.parent / str(parent), (*chain, path.resolve())), values]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects."""
+class ConfigLoader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects, and 12:00:00 is none."""
 
 
-_Loader.add_implicit_resolver(
+ConfigLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
+ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+)$"),
     list("-+0123456789."),

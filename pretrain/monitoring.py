@@ -26,6 +26,7 @@ SCALARS: Mapping[str, str] = {
     "speed/tokens_per_second": "Tokens trained per second over all ranks since the last log, pauses included.",
     "speed/step_seconds": "Wall time per optimizer step since the last log.",
     "speed/data_wait_share": "Share of that time that rank 0 waited for data. Above 0.02: raise data.workers.",
+    "speed/evaluation_seconds": "Wall time of an evaluation on the validation split.",
     "speed/teraflops_per_rank": "Arithmetic of the model (forward + backward) in 10^12 operations per second and rank.",
     "speed/mfu": "That figure over the device's peak in the run's precision. Only where the peak is known.",
     "memory/resident_gib": "Resident memory of rank 0's process.",

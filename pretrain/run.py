@@ -20,6 +20,7 @@ from data_pipelines.batch import Batch, Cursor
 from data_pipelines.stream import open_stream
 from models import families
 from models.initialise import initialise
+from pretrain.attempts import Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError
@@ -30,6 +31,7 @@ from pretrain.hooks.metrics import MetricsHook
 from pretrain.hooks.newton import NewtonHook
 from pretrain.hooks.samples import SampleHook
 from pretrain.hooks.tasks import TaskHook
+from pretrain.hooks.watchdog import WatchdogHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
@@ -134,6 +136,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             )  # TF32: what fp32 runs and the plan's peak are meant to use
         mesh = build_mesh(config.parallel)
         folder = RunFolder(Path(config.run.folder) / config.run.name)
+        launch, attempt = Launch(folder.path), own_attempt()
         _enter_folder(folder, mesh, stack)
 
         store = CheckpointStore(
@@ -142,6 +145,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             keep_last=config.checkpoint.keep_last,
             keep_every_steps=config.checkpoint.keep_every_steps,
             asynchronous=config.checkpoint.asynchronous,
+            fence=Fence(launch, attempt),
         )
         latest = store.latest()
         if latest is not None:
@@ -150,6 +154,8 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         bytes_per_token = data.bytes_per_token if isinstance(data, TextData) else None
         evaluation = EvaluationHook(config.monitor.evaluate_every_steps, bytes_per_token)
         hooks = Hooks(_hooks(config, data, evaluation))
+        if attempt is not None and config.monitor.watchdog_seconds is not None:
+            hooks.add(WatchdogHook(config.monitor.watchdog_seconds, launch.attempt(attempt)))
         clock = Clock(config.run.steps)
         if latest is not None:
             _resume(store, latest, engine, hooks, clock)
@@ -186,7 +192,14 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             logger.warning(
                 "step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps
             )
-        run.record("start", step=clock.step, world=ranks.world, zero=config.parallel.zero, device=str(device))
+        run.record(
+            "start",
+            step=clock.step,
+            world=ranks.world,
+            zero=config.parallel.zero,
+            device=str(device),
+            attempt=attempt,
+        )
         yield run
 
 
@@ -227,7 +240,7 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
     if mesh.is_main:
         try:
             folder.create()
-            stack.enter_context(folder.lock())
+            stack.enter_context(folder.lock(own_attempt()))
         except (UserError, OSError, ValueError) as error:
             problem = [str(error)]
     dist.broadcast_object_list(problem, src=0, group=mesh.control)

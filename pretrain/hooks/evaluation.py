@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from pretrain.hooks.base import Hook, due
@@ -41,9 +42,10 @@ class EvaluationHook(Hook):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
+        began = time.perf_counter()
         nats = run.engine.evaluate(run.validation_batches(), run.objective).loss
         self.last = {"step": run.clock.step, "nats_per_token": nats}
-        record = {"loss/validation": nats}
+        record = {"loss/validation": nats, "speed/evaluation_seconds": time.perf_counter() - began}
         if self._bytes_per_token is not None:
             bits_per_byte = nats / math.log(2) / self._bytes_per_token
             self.last["bits_per_byte"] = bits_per_byte
