@@ -245,8 +245,12 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
         try:
             folder.create()
             stack.enter_context(folder.lock(own_attempt()))
-        except (UserError, OSError, ValueError) as error:
+        except (UserError, ValueError) as error:
             problem = [str(error)]
+        except OSError as error:
+            problem = [
+                f"{folder.path}: {error.strerror}; make room there or mend it, then the same command goes on"
+            ]
     dist.broadcast_object_list(problem, src=0, group=mesh.control)
     if problem[0] is not None:
         raise UserError(problem[0])

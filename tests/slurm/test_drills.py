@@ -205,7 +205,7 @@ def test_a_hung_rank_is_found_and_its_node_left(drill: Drill, undisturbed: Losse
     assert end["bad_nodes"] == [node] and "first silent rank is 2" in end["reason"]
     assert node not in drill.nodes(run)[1]
     stacks = list(run.launch.attempt(1).stacks.glob("*.txt"))
-    assert len(stacks) == 3 and all("Thread" in path.read_text() for path in stacks)
+    assert len(stacks) >= 3 and all("Thread" in path.read_text() for path in stacks)
 
 
 def test_a_full_disk(drill: Drill, undisturbed: Losses) -> None:
