@@ -20,46 +20,58 @@ OneRun = Annotated[
 ]
 
 
+Nodes = Annotated[int | None, typer.Option(min=1, help="Default: launch.nodes of the config.")]
+GpusPerNode = Annotated[int | None, typer.Option(min=0, help="0 trains on CPUs.")]
+TasksPerNode = Annotated[int | None, typer.Option(min=1, help="Ranks per node. Default: one per GPU.")]
+Cluster = Annotated[
+    Path | None, typer.Option(help="A file, or the name of one in configs/cluster. Default: default.yaml.")
+]
+SlurmOption = Annotated[str | None, typer.Option(help="As sbatch has it.")]
+TimeLimit = Annotated[
+    str | None, typer.Option(help="Of one job, e.g. 1-00:00:00; the run goes on in the next one.")
+]
+Container = Annotated[str | None, typer.Option(help="Image for pyxis.")]
+Sbatch = Annotated[
+    list[str] | None, typer.Option("--sbatch", help="Any other option, key=value; may be repeated.")
+]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option("--sweep", help="'key=[value,value]'; may be repeated: one run per combination."),
+]
+After = Annotated[str | None, typer.Option(help="Start when this run's job has ended well.")]
+Chain = Annotated[
+    bool, typer.Option("--chain", help="Queue several jobs, one after the other, instead of requeueing.")
+]
+Preflight = Annotated[bool | None, typer.Option(help="Check the nodes first.")]
+PreflightOnly = Annotated[bool, typer.Option("--preflight-only", help="Check the nodes, train nothing.")]
+Local = Annotated[bool, typer.Option("--local", help="Here, without Slurm.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the batch script and the plan; submit nothing.")
+]
+
+
 @app.command()
 def launch(
     config: ConfigPath,
     overrides: Overrides = None,
-    nodes: Annotated[int | None, typer.Option(min=1, help="Default: launch.nodes of the config.")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(min=0, help="0 trains on CPUs.")] = None,
-    tasks_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Ranks per node. Default: one per GPU.")
-    ] = None,
-    cluster: Annotated[
-        Path | None,
-        typer.Option(help="A file, or the name of one in configs/cluster. Default: default.yaml."),
-    ] = None,
-    partition: Annotated[str | None, typer.Option()] = None,
-    time: Annotated[
-        str | None, typer.Option(help="Limit of one job, e.g. 1-00:00:00; the run goes on in the next.")
-    ] = None,
-    account: Annotated[str | None, typer.Option()] = None,
-    qos: Annotated[str | None, typer.Option()] = None,
-    constraint: Annotated[str | None, typer.Option()] = None,
-    container: Annotated[str | None, typer.Option(help="Image for pyxis.")] = None,
-    sbatch: Annotated[
-        list[str] | None, typer.Option("--sbatch", help="Any other option, key=value; may be repeated.")
-    ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option("--sweep", help="'key=[value,value]'; may be repeated: one run per combination."),
-    ] = None,
-    after: Annotated[str | None, typer.Option(help="Start when this run's job has ended well.")] = None,
-    chain: Annotated[
-        bool, typer.Option("--chain", help="Queue several jobs, one after the other, instead of requeueing.")
-    ] = False,
-    preflight: Annotated[bool | None, typer.Option(help="Check the nodes first.")] = None,
-    preflight_only: Annotated[
-        bool, typer.Option("--preflight-only", help="Check the nodes, train nothing.")
-    ] = False,
-    local: Annotated[bool, typer.Option("--local", help="Here, without Slurm.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the batch script and the plan; submit nothing.")
-    ] = False,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    tasks_per_node: TasksPerNode = None,
+    cluster: Cluster = None,
+    partition: SlurmOption = None,
+    time: TimeLimit = None,
+    account: SlurmOption = None,
+    qos: SlurmOption = None,
+    constraint: SlurmOption = None,
+    container: Container = None,
+    sbatch: Sbatch = None,
+    sweep: Sweep = None,
+    after: After = None,
+    chain: Chain = False,
+    preflight: Preflight = None,
+    preflight_only: PreflightOnly = False,
+    local: Local = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Submit a run to Slurm; it comes back by itself after preemptions, time limits and dead nodes.
 

@@ -136,26 +136,16 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             )  # TF32: what fp32 runs and the plan's peak are meant to use
         mesh = build_mesh(config.parallel)
         folder = RunFolder(Path(config.run.folder) / config.run.name)
-        launch, attempt = Launch(folder.path), own_attempt()
         _enter_folder(folder, mesh, stack)
 
-        store = CheckpointStore(
-            folder.checkpoints,
-            group=mesh.storage,
-            keep_last=config.checkpoint.keep_last,
-            keep_every_steps=config.checkpoint.keep_every_steps,
-            asynchronous=config.checkpoint.asynchronous,
-            fence=Fence(launch, attempt),
-        )
+        store = _open_store(config, folder, mesh)
         latest = store.latest()
         if latest is not None:
             refuse_another_run(data, store.read_meta(latest), latest)
         engine = build_engine(config, mesh, device)
         bytes_per_token = data.bytes_per_token if isinstance(data, TextData) else None
         evaluation = EvaluationHook(config.monitor.evaluate_every_steps, bytes_per_token)
-        hooks = Hooks(_hooks(config, data, evaluation))
-        if attempt is not None and config.monitor.watchdog_seconds is not None:
-            hooks.add(WatchdogHook(config.monitor.watchdog_seconds, launch.attempt(attempt)))
+        hooks = Hooks(_hooks(config, data, evaluation, folder))
         clock = Clock(config.run.steps)
         if latest is not None:
             _resume(store, latest, engine, hooks, clock)
@@ -198,7 +188,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             world=ranks.world,
             zero=config.parallel.zero,
             device=str(device),
-            attempt=attempt,
+            attempt=own_attempt(),
         )
         yield run
 
@@ -215,7 +205,18 @@ def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
     return DeepSpeedEngine(parallelize(model, mesh, config.parallel), config, mesh, device)
 
 
-def _hooks(config: Config, data: RunData, evaluation: EvaluationHook) -> list[Hook]:
+def _open_store(config: Config, folder: RunFolder, mesh: Mesh) -> CheckpointStore:
+    return CheckpointStore(
+        folder.checkpoints,
+        group=mesh.storage,
+        keep_last=config.checkpoint.keep_last,
+        keep_every_steps=config.checkpoint.keep_every_steps,
+        asynchronous=config.checkpoint.asynchronous,
+        fence=Fence(Launch(folder.path), own_attempt()),
+    )
+
+
+def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: RunFolder) -> list[Hook]:
     family = families[config.model.family]
     monitor = config.monitor
     flops = family.flops_per_token(config.model, config.data.sequence_length)
@@ -231,6 +232,9 @@ def _hooks(config: Config, data: RunData, evaluation: EvaluationHook) -> list[Ho
         # Last: sampling has no state, and whatever goes wrong in it must not cost the final save.
         settings = (monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens)
         hooks.append(SampleHook(data.tokenizer, *settings))
+    attempt, limit_s = own_attempt(), monitor.watchdog_seconds
+    if attempt is not None and limit_s is not None:
+        hooks.append(WatchdogHook(limit_s, Launch(folder.path).attempt(attempt)))
     return hooks
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 CONFIGS = Path(__file__).parents[2] / "configs"
-RUNS = ("sigmoid", "softmax", "pararnn/gru", "pararnn/lstm", "mamba2")
+
+
+RUNS = ("sigmoid", "softmax", "pararnn/gru", "pararnn/lstm", "mamba2", "tasks")
 
 
 def runnable_configs() -> list[Path]:
