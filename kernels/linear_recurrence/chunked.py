@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.linear_recurrence.reference import apply, compose
+from kernels.linear_recurrence.reference import compose, step
 
 
 def chunked_linear_recurrence(
@@ -28,11 +28,11 @@ def chunked_linear_recurrence(
     y, products = torch.empty_like(b_chunks), torch.empty_like(a_chunks)
     y[:, :, 0], products[:, :, 0] = b_chunks[:, :, 0], a_chunks[:, :, 0]
     for i in range(1, length):
-        y[:, :, i] = apply(a_chunks[:, :, i], y[:, :, i - 1]) + b_chunks[:, :, i]
+        y[:, :, i] = step(a_chunks[:, :, i], y[:, :, i - 1], b_chunks[:, :, i])
         products[:, :, i] = compose(a_chunks[:, :, i], products[:, :, i - 1], block=block)
     carry = torch.zeros_like(b[:, 0]) if state is None else state.to(b.dtype)
     for chunk in range(chunks):
-        y[:, chunk] += apply(products[:, chunk], carry[:, None])
+        y[:, chunk] = step(products[:, chunk], carry[:, None], y[:, chunk])
         carry = y[:, chunk, -1]
     return y.flatten(1, 2)[:, :time]
 

@@ -10,9 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DIAGONAL_DIMENSIONS = 3
-BLOCK_DIMENSIONS = 5
-
 
 def apply(a: Tensor, y: Tensor) -> Tensor:
     """a y: elementwise for a diagonal (..., D), a 2x2 product per channel for blocks (..., 2, 2, D)."""
@@ -21,11 +18,19 @@ def apply(a: Tensor, y: Tensor) -> Tensor:
     return a[..., 0, :] * y[..., :1, :] + a[..., 1, :] * y[..., 1:, :]
 
 
+def step(a: Tensor, y: Tensor, b: Tensor) -> Tensor:
+    """a y + b."""
+    if a.dim() == y.dim():
+        return torch.addcmul(b, a, y)
+    return torch.addcmul(torch.addcmul(b, a[..., 0, :], y[..., :1, :]), a[..., 1, :], y[..., 1:, :])
+
+
 def compose(late: Tensor, early: Tensor, *, block: bool) -> Tensor:
     """The factor of two steps: late times early."""
     if not block:
         return late * early
-    return late[..., 0, None, :] * early[..., :1, :, :] + late[..., 1, None, :] * early[..., 1:, :, :]
+    left = late[..., 0, None, :] * early[..., :1, :, :]
+    return torch.addcmul(left, late[..., 1, None, :], early[..., 1:, :, :])
 
 
 def transpose(a: Tensor, *, block: bool) -> Tensor:
@@ -44,6 +49,6 @@ def linear_recurrence_reference(
     y = torch.zeros_like(b[:, 0]) if state is None else state
     steps: list[Tensor] = []
     for t in reversed(range(time)) if reverse else range(time):
-        y = apply(a[:, t], y) + b[:, t]
+        y = step(a[:, t], y, b[:, t])
         steps.append(y)
     return torch.stack(steps[::-1] if reverse else steps, 1)

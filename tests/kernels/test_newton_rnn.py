@@ -21,7 +21,6 @@ from tests.kernels.newton_problems import Arguments, Shape, arguments, results, 
 CELLS = ("gru", "lstm")
 SEQUENTIAL = Solver(method="sequential")
 CONVERGED = Solver(method="newton", iterations=12, tolerance=1e-13)
-torch.set_num_threads(1)
 
 
 def by_definition(given: Arguments, seed: int = 9) -> dict[str, Tensor]:

@@ -66,7 +66,7 @@ def test_wide_heads_and_many_rows(cell: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_float64_agreement_at_length_2048(cell: str) -> None:
-    """The issue is fp32's drift over a long sequence; the definition is the loop in fp64."""
+    """fp32 does not drift over a long sequence; the definition is the loop in fp64."""
     shape = Shape(cell, batch=2, time=2048, heads=2, channels=8, dtype=torch.float32)
     call = arguments(shape)
     wide = arguments(shape)
