@@ -20,7 +20,7 @@ class Family:
     build: a resolved config to the network, on the default device (meta too), its weights not yet drawn.
     sharding: module name pattern to split, over tensor-parallel ranks (`models.sharding`).
     flops_per_token: (config, sequence length) to training FLOPs, forward and backward.
-    parameter_group: parameter name to "embedding", "attention", "mlp", "norm" or "head".
+    parameter_group: parameter name to "embedding", "attention" or "recurrence", "mlp", "norm" or "head".
     activation_bytes: (config, tokens of a micro-batch, sequence length, bytes per element) to an estimate of
         the bytes kept for the backward pass.
     recipe: recommended settings of the optimizer.
