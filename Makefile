@@ -9,13 +9,17 @@ DEMO := data/demo/dataset.json
 export MALLOC_MMAP_THRESHOLD_ ?= 2000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 2000000000
 
-.PHONY: quickstart test test-slow lint format install clean
+.PHONY: quickstart test drills test-slow lint format install clean
 quickstart: $(STAMP) $(DEMO)
 	$(BIN)/triptych train configs/sigmoid/demo.yaml
 
 test: lint
 	$(BIN)/python -m pytest
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/interpreted
+
+# On a real Slurm of four nodes on this machine; as root, with Debian's munge, slurmctld, slurmd and slurm-client.
+drills: $(STAMP)
+	$(BIN)/python -m pytest -m 'drill and not slow' tests/slurm
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -52,6 +52,7 @@ class Batch:
     positions: Tensor  # (B, T) int16: tokens since the segment began in this row
     rows: Tensor  # (B,) int64: numbers of the rows in the run
     cursor: Cursor  # the state of the stream after the optimizer step that this batch belongs to
+    answers: Tensor | None = None  # (B, T) int64: what to say at each place, where that is not the next token
 
     @property
     def tokens(self) -> Tensor:
@@ -60,8 +61,8 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        """(B, T) int64, a view: the token that follows."""
-        return self.sequences[:, 1:]
+        """(B, T) int64: the token that follows, as a view, or the answer of a synthetic task."""
+        return self.sequences[:, 1:] if self.answers is None else self.answers
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return Batch(
@@ -71,6 +72,7 @@ class Batch:
             change(self.positions),
             change(self.rows),
             self.cursor,
+            None if self.answers is None else change(self.answers),
         )
 
     def split(self, rows: int) -> list[Batch]:

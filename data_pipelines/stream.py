@@ -12,21 +12,30 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
-from data_pipelines.rows import RowReader
+
+
+class Rows(Protocol):
+    """Rows by number: read from shards (`RowReader`), or drawn (`tasks.TaskRows`). Can be pickled."""
+
+    fingerprint: str
+
+    def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
+        """The rows with these numbers, in this order, carrying `cursor`."""
+        ...
 
 
 class StepBatches(Dataset[Batch]):
     """Optimizer step -> this rank's batch. Step 0 is the first after `start`."""
 
-    def __init__(self, rows: RowReader, global_rows: int, rank: int, world: int, start: int) -> None:
+    def __init__(self, rows: Rows, global_rows: int, rank: int, world: int, start: int) -> None:
         if global_rows < 1 or global_rows % world:
             raise DataError(
                 f"a global batch of {global_rows} rows cannot be shared by {world} ranks: use a "
@@ -104,7 +113,7 @@ class _Guarded(Dataset[Any]):
 
 
 def open_stream(
-    rows: RowReader,
+    rows: Rows,
     global_batch_rows: int,
     rank: int = 0,
     world: int = 1,

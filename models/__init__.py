@@ -1,9 +1,11 @@
 """The networks, one folder per family. `families[name]` is all that other rooms need of one."""
 
 from models.family import Family
+from models.mamba2.family import mamba2
+from models.pararnn.family import pararnn
 from models.sigmoid.family import sigmoid
 from models.softmax.family import softmax
 
-families: dict[str, Family] = {family.name: family for family in (sigmoid, softmax)}
+families: dict[str, Family] = {family.name: family for family in (sigmoid, softmax, pararnn, mamba2)}
 
 __all__ = ["Family", "families"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -19,13 +20,36 @@ class Normal:
 
 
 @dataclass(frozen=True)
+class Uniform:
+    """From -bound to bound."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class LogOfUniform:
+    """The logarithm of a number between `low` and `high`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SoftplusLogUniform:
+    """A number whose softplus has its logarithm spread evenly between those of `low` and `high`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Constant:
     """Every element the same."""
 
     value: float
 
 
-Rule = Normal | Constant
+Rule = Normal | Uniform | LogOfUniform | SoftplusLogUniform | Constant
 
 
 class Initialisable(Protocol):
@@ -41,7 +65,15 @@ def initial_parameter(name: str, shape: Sequence[int], rule: Rule, seed: int) ->
             return torch.full(tuple(shape), rule.value)
         key = blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
-        return torch.empty(tuple(shape)).normal_(0.0, rule.deviation, generator=generator)
+        drawn = torch.empty(tuple(shape))
+        if isinstance(rule, Normal):
+            return drawn.normal_(0.0, rule.deviation, generator=generator)
+        if isinstance(rule, Uniform):
+            return drawn.uniform_(-rule.bound, rule.bound, generator=generator)
+        if isinstance(rule, LogOfUniform):
+            return drawn.uniform_(rule.low, rule.high, generator=generator).log_()
+        values = drawn.uniform_(math.log(rule.low), math.log(rule.high), generator=generator).exp_()
+        return values + torch.log(-torch.expm1(-values))
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ names (norms) are replicated.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,4 +33,15 @@ class Vocab:
     """The vocabulary (rows of the weight) is divided, for an embedding or a head."""
 
 
-Split = Column | Row | Vocab
+@dataclass(frozen=True)
+class Channels:
+    """A layer that never multiplies one channel by another's weight (a convolution in time, a recurrent cell).
+
+    dimensions: by the parameter's name in the layer, which of its dimensions counts channels or heads, and is
+        divided over the ranks.
+    """
+
+    dimensions: Mapping[str, int]
+
+
+Split = Column | Row | Vocab | Channels

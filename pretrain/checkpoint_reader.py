@@ -13,7 +13,7 @@ from models import families
 from pretrain.checkpoint import CheckpointStore
 from pretrain.checkpoint.steps import step_name
 from pretrain.config import Config, config_from_dict
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment
 from pretrain.run_folder import RunFolder
 
@@ -21,12 +21,24 @@ from pretrain.run_folder import RunFolder
 @dataclass(frozen=True)
 class TrainedModel:
     model: nn.Module
-    tokenizer: Tokenizer
+    text_tokenizer: Tokenizer | None
+    """None for a model of a synthetic task."""
     config: Config
     """As it was when the checkpoint was saved."""
     step: int
     path: Path
     device: torch.device
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns the model's tokens into text. Raises UserError for a model of a synthetic task."""
+        if self.text_tokenizer is None:
+            name = (self.config.data.task or {}).get("name")
+            raise UserError(
+                f"{self.path}: this model was trained on the synthetic task {name}, not on text; "
+                "`triptych evaluate` of this run measures its accuracy"
+            )
+        return self.text_tokenizer
 
 
 def load_trained_model(folder: RunFolder, step: int | None = None, device: str = "auto") -> TrainedModel:
@@ -48,4 +60,5 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     weights = {name: parameter.data for name, parameter in model.named_parameters()}
     store.load_weights(path, weights, checksums=step is not None)  # `latest` has compared them already
     model.eval()
-    return TrainedModel(model, folder.load_tokenizer(), config, meta["step"], path, chosen)
+    tokenizer = folder.load_tokenizer() if config.data.task is None else None
+    return TrainedModel(model, tokenizer, config, meta["step"], path, chosen)

@@ -123,18 +123,28 @@ def evaluate(
     ] = None,
     split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
     rows: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Synthetic tasks: length of the sequences; may be repeated."),
+    ] = None,
     step: Step = None,
     device: Device = DeviceKind.auto,
     json_output: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
-    """Loss in nats per token, perplexity and bits per byte of a trained model on any dataset.
+    """Loss in nats per token, perplexity and bits per byte of a trained model on any dataset; accuracy on a task.
 
     triptych evaluate demo
 
     triptych evaluate demo --data data/mine --split train --rows 200
-    """
-    from pretrain.commands.inference import print_evaluation
 
+    triptych evaluate parity --length 100 --length 1000
+    """
+    from pretrain.commands.inference import print_evaluation, print_task_accuracy
+    from pretrain.run_folder import find_run
+
+    if length or (not data and find_run(run).trains_a_task()):
+        print_task_accuracy(run, length or [], rows=rows, step=step, device=device, json_output=json_output)
+        return
     print_evaluation(run, data, split, rows=rows, step=step, device=device, json_output=json_output)
 
 

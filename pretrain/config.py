@@ -12,12 +12,14 @@ import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from data_pipelines.tasks import build_task
 from pretrain.errors import ConfigError
 
 Auto = Literal["auto"]
@@ -49,8 +51,10 @@ class SourceSection(Section):
 
 
 class DataSection(Section):
-    path: str | tuple[SourceSection, ...]
+    path: str | tuple[SourceSection, ...] | None = None
     """A dataset folder, or a list of them: [a, b], or [{path: a, weight: 3}, {path: b, weight: 1}]."""
+    task: dict[str, Any] | None = None
+    """A synthetic task instead: {name: k_hop, hops: 2, vocabulary: 5}. `data_pipelines/tasks` has them all."""
     sequence_length: int = Field(ge=1)
     """Tokens per row."""
     global_batch_rows: int = Field(ge=1)
@@ -70,9 +74,17 @@ class DataSection(Section):
             return [{"path": item} if isinstance(item, str) else item for item in value]
         return value
 
+    @field_validator("task")
+    @classmethod
+    def _task_is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            build_task(value)
+        return value
+
     @property
     def sources(self) -> tuple[SourceSection, ...]:
-        return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path
+        """None for a synthetic task."""
+        return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path or ()
 
 
 class OptimSection(Section):
@@ -126,11 +138,16 @@ class MonitorSection(Section):
     evaluate_every_steps: int | None = Field(default=1000, ge=1)
     """null: only before the first step and after the last."""
     evaluate_rows: int | None = Field(default=None, ge=1)
-    """Validation rows per evaluation. null: the whole validation split."""
+    """Validation rows per evaluation. null: the whole validation split, or 2048 rows of a synthetic task."""
+    evaluate_length: int | None = Field(default=None, ge=1)
+    """Synthetic tasks: also measure accuracy on sequences of this length."""
     sample_every_steps: int | None = Field(default=None, ge=1)
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = Field(default=64, ge=1)
     tensorboard: bool = True
+    watchdog_seconds: float | None = Field(default=1800, gt=0)
+    """Launched runs: a rank without a step for so long counts as hung, and the run is started again without its node.
+    Must exceed the longest evaluation and save. null: never."""
 
 
 class LaunchSection(Section):
@@ -274,7 +291,7 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
         asked = f" (named by `extends` in {chain[-1]})" if chain else ""
         raise ConfigError(f"{path}: no such config file{asked}{_shipped_configs(path)}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if values is None:
@@ -289,11 +306,18 @@ def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
     return [*_layers(path.parent / str(parent), (*chain, path.resolve())), values]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects."""
+class ConfigLoader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects, and 12:00:00 is none."""
 
 
-_Loader.add_implicit_resolver(
+ConfigLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+ConfigLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
+)
+ConfigLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+)$"),
     list("-+0123456789."),
@@ -309,6 +333,9 @@ def _shipped_configs(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- validation
 
 
+_SOURCE_NAMES = tuple(SourceSection.model_fields)
+
+
 def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
     if raw is None:
         raw = {}
@@ -316,7 +343,9 @@ def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | No
     try:
         return section.model_validate(raw), booleans
     except ValidationError as error:
-        return None, booleans + list(_problems(name, error, list(section.model_fields)))
+        return None, booleans + list(
+            _problems(name, error, list(section.model_fields), _SOURCE_NAMES if name == "data" else ())
+        )
 
 
 def _unwanted_booleans(name: str, section: type[Section], raw: Any) -> list[Problem]:
@@ -351,21 +380,28 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
     try:
         model: Any = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
     except ValidationError as error:
-        return None, problems + list(_problems("model", error, names))
+        return None, problems + list(_problems("model", error, names, _nested_names(kind)))
     return model, problems
 
 
-def _problems(section: str, error: ValidationError, names: list[str]) -> Iterator[Problem]:
-    inner = list(SourceSection.model_fields) if section == "data" else []
+def _nested_names(kind: type) -> list[str]:
+    """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
+    nested = [hint for hint in get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
+    return [field.name for hint in nested for field in dataclasses.fields(hint)]
+
+
+def _problems(
+    section: str, error: ValidationError, names: list[str], inner: Sequence[str] = ()
+) -> Iterator[Problem]:
     seen: set[str] = set()
     for item in error.errors():
         # Branches of a union (int | "auto") add their own tag to the location; only the keys matter to a user.
         keys = [str(part) for part in item["loc"] if isinstance(part, int) or part in names or part in inner]
-        if item["type"] == "extra_forbidden":
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             key, nested = str(item["loc"][-1]), len(item["loc"]) > 1
             path = ".".join([section, *keys])
             yield Problem(
-                f"{path}.{key}", "no such setting" + _suggest(path, key, inner if nested else names)
+                f"{path}.{key}", "no such setting" + _suggest(path, key, list(inner) if nested else names)
             )
             continue
         path = ".".join([section, *keys])
@@ -408,6 +444,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
         (_check_parallel, ("parallel", "model")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
+        (_check_task, ("data", "monitor")),
         (_check_optim, ("optim", "run")),
     ]
     for rule, needs in rules:
@@ -417,7 +454,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
     for key, message in model.problems(data.sequence_length):
-        yield Problem(f"model.{key}", message, getattr(model, key), True)
+        yield Problem(f"model.{key}", message, attrgetter(key)(model), True)
 
 
 def _check_parallel(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
@@ -453,7 +490,11 @@ def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> 
 
 
 def _check_batch(data: DataSection) -> Iterator[Problem]:
-    if not isinstance(data.path, str) and not data.path:
+    if data.path is None and data.task is None:
+        yield Problem("data.path", "missing; name a dataset folder, or a synthetic task under data.task")
+    if data.path is not None and data.task is not None:
+        yield Problem("data.task", "data.path is set too; set one of them to null")
+    if isinstance(data.path, tuple) and not data.path:
         yield Problem("data.path", "the list of sources is empty; name at least one dataset folder")
     micro = data.micro_batch_rows
     if isinstance(micro, int) and data.global_batch_rows % micro:
@@ -465,6 +506,26 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
             micro,
             True,
         )
+
+
+def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]:
+    if data.task is None:
+        if monitor.evaluate_length is not None:
+            yield Problem(
+                "monitor.evaluate_length",
+                "only synthetic tasks have it; remove it",
+                monitor.evaluate_length,
+                True,
+            )
+        return
+    lengths = {
+        "data.sequence_length": data.sequence_length,
+        "monitor.evaluate_length": monitor.evaluate_length,
+    }
+    for key, length in lengths.items():
+        if length is not None:
+            for option, message in build_task(data.task).problems(length):
+                yield Problem(f"data.task.{option}", f"{message} ({key} = {length})")
 
 
 def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:

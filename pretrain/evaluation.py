@@ -12,7 +12,9 @@ import torch
 from data_pipelines.batch import Batch
 from data_pipelines.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.rows import Source, open_sources
+from data_pipelines.tasks import TaskRows, build_task, task_batches
 from data_pipelines.tokenizers import load_tokenizer
+from pretrain.accuracy import Accuracy, accuracy_of, count_right
 from pretrain.checkpoint_reader import TrainedModel
 from pretrain.engine.base import Evaluation
 from pretrain.errors import UserError
@@ -21,6 +23,11 @@ from pretrain.run_data import bytes_per_token
 
 Watch = Callable[[Iterator[Batch], int], Iterable[Batch]]
 """Wraps the batches, of which there are so many, for a progress bar."""
+
+
+def just_batches(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
+    """No progress bar."""
+    return batches
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,24 @@ class Result:
         return math.exp(self.nats_per_token)
 
 
+def evaluate_task(
+    trained: TrainedModel,
+    length: int | None,
+    *,
+    rows: int,
+    rows_per_batch: int = 64,
+    watch: Watch = just_batches,
+) -> Accuracy:
+    """Accuracy on the first `rows` evaluation sequences of the model's task, of another `length` if wanted."""
+    config = trained.config
+    assert config.data.task is not None
+    task_rows = TaskRows(
+        build_task(config.data.task), length or config.data.sequence_length, config.run.seed, "evaluate"
+    )
+    batches = task_batches(task_rows, rows, min(rows, rows_per_batch))
+    return accuracy_of(count_right(trained.model, watch(batches, -(-rows // rows_per_batch)), trained.device))
+
+
 @torch.no_grad()
 def evaluate(
     trained: TrainedModel,
@@ -42,7 +67,7 @@ def evaluate(
     *,
     limit_rows: int | None = None,
     rows_per_batch: int = 8,
-    watch: Watch = lambda batches, count: batches,
+    watch: Watch = just_batches,
 ) -> Result:
     """Loss over the split in stored order, each token once. `watch` wraps the batches, for a progress bar.
 

@@ -1,4 +1,7 @@
-"""Sampling text from a causal model, one token at a time over a KV cache."""
+"""Sampling text from a causal model, one token at a time over what the model remembers.
+
+Shape suffixes: B rows, T time, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +42,19 @@ def generate(
 
     agree: makes all ranks go on with one rank's token, where several generate together.
     """
-    texts = []
-    for number, prompt in enumerate(prompts):
-        ids = tokenizer.encode(prompt).tolist()
-        random = torch.Generator().manual_seed(sampling.seed + number)
-        # A document begins after the end-of-text token of the one before; so does a generated one.
-        stream = generate_tokens(model, [tokenizer.eot, *ids], tokenizer, sampling, random, device, agree)
-        texts.append(tokenizer.decode([*ids, *stream]))
-    return texts
+    # A document begins after the end-of-text token of the one before; so does a generated one.
+    ids = [[tokenizer.eot, *tokenizer.encode(prompt).tolist()] for prompt in prompts]
+    randoms = [torch.Generator().manual_seed(sampling.seed + number) for number in range(len(prompts))]
+    if not ids:
+        return []
+    if getattr(model, "constant_state", False):
+        continuations = generate_rows(model, ids, tokenizer, sampling, randoms, device, agree)
+    else:
+        continuations = [
+            list(generate_tokens(model, row, tokenizer, sampling, random, device, agree))
+            for row, random in zip(ids, randoms, strict=True)
+        ]
+    return [tokenizer.decode([*row[1:], *more]) for row, more in zip(ids, continuations, strict=True)]
 
 
 @torch.no_grad()
@@ -75,6 +83,57 @@ def generate_tokens(
         yield token
         position += fed.shape[1]
         fed = torch.tensor([[token]], device=device)
+
+
+@torch.no_grad()
+def generate_rows(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+    randoms: Sequence[torch.Generator],
+    device: torch.device,
+    agree: Agree = int,
+) -> list[list[int]]:
+    """New token ids of all prompts, generated together by a model whose state is of constant size.
+
+    The prompts are read in one parallel pass, the shorter ones behind padding that is a document of its own;
+    then all rows step together, in memory that does not grow, until each has ended or has its tokens.
+    """
+    dtype = next(model.parameters()).dtype
+    fed_BT, segment_ids_BT = _padded(prompts, tokenizer.eot, device)
+    state = model.new_state(len(prompts), 0, device, dtype)  # type: ignore[operator]
+    written: list[list[int]] = [[] for _ in prompts]
+    going = [True] * len(prompts)
+    for _ in range(sampling.tokens):
+        hidden_BTC = model(fed_BT, segment_ids_BT, state=state)
+        logits_BV = model.head(hidden_BTC[:, -1:])[:, -1].float().cpu()  # type: ignore[operator]
+        logits_BV = logits_BV[:, : tokenizer.vocabulary]  # the model's vocabulary may be rounded up
+        following = [tokenizer.eot] * len(prompts)
+        for row in (row for row, goes_on in enumerate(going) if goes_on):
+            following[row] = agree(sample_token(logits_BV[row], sampling, randoms[row]))
+            going[row] = following[row] != tokenizer.eot
+            if going[row]:
+                written[row].append(following[row])
+        if not any(going):
+            break
+        fed_BT, segment_ids_BT = torch.tensor(following, device=device)[:, None], None
+    return written
+
+
+def _padded(
+    prompts: Sequence[Sequence[int]], filler: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The prompts flush right, (B, T), and segment ids that set the filling apart; None if there is none."""
+    longest = max(len(prompt) for prompt in prompts)
+    tokens_BT = torch.full((len(prompts), longest), filler)
+    segment_ids_BT = torch.zeros_like(tokens_BT)
+    for row, prompt in enumerate(prompts):
+        tokens_BT[row, longest - len(prompt) :] = torch.tensor(prompt)
+        segment_ids_BT[row, longest - len(prompt) :] = 1
+    if all(len(prompt) == longest for prompt in prompts):
+        return tokens_BT.to(device), None
+    return tokens_BT.to(device), segment_ids_BT.to(device)
 
 
 def sample_token(logits_V: Tensor, sampling: Sampling, random: torch.Generator) -> int:

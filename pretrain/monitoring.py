@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,19 +15,47 @@ SCALARS: Mapping[str, str] = {
     "loss/train": "Training loss in nats per token over the tokens since the last log. Regularisers excluded.",
     "loss/validation": "Loss in nats per token on the validation split (its first monitor.evaluate_rows rows).",
     "loss/validation_bits_per_byte": "The same loss in bits per byte of UTF-8 text: independent of the tokenizer.",
+    "task/token_accuracy": "Share of right answers on a synthetic task.",
+    "task/last_accuracy": "Share of rows whose last answer is right.",
+    "task/sequence_accuracy": "Share of rows whose answers are all right.",
+    "task/longer_token_accuracy": "Share of right answers at monitor.evaluate_length.",
+    "task/longer_last_accuracy": "Share of rows whose last answer is right at monitor.evaluate_length.",
+    "task/longer_sequence_accuracy": "Share of rows whose answers are all right at monitor.evaluate_length.",
     "optim/learning_rate": "Learning rate of embeddings and norms; matrices have it times optim.matrix_lr_multiplier.",
     "optim/gradient_norm": "Global L2 norm of the gradient before clipping, in the last step logged.",
     "speed/tokens_per_second": "Tokens trained per second over all ranks since the last log, pauses included.",
     "speed/step_seconds": "Wall time per optimizer step since the last log.",
     "speed/data_wait_share": "Share of that time that rank 0 waited for data. Above 0.02: raise data.workers.",
+    "speed/evaluation_seconds": "Wall time of an evaluation on the validation split.",
     "speed/teraflops_per_rank": "Arithmetic of the model (forward + backward) in 10^12 operations per second and rank.",
     "speed/mfu": "That figure over the device's peak in the run's precision. Only where the peak is known.",
     "memory/resident_gib": "Resident memory of rank 0's process.",
     "memory/gpu_peak_gib": "Peak GPU memory of rank 0 since the last log.",
     "progress/tokens": "Tokens trained since the run began, in millions.",
+    "newton/residual_max": "Greatest residual of the recurrences since the last log. Per layer, and the worst.",
+    "newton/residual_mean": "Mean residual of the recurrences. Per layer, and the greatest.",
+    "newton/iterations": "Most Newton iterations taken; 0 where a recurrence is solved in time order.",
+    "newton/jacobian_norm": "Greatest norm of a recurrence's Jacobian. Above 1 a state can grow.",
+    "newton/acted": "Share of forward passes in which model.newton.on_exceed had to act.",
+    "newton/clip_saturation": "Share of recurrent weights at model.recurrent_clip.",
     "checkpoint/blocked_seconds": "Time that a save held up training: waits for the save before and for its own copy.",
 }
 """Every scalar in TensorBoard, with its help text. tests/ compare this table with the docs."""
+
+_LAYER = re.compile(r"/layer_\d+$")
+
+
+def layer_scalar(name: str, layer: int) -> str:
+    """The name of a scalar's series for one layer: `newton/residual_max/layer_03`."""
+    return f"{name}/layer_{layer:02d}"
+
+
+def help_text(name: str) -> str:
+    """What a scalar means; a layer's series has the text of the whole."""
+    known = _LAYER.sub("", name)
+    assert known in SCALARS, f"{name} has no help text"
+    return SCALARS[known]
+
 
 Record = dict[str, Any]
 
@@ -53,10 +82,9 @@ class TensorBoardSink:
 
     def write(self, step: int, record: Record) -> None:
         for name, value in record.items():
-            assert name in SCALARS, f"{name} has no help text"
             # add_scalar takes no description; the page shows it when one points at a chart's title.
             summary = self._scalar(name, value)
-            summary.value[0].metadata.summary_description = SCALARS[name]
+            summary.value[0].metadata.summary_description = help_text(name)
             self._writer._get_file_writer().add_summary(summary, step)
 
     def text(self, step: int, name: str, text: str) -> None:
@@ -122,8 +150,16 @@ class ProgressSink:
                     f"step {step}/{self._steps}  loss {loss}  {speed} tokens/s  {left:.0f} s left"
                 )
         if "loss/validation" in record:
-            nats, bits = record["loss/validation"], record["loss/validation_bits_per_byte"]
-            self._console.print(f"step {step}: validation loss {nats:.4f} nats/token, {bits:.4f} bits/byte")
+            bits = record.get("loss/validation_bits_per_byte")
+            per_byte = "" if bits is None else f", {bits:.4f} bits/byte"
+            self._console.print(
+                f"step {step}: validation loss {record['loss/validation']:.4f} nats/token{per_byte}"
+            )
+        for prefix, label in (("task/", "accuracy"), ("task/longer_", "accuracy at the greater length")):
+            if f"{prefix}token_accuracy" in record:
+                kinds = ("token", "last", "sequence")
+                shares = (f"{kind} {100 * record[f'{prefix}{kind}_accuracy']:.2f} %" for kind in kinds)
+                self._console.print(f"step {step}: {label}: {', '.join(shares)}", soft_wrap=True)
 
     def text(self, step: int, name: str, text: str) -> None:
         from rich.markup import escape

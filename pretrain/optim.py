@@ -22,13 +22,17 @@ def matrix_lr_multiplier(optim: OptimSection, width: int) -> float:
     return optim.matrix_lr_multiplier
 
 
+PER_CHANNEL = (".recurrent", ".peephole", ".bias")
+"""Weights of a recurrence that have one element per channel and gate: vectors, though they are stored in rows."""
+
+
 def parameter_type(name: str, parameter: nn.Parameter) -> str:
-    """matrix, embedding or vector (norms, scales, biases).
+    """matrix, embedding or vector (norms, scales, biases, the recurrent weights of a cell).
 
     The recipe scales the matrices of attention and MLP with the width, and leaves the vocabulary's alone, so an
     untied head counts as an embedding. Vectors are not decayed: a norm's scale has no reason to shrink to zero.
     """
-    if parameter.ndim < 2:
+    if parameter.ndim < 2 or name.endswith(PER_CHANNEL):
         return "vector"
     return "embedding" if name.startswith(("embedding.", "head.")) else "matrix"
 

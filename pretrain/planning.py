@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from data_pipelines.errors import DataError
+from data_pipelines.tasks import build_task
 from data_pipelines.tokenizers import load_tokenizer
 from models import families
 from pretrain.engine.deepspeed import bucket_elements
@@ -118,6 +119,8 @@ def planned_vocabulary(config: Config) -> int:
     """The config's vocabulary, or that of its dataset if it is there already."""
     if config.model.vocabulary is not None:
         return int(config.model.vocabulary)
+    if config.data.task is not None:
+        return build_task(config.data.task).vocabulary
     path = config.data.sources[0].path
     try:
         return rounded_vocabulary(load_tokenizer(path))

@@ -17,11 +17,10 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.batch import Batch, Cursor
-from data_pipelines.evaluation import evaluation_batches
 from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import Tokenizer
 from models import families
 from models.initialise import initialise
+from pretrain.attempts import Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError
@@ -29,14 +28,17 @@ from pretrain.hooks.base import Hook, Hooks
 from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
 from pretrain.hooks.metrics import MetricsHook
+from pretrain.hooks.newton import NewtonHook
 from pretrain.hooks.samples import SampleHook
+from pretrain.hooks.tasks import TaskHook
+from pretrain.hooks.watchdog import WatchdogHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
 from pretrain.parallel.mesh import Mesh, build_mesh, data_parallel_size, micro_batch_rows
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
-from pretrain.run_data import RunData, open_run_data
+from pretrain.run_data import RunData, TaskData, TextData, open_run_data
 from pretrain.run_folder import RunFolder, write_config
 from pretrain.signals import StopRequest
 
@@ -87,22 +89,12 @@ class Run:
     stop: StopRequest
     evaluation: EvaluationHook
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.data.tokenizer
-
     def lr_factor(self, step: int) -> float:
         return schedule_factor(self.config.optim, step, self.config.run.steps)
 
     def validation_batches(self) -> Iterator[Batch]:
-        return evaluation_batches(
-            self.data.validation,
-            self.config.data.sequence_length,
-            rows_per_batch=micro_batch_rows(self.config.data, self.mesh.data.size),
-            rank=self.mesh.data.rank,
-            world=self.mesh.data.size,
-            limit_rows=self.config.monitor.evaluate_rows,
-        )
+        rows = micro_batch_rows(self.config.data, self.mesh.data.size)
+        return self.data.validation_batches(rows, self.mesh.data.rank, self.mesh.data.size)
 
     def record(self, event: str, **facts: Any) -> None:
         if self.ranks.is_main:
@@ -119,7 +111,7 @@ class Run:
                 "cursor": self.clock.cursor.to_dict(),
                 "hooks": self.hooks.state(),
                 "config": self.config.to_dict(),
-                "tokenizer": self.tokenizer.fingerprint,
+                "tokenizer": self.data.fingerprint,
                 "versions": library_versions(),
             },
             rank_bytes=random_state(),
@@ -146,19 +138,14 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         folder = RunFolder(Path(config.run.folder) / config.run.name)
         _enter_folder(folder, mesh, stack)
 
-        store = CheckpointStore(
-            folder.checkpoints,
-            group=mesh.storage,
-            keep_last=config.checkpoint.keep_last,
-            keep_every_steps=config.checkpoint.keep_every_steps,
-            asynchronous=config.checkpoint.asynchronous,
-        )
+        store = _open_store(config, folder, mesh)
         latest = store.latest()
         if latest is not None:
             refuse_another_run(data, store.read_meta(latest), latest)
         engine = build_engine(config, mesh, device)
-        evaluation = EvaluationHook(config.monitor.evaluate_every_steps, data.bytes_per_token)
-        hooks = Hooks(_hooks(config, evaluation))
+        bytes_per_token = data.bytes_per_token if isinstance(data, TextData) else None
+        evaluation = EvaluationHook(config.monitor.evaluate_every_steps, bytes_per_token)
+        hooks = Hooks(_hooks(config, data, evaluation, folder))
         clock = Clock(config.run.steps)
         if latest is not None:
             _resume(store, latest, engine, hooks, clock)
@@ -195,7 +182,14 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             logger.warning(
                 "step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps
             )
-        run.record("start", step=clock.step, world=ranks.world, zero=config.parallel.zero, device=str(device))
+        run.record(
+            "start",
+            step=clock.step,
+            world=ranks.world,
+            zero=config.parallel.zero,
+            device=str(device),
+            attempt=own_attempt(),
+        )
         yield run
 
 
@@ -211,17 +205,37 @@ def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
     return DeepSpeedEngine(parallelize(model, mesh, config.parallel), config, mesh, device)
 
 
-def _hooks(config: Config, evaluation: EvaluationHook) -> list[Hook]:
+def _open_store(config: Config, folder: RunFolder, mesh: Mesh) -> CheckpointStore:
+    return CheckpointStore(
+        folder.checkpoints,
+        group=mesh.storage,
+        keep_last=config.checkpoint.keep_last,
+        keep_every_steps=config.checkpoint.keep_every_steps,
+        asynchronous=config.checkpoint.asynchronous,
+        fence=Fence(Launch(folder.path), own_attempt()),
+    )
+
+
+def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: RunFolder) -> list[Hook]:
     family = families[config.model.family]
     monitor = config.monitor
     flops = family.flops_per_token(config.model, config.data.sequence_length)
-    return [
-        MetricsHook(monitor.log_every_steps, flops),
-        evaluation,
-        CheckpointHook(config.checkpoint.save_every_steps),
+    hooks: list[Hook] = []
+    if hasattr(config.model, "newton"):
+        # Before the metrics: it names the layer where they would find a gradient that is not finite.
+        hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton))
+    hooks += [MetricsHook(monitor.log_every_steps, flops), evaluation]
+    if isinstance(data, TaskData):
+        hooks.append(TaskHook(monitor.evaluate_every_steps, data))
+    hooks.append(CheckpointHook(config.checkpoint.save_every_steps))
+    if isinstance(data, TextData):
         # Last: sampling has no state, and whatever goes wrong in it must not cost the final save.
-        SampleHook(monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens),
-    ]
+        settings = (monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens)
+        hooks.append(SampleHook(data.tokenizer, *settings))
+    attempt, limit_s = own_attempt(), monitor.watchdog_seconds
+    if attempt is not None and limit_s is not None:
+        hooks.append(WatchdogHook(limit_s, Launch(folder.path).attempt(attempt)))
+    return hooks
 
 
 def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) -> None:
@@ -230,7 +244,7 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
     if mesh.is_main:
         try:
             folder.create()
-            stack.enter_context(folder.lock())
+            stack.enter_context(folder.lock(own_attempt()))
         except (UserError, OSError, ValueError) as error:
             problem = [str(error)]
     dist.broadcast_object_list(problem, src=0, group=mesh.control)
@@ -240,18 +254,23 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
 
 def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
     """A run's weights fit one tokenizer and one model. Raises CheckpointError that lists what differs."""
-    if meta["tokenizer"] != data.tokenizer.fingerprint:
+    if meta["tokenizer"] != data.fingerprint and isinstance(data, TaskData):
+        raise CheckpointError(
+            f"{path}: this checkpoint was not trained on {data.describe()}; set data.task back, or train under another "
+            "run.name; the checkpoint is untouched"
+        )
+    if meta["tokenizer"] != data.fingerprint:
         raise CheckpointError(
             f"{path}: this run reads text through tokenizer {meta['tokenizer'][:12]}, and "
-            f"{data.config.data.sources[0].path} was built with {data.tokenizer.fingerprint[:12]} "
-            f"({data.tokenizer.describe()}); set data.path back, build the dataset with `--tokenizer` of the run's "
+            f"{data.config.data.sources[0].path} was built with {data.fingerprint[:12]} "
+            f"({data.describe()}); set data.path back, build the dataset with `--tokenizer` of the run's "
             "tokenizer folder, or train under another run.name; the checkpoint is untouched"
         )
     ours, saved = data.config.to_dict()["model"], meta["config"]["model"]
     changed = [
         f"  model.{key}: {saved.get(key)} in the checkpoint, {ours.get(key)} in the config"
         for key in dict.fromkeys([*saved, *ours])
-        if saved.get(key) != ours.get(key)
+        if saved.get(key) != ours.get(key) and key not in getattr(data.config.model, "CHANGEABLE", ())
     ]
     if changed:
         raise CheckpointError(
@@ -318,7 +337,8 @@ def finish_save(store: CheckpointStore) -> None:
 def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock, mesh: Mesh) -> None:
     if mesh.is_main:
         write_config(folder, config.to_yaml())
-        folder.save_tokenizer(data.tokenizer)
+        if isinstance(data, TextData):
+            folder.save_tokenizer(data.tokenizer)
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
 
 

@@ -1,34 +1,127 @@
-"""The data of a run: its datasets opened, and what they decide about the model filled into the config."""
+"""The data of a run: opened, and what it decides about the model filled into the config."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from data_pipelines.evaluation import evaluation_batches
 from data_pipelines.rows import OpenSource, RowReader, Source, open_sources
+from data_pipelines.tasks import TaskRows, build_task, task_batches
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
+    from data_pipelines.batch import Batch
+    from data_pipelines.stream import Rows
     from pretrain.config import Config
 
 VOCABULARY_MULTIPLE = 64
 """An automatic vocabulary is rounded up to this: matrix units like it, and tensor-parallel ranks can share it."""
+TASK_ROWS = 2048
+"""Rows that judge a task where monitor.evaluate_rows is null: 0.05 % is one of them."""
 
 
-@dataclass(frozen=True)
-class RunData:
+@dataclass(frozen=True, kw_only=True)
+class RunData(ABC):
     config: Config
     """With the vocabulary and everything that follows from it filled in."""
+    train: Rows
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Of what the model's tokens mean: a checkpoint continues with the same one only."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """What the tokens are, in a few words for people."""
+
+    @abstractmethod
+    def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
+        """A rank's part of the rows that are evaluated during training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData(RunData):
+    """Documents of tokenised datasets."""
+
     tokenizer: Tokenizer
-    train: RowReader
     validation: list[OpenSource]
     bytes_per_token: float
     """UTF-8 bytes of text per token of the validation split, for bits per byte."""
 
+    @property
+    def fingerprint(self) -> str:
+        return self.tokenizer.fingerprint
+
+    def describe(self) -> str:
+        return self.tokenizer.describe()
+
+    def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.validation,
+            self.config.data.sequence_length,
+            rows_per_batch=rows_per_batch,
+            rank=rank,
+            world=world,
+            limit_rows=self.config.monitor.evaluate_rows,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskData(RunData):
+    """Sequences of a synthetic task, drawn as they are needed."""
+
+    evaluation: TaskRows
+    longer: TaskRows | None
+    """The same task at monitor.evaluate_length."""
+
+    @property
+    def fingerprint(self) -> str:
+        task = self.evaluation.task
+        return f"{task.name} of {task.vocabulary} symbols"
+
+    def describe(self) -> str:
+        return f"task {self.fingerprint}"
+
+    def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
+        return self.batches(self.evaluation, rows_per_batch, rank, world)
+
+    def batches(self, rows: TaskRows, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
+        """A rank's part of the first monitor.evaluate_rows of `rows`."""
+        count = self.config.monitor.evaluate_rows or TASK_ROWS
+        return task_batches(rows, count, min(rows_per_batch, count), rank, world)
+
 
 def open_run_data(config: Config) -> RunData:
-    """Open every source of the config. Raises DataError or ConfigError before anything is built."""
+    """Open what the config's data section names. Raises DataError or ConfigError before anything is built."""
+    return _open_text(config) if config.data.task is None else open_task(config)
+
+
+def open_task(config: Config) -> TaskData:
+    """The config's task. Raises DataError if it does not fit a sequence length."""
+    assert config.data.task is not None
+    task, seed = build_task(config.data.task), config.run.seed
+    length, longer = config.data.sequence_length, config.monitor.evaluate_length
+    vocabulary = config.model.vocabulary
+    if vocabulary is not None and vocabulary < task.vocabulary:
+        raise ConfigError(
+            f"model.vocabulary = {vocabulary}: task {task.name} has {task.vocabulary} symbols; use at least that, or "
+            "null to take the task's"
+        )
+    model = config.model.resolved(vocabulary=task.vocabulary, sequence_length=length)
+    return TaskData(
+        config=config.replace(model=model),
+        train=TaskRows(task, length, seed, "train"),
+        evaluation=TaskRows(task, length, seed, "evaluate"),
+        longer=None if longer is None else TaskRows(task, longer, seed, "evaluate"),
+    )
+
+
+def _open_text(config: Config) -> TextData:
     sources = [Source(path=source.path, weight=source.weight) for source in config.data.sources]
     train, validation = open_sources(sources, split="train"), open_sources(sources, split="validation")
     tokenizer = load_tokenizer(sources[0].path)
@@ -42,7 +135,7 @@ def open_run_data(config: Config) -> RunData:
         )
     length = config.data.sequence_length
     config = config.replace(model=config.model.resolved(vocabulary=vocabulary, sequence_length=length))
-    return RunData(
+    return TextData(
         config=config,
         tokenizer=tokenizer,
         train=RowReader(

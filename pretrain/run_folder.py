@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import yaml
 
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
+from pretrain.attempts import append_ledger
 from pretrain.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,21 +65,37 @@ class RunFolder:
                 f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere"
             ) from None
 
-    def lock(self) -> AbstractContextManager[object]:
-        """Held until the context ends or the process dies; raises UserError if another live run holds it."""
-        lock = filelock.FileLock(self.path / "run.lock")
-        owner = self.path / "run.owner.json"
+    def lock(self, attempt: int | None = None) -> AbstractContextManager[object]:
+        """Held until the context ends or the process dies; raises UserError if another live run holds it.
+
+        attempt: of a launched run. It takes the lock from an older attempt of its own, which may live on where
+            nobody can end it: on a node that was cut off.
+        """
+        path, owner = self.path / "run.lock", self.path / "run.owner.json"
         try:
-            held = lock.acquire(timeout=0)
+            held = filelock.FileLock(path).acquire(timeout=0)
         except filelock.Timeout:
             who = _owner(owner)
-            raise UserError(
-                f"{self.path}: another run is writing here (process {who.get('pid', '?')} on {who.get('host', '?')}, "
-                f"since {who.get('since', '?')}); end it, or choose another run.name"
-            ) from None
+            older = who.get("attempt")
+            if attempt is None or not isinstance(older, int) or older >= attempt:
+                raise UserError(
+                    f"{self.path}: another run is writing here (process {who.get('pid', '?')} on "
+                    f"{who.get('host', '?')}, since {who.get('since', '?')}); end it, or choose another run.name"
+                ) from None
+            logger.warning("%s: taken over from attempt %d on %s", path, older, who.get("host", "?"))
+            path.unlink()
+            held = filelock.FileLock(path).acquire(timeout=0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}))
+        facts = {"pid": os.getpid(), "host": platform.node(), "since": since, "attempt": attempt}
+        owner.write_text(json.dumps(facts))
         return held
+
+    def trains_a_task(self) -> bool:
+        """Whether the run learns a synthetic task, by its latest start."""
+        if not self.config.is_file():
+            return False
+        values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        return values["data"].get("task") is not None
 
     def save_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep what generation needs, so that a run outlives its dataset."""
@@ -91,9 +112,7 @@ class RunFolder:
 
     def record(self, event: str, **facts: Any) -> None:
         """Add a line to the ledger: starts, saves, stops, with reasons."""
-        line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-        with self.ledger.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_ledger(self.ledger, event, facts)
 
     def cut_metrics(self, after_step: int) -> None:
         """Forget what was logged beyond `after_step`: those steps are about to be trained again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,35 +58,14 @@ class DecoderConfig:
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""
-        found = [*self._not_positive(), *self._unknown_choices()]
+        whole = ("layers", "width", "heads", "kv_heads", "vocabulary", "mlp_width")
+        found = not_positive(self, whole, ("rope_base", "norm_epsilon", "layer_scale"))
+        found += unknown_choices(self, CHOICES)
         if sequence_length < 1:
             found.append(("sequence_length", f"{sequence_length} must be at least 1"))
         if min(self.width, self.heads) > 0:
             found += self._head_problems()
         return found
-
-    def _not_positive(self) -> list[Problem]:
-        whole = ("layers", "width", "heads", "kv_heads", "vocabulary", "mlp_width")
-        numbers = ("rope_base", "norm_epsilon", "layer_scale")
-        limits = [(key, "at least 1") for key in whole] + [(key, "greater than 0") for key in numbers]
-        values = [(key, limit, getattr(self, key)) for key, limit in limits]
-        return [
-            (key, f"{value} must be {limit}")
-            for key, limit, value in values
-            if value is not None and value <= 0
-        ]
-
-    def _unknown_choices(self) -> list[Problem]:
-        choices = {
-            "positions": ("alibi", "rope"),
-            "norm": ("hybrid", "pre"),
-            "initialisation": ("fan_in", "small"),
-        }
-        return [
-            (key, f"{getattr(self, key)!r} is unknown; use {' or '.join(allowed)}")
-            for key, allowed in choices.items()
-            if getattr(self, key) not in allowed
-        ]
 
     def _head_problems(self) -> list[Problem]:
         found = []
@@ -110,6 +90,31 @@ class DecoderConfig:
             )
             found.append(("kv_heads", message))
         return found
+
+
+CHOICES: Mapping[str, Sequence[str]] = {
+    "positions": ("alibi", "rope"),
+    "norm": ("hybrid", "pre"),
+    "initialisation": ("fan_in", "small"),
+}
+
+
+def not_positive(config: object, whole: Sequence[str], numbers: Sequence[str]) -> list[Problem]:
+    """The keys among `whole` that are below 1, and those among `numbers` that are not above 0. None is no value."""
+    limits = [(key, "at least 1") for key in whole] + [(key, "greater than 0") for key in numbers]
+    values = [(key, limit, getattr(config, key)) for key, limit in limits]
+    return [
+        (key, f"{value} must be {limit}") for key, limit, value in values if value is not None and value <= 0
+    ]
+
+
+def unknown_choices(config: object, choices: Mapping[str, Sequence[str]]) -> list[Problem]:
+    """The keys whose value is not among their choices."""
+    return [
+        (key, f"{getattr(config, key)!r} is unknown; use {' or '.join(allowed)}")
+        for key, allowed in choices.items()
+        if getattr(config, key) not in allowed
+    ]
 
 
 def divisors(number: int) -> str:

@@ -14,7 +14,7 @@ from models.initialise import Constant, Normal, Rule
 from models.layers.attention import Attention, AttentionShape
 from models.layers.cache import KVCache
 from models.layers.config import DecoderConfig
-from models.layers.linear import Embedding, Linear
+from models.layers.language_model import LanguageModel
 from models.layers.mlp import SwiGLU
 from models.layers.norm import RMSNorm
 from models.layers.positions import row_positions
@@ -63,25 +63,25 @@ class Block(nn.Module):
         x_BTC = self.attention_branch.leave(x_BTC, attended)
         return self.mlp_branch.leave(x_BTC, self.mlp(self.mlp_branch.enter(x_BTC)))
 
+    def new_state(
+        self, batch: int, length: int, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> KVCache:
+        return self.attention.new_state(batch, length, device, dtype)
 
-class Decoder(nn.Module):
-    """Tokens to hidden states; `head` maps hidden states to logits.
 
-    With a tied head, `head.weight` is `embedding.weight`, listed once, under that name.
-    """
+class Decoder(LanguageModel):
+    """A `LanguageModel` of attention blocks."""
 
     def __init__(self, config: DecoderConfig, mixer: Callable[[AttentionShape], Attention]) -> None:
-        super().__init__()
-        if config.vocabulary is None:
-            raise ValueError("vocabulary must be known to build the model: use config.resolved(...)")
-        self.config = config
-        self.embedding = Embedding(config.vocabulary, config.width)
         shape = attention_shape(config)
-        self.blocks = nn.ModuleList(Block(config, mixer(shape)) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_epsilon)
-        self.head = Linear(config.width, config.vocabulary)
-        if config.tied_head:
-            self.head.weight = self.embedding.weight
+        super().__init__(
+            vocabulary=config.vocabulary,
+            width=config.width,
+            blocks=(Block(config, mixer(shape)) for _ in range(config.layers)),
+            norm=RMSNorm(config.width, config.norm_epsilon),
+            tied_head=config.tied_head,
+        )
+        self.config = config
 
     def forward(
         self,
@@ -90,36 +90,12 @@ class Decoder(nn.Module):
         positions_BT: Tensor | None = None,
         state: list[KVCache] | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, C) after the final norm.
-
-        Args:
-            tokens_BT: integers below the vocabulary.
-            segment_ids_BT: which document of the row each token is of; None: each row is one document.
-            positions_BT: each token's position in its document, for RoPE; None: counted along the row (and
-                on from the state).
-            state: from `new_state`, for decoding: the tokens follow those seen, and the state grows in place.
-                Not together with segment ids.
-        """
+        """As `LanguageModel.forward`. Segment ids cannot be used together with a state."""
         if state is not None and segment_ids_BT is not None:
             raise ValueError("segment_ids_BT cannot be used with a state: decode one document per row")
         if positions_BT is None and self.config.positions == "rope":
             positions_BT = row_positions(tokens_BT, 0 if state is None else state[0].length)
-        x_BTC = self.embedding(tokens_BT)
-        for layer, block in enumerate(self.blocks):
-            x_BTC = block(x_BTC, segment_ids_BT, positions_BT, None if state is None else state[layer])
-        hidden: Tensor = self.norm(x_BTC)
-        return hidden
-
-    def new_state(
-        self,
-        batch: int,
-        length: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> list[KVCache]:
-        """Empty caches, one per layer, for `batch` rows of up to `length` tokens."""
-        attentions = [block.attention for block in self.blocks if isinstance(block, Block)]
-        return [attention.new_state(batch, length, device, dtype) for attention in attentions]
+        return super().forward(tokens_BT, segment_ids_BT, positions_BT, state)
 
     def initial_rule(self, name: str) -> Rule:
         """How `models.initialise` draws the parameter of this name."""

@@ -26,6 +26,14 @@ class RMSNorm(nn.Module):
         return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
+class GatedRMSNorm(RMSNorm):
+    """`RMSNorm(x * silu(gate))`. Source: Dao and Gu, "Transformers are SSMs" (Mamba-2)."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]  # takes a gate too
+        """(..., C) and (..., C) to (..., C)."""
+        return super().forward(x * functional.silu(gate))
+
+
 class _EagerRMSNorm(torch.autograd.Function):
     """With its gradient written by hand: on a CPU torch's own is a chain of some ten operations.
 

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 META_NAME = "meta.json"
 STEP_PATTERN = re.compile(r"step_(\d{8,})")
+PARTIAL_PATTERN = re.compile(r"step_\d{8,}\.(partial|attempt-\d+)")
+"""A step while it is being written, or what an interrupted save left: named after its writer."""
 
 
 @dataclass(frozen=True)
@@ -174,9 +176,11 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def remove_torn(folder: Path) -> None:
-    """Remove the folders of saves that were interrupted: those without a manifest."""
-    for path in step_folders(folder):
-        if not (path / MANIFEST_NAME).exists():
+    """Remove the folders of saves that were interrupted: unfinished ones, and those without a manifest."""
+    unfinished = [path for path in folder.iterdir() if PARTIAL_PATTERN.fullmatch(path.name)]
+    torn = [path for path in step_folders(folder) if not (path / MANIFEST_NAME).exists()]
+    for path in [*unfinished, *torn]:
+        if path.is_dir():
             logger.warning("removing %s: its save was interrupted", path)
             shutil.rmtree(path)
 

@@ -19,12 +19,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
+from pretrain.attempts import Fence, Launch
 from pretrain.checkpoint.boxes import Boxes, boxes_of_fragments, step_leaf
 from pretrain.checkpoint.fragments import Fragment, TrainingState
 from pretrain.checkpoint.manifest import (
     FileRecord,
     Manifest,
     check_checksum,
+    fsync_folder,
     make_durable_folder,
     read_manifest,
     write_manifest,
@@ -86,6 +88,8 @@ class CheckpointStore:
         keep_every_steps: steps divisible by this stay for ever; None for no such rule.
         asynchronous: False writes inside `save`.
         writer_id: recorded in each manifest.
+        fence: of the attempt that this process belongs to, for runs that a launcher starts again: an older
+            attempt's rank that outlived it is kept from committing.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class CheckpointStore:
         keep_every_steps: int | None = None,
         asynchronous: bool = True,
         writer_id: str = "",
+        fence: Fence | None = None,
     ) -> None:
         if keep_last < 1:
             raise CheckpointError(f"keep_last = {keep_last}: at least the newest step must be kept")
@@ -108,6 +113,7 @@ class CheckpointStore:
         self._keep_every_steps = keep_every_steps
         self._asynchronous = asynchronous
         self._writer_id = writer_id
+        self._fence = fence or Fence(Launch(self.folder.parent), attempt=None)
         self._stager = Stager(copies=asynchronous)
         self.blocked_s = 0.0
         self._thread: threading.Thread | None = None
@@ -217,25 +223,34 @@ class CheckpointStore:
             )
 
     def _write_folder(self, folder: Path, job: _Job, leaves: dict[str, Any]) -> None:
-        """Write the step's folder, or leave none."""
+        """Write the step's folder, or leave none. It has its name only once it is whole."""
+        partial = folder.with_name(f"{folder.name}.{self._fence.name}")
         try:
-            self._ranks.on_first(lambda: self._make_folder(folder))
-            self._write_files(folder, job, leaves)
+            self._ranks.on_first(lambda: self._make_folder(partial))
+            self._write_files(partial, job, leaves)
+            self._ranks.on_first(lambda: self._publish(partial, folder))
         except Exception:
             if self._ranks.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)
             raise
 
-    def _make_folder(self, folder: Path) -> None:
+    def _make_folder(self, partial: Path) -> None:
         """Rank 0: an empty folder for the step. A folder is never written into twice."""
+        self._fence.check()
         if not self._cleaned:
             make_durable_folder(self.folder)
             remove_torn(self.folder)
             self._cleaned = True
+        partial.mkdir()
+
+    def _publish(self, partial: Path, folder: Path) -> None:
+        """Rank 0: give the whole step its name."""
+        self._fence.check()
         if folder.exists():
             logger.warning("replacing %s, which this run did not write", folder)
             remove_step(folder)
-        folder.mkdir()
+        partial.rename(folder)
+        fsync_folder(self.folder)
 
     def _write_files(self, folder: Path, job: _Job, leaves: dict[str, Any]) -> None:
         writer = ChecksummingWriter(folder)

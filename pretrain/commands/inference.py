@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 
 from pretrain.checkpoint_reader import load_trained_model
-from pretrain.evaluation import evaluate
+from pretrain.errors import UserError
+from pretrain.evaluation import Watch, evaluate, evaluate_task
 from pretrain.generation import generate
+from pretrain.run_data import TASK_ROWS
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
@@ -24,8 +27,45 @@ def print_generated(
     run: str, prompts: list[str], sampling: Sampling, *, step: int | None, device: str
 ) -> None:
     trained = load_trained_model(find_run(run), step, device)
-    for prompt in prompts:
-        print(*generate(trained.model, trained.tokenizer, [prompt], sampling, trained.device))
+    together = getattr(trained.model, "constant_state", False)
+    for batch in [prompts] if together else [[prompt] for prompt in prompts]:
+        for text in generate(trained.model, trained.tokenizer, batch, sampling, trained.device):
+            print(text)
+
+
+def print_task_accuracy(
+    run: str, lengths: list[int], *, rows: int | None, step: int | None, device: str, json_output: bool
+) -> None:
+    """Accuracy of a model of a synthetic task, at each length; by default at those of its config."""
+    trained = load_trained_model(find_run(run), step, device)
+    config = trained.config
+    if config.data.task is None:
+        raise UserError(
+            f"{run}: --length is for synthetic tasks, and this run learned from {config.data.path}"
+        )
+    own = [config.data.sequence_length, config.monitor.evaluate_length]
+    lengths = lengths or [length for length in own if length is not None]
+    count = rows or config.monitor.evaluate_rows or TASK_ROWS
+    results = {
+        length: evaluate_task(trained, length, rows=count, watch=_progress(f"length {length}"))
+        for length in lengths
+    }
+    if json_output:
+        accuracies = {length: dataclasses.asdict(accuracy) for length, accuracy in results.items()}
+        print(json.dumps({"run": run, "step": trained.step, "rows": count, "accuracy": accuracies}))
+        return
+    table = Table("length", "token", "last", "sequence", title=f"{config.data.task['name']}, {count:,} rows")
+    for length, accuracy in results.items():
+        shares = (accuracy.token, accuracy.last, accuracy.sequence)
+        table.add_row(f"{length:,}", *(f"{100 * share:.2f} %" for share in shares))
+    Console(highlight=False).print(table)
+
+
+def _progress(label: str) -> Watch:
+    def watch(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
+        return track(batches, label, total=count, console=Console(stderr=True), transient=True)
+
+    return watch
 
 
 def print_evaluation(
@@ -40,11 +80,7 @@ def print_evaluation(
 ) -> None:
     trained = load_trained_model(find_run(run), step, device)
     paths = paths or [source.path for source in trained.config.data.sources]
-
-    def watch(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
-        return track(batches, "evaluating", total=count, console=Console(stderr=True), transient=True)
-
-    result = evaluate(trained, paths, split, limit_rows=rows, watch=watch)
+    result = evaluate(trained, paths, split, limit_rows=rows, watch=_progress("evaluating"))
     facts = {"run": run, "step": trained.step, "data": paths, "split": split, **dataclasses.asdict(result)}
     facts["perplexity"] = result.perplexity
     if json_output:

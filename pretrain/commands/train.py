@@ -55,12 +55,14 @@ def print_summary(run: Run) -> None:
         )
     first, last = run.evaluation.first, run.evaluation.last
     if run.clock.done and first is not None and last is not None:
-        console.print(
-            f"validation loss: {first['nats_per_token']:.4f} -> {last['nats_per_token']:.4f} nats/token, "
-            f"{first['bits_per_byte']:.4f} -> {last['bits_per_byte']:.4f} bits/byte "
-            f"(step {first['step']:.0f} -> {last['step']:.0f})"
-        )
+        losses = f"{first['nats_per_token']:.4f} -> {last['nats_per_token']:.4f} nats/token"
+        if "bits_per_byte" in last:
+            losses += f", {first['bits_per_byte']:.4f} -> {last['bits_per_byte']:.4f} bits/byte"
+        console.print(f"validation loss: {losses} (step {first['step']:.0f} -> {last['step']:.0f})")
     console.print(f"checkpoint:      {run.folder.checkpoints / step_name(run.clock.step)}")
-    console.print(f"more text:       {runnable('triptych')} generate {run.folder.path}")
+    if run.config.data.task is None:
+        console.print(f"more text:       {runnable('triptych')} generate {run.folder.path}")
+    else:
+        console.print(f"again, longer:   {runnable('triptych')} evaluate {run.folder.path} --length 1000")
     if run.config.monitor.tensorboard:
         console.print(f"watch:           {runnable('tensorboard')} --logdir {run.folder.path.parent}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from pretrain.hooks.base import Hook, due
@@ -15,12 +16,14 @@ if TYPE_CHECKING:
 class EvaluationHook(Hook):
     """Before the first step, every `every` steps, and at the end.
 
+    bytes_per_token: of the validation split; None where the tokens are not text.
+
     Its state remembers the first and the last result, so that a resumed run can still tell what it began from.
     """
 
     name = "evaluation"
 
-    def __init__(self, every: int | None, bytes_per_token: float) -> None:
+    def __init__(self, every: int | None, bytes_per_token: float | None) -> None:
         self._every = every
         self._bytes_per_token = bytes_per_token
         self.first: dict[str, float] | None = None
@@ -39,12 +42,16 @@ class EvaluationHook(Hook):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
+        began = time.perf_counter()
         nats = run.engine.evaluate(run.validation_batches(), run.objective).loss
-        bits_per_byte = nats / math.log(2) / self._bytes_per_token
-        self.last = {"step": run.clock.step, "nats_per_token": nats, "bits_per_byte": bits_per_byte}
+        self.last = {"step": run.clock.step, "nats_per_token": nats}
+        record = {"loss/validation": nats, "speed/evaluation_seconds": time.perf_counter() - began}
+        if self._bytes_per_token is not None:
+            bits_per_byte = nats / math.log(2) / self._bytes_per_token
+            self.last["bits_per_byte"] = bits_per_byte
+            record["loss/validation_bits_per_byte"] = bits_per_byte
         if self.first is None:
             self.first = self.last
-        record = {"loss/validation": nats, "loss/validation_bits_per_byte": bits_per_byte}
         run.reporter.write(run.clock.step, record)
 
     def state(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pretrain.generation import Sampling, generate
 from pretrain.hooks.base import Hook, due
 
 if TYPE_CHECKING:
+    from data_pipelines.tokenizers import Tokenizer
     from pretrain.engine.base import StepReport
     from pretrain.run import Run
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 class SampleHook(Hook):
     name = "samples"
 
-    def __init__(self, every: int | None, prompts: tuple[str, ...], tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, every: int | None, prompts: tuple[str, ...], tokens: int
+    ) -> None:
+        self._tokenizer = tokenizer
         self._every = every
         self._prompts = prompts
         self._sampling = Sampling(tokens=tokens)
@@ -40,6 +44,6 @@ class SampleHook(Hook):
             return int(chosen)
 
         with run.engine.inference() as model:
-            texts = generate(model, run.tokenizer, self._prompts, self._sampling, run.device, agree)
+            texts = generate(model, self._tokenizer, self._prompts, self._sampling, run.device, agree)
         for number, text in enumerate(texts):
             run.reporter.text(run.clock.step, f"samples/{number}", text)

@@ -8,10 +8,14 @@ FOLDER = Path(__file__).parent
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+RUNS = ("sigmoid", "softmax", "pararnn/gru", "pararnn/lstm", "mamba2", "tasks")
+
+
 def runnable_configs() -> list[Path]:
-    """Every shipped run: configs/<family>/<size>.yaml."""
-    return sorted(path for family in ("sigmoid", "softmax") for path in (CONFIGS / family).glob("*.yaml"))
+    """Every shipped run: configs/<family>/<size>.yaml, or configs/<family>/<kind>/<size>.yaml."""
+    return sorted(path for folder in RUNS for path in (CONFIGS / folder).glob("*.yaml"))
 
 
 def golden_path(config: Path) -> Path:
-    return FOLDER / "configs" / f"{config.parent.name}-{config.stem}.yaml"
+    name = "-".join(config.relative_to(CONFIGS).with_suffix("").parts)
+    return FOLDER / "configs" / f"{name}.yaml"

@@ -1,4 +1,4 @@
-"""The decoder families: shapes and counts, decoding, packing, gradients, cost.
+"""The attention families: shapes and counts, decoding, packing, gradients, cost.
 
 Shape suffixes: B batch, T time, C model width.
 """
@@ -25,7 +25,7 @@ from models.layers.loss import default_chunk_tokens, token_cross_entropy
 from models.sharding import Column, Row
 
 VOCABULARY, TIME = 61, 24
-FAMILIES = tuple(families)
+FAMILIES = ("sigmoid", "softmax")
 POSITIONS = ("alibi", "rope")
 PUBLISHED = {
     "85m": ({"layers": 12, "width": 768, "heads": 12}, 2048, 0.1101e9),

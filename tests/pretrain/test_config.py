@@ -55,6 +55,23 @@ def test_sources_with_weights() -> None:
 
 MISTAKES: list[tuple[str, list[str], list[str]]] = [
     (
+        "neither data nor task",
+        ["data.path=null"],
+        ["data.path: missing; name a dataset folder, or a synthetic task under data.task"],
+    ),
+    ("both data and task", ["data.task={name: parity}"], ["data.task: data.path is set too"]),
+    (
+        "unknown task",
+        ["data.path=null", "data.task={name: paritty}"],
+        ["data.task", "task paritty is unknown, did you mean parity?"],
+    ),
+    (
+        "task that the length does not hold",
+        ["data.path=null", "data.task={name: keep_nth, n: 200}", "monitor.evaluate_length=150"],
+        ["data.task.n: 200 must be from 1 to the sequence length, 128", "monitor.evaluate_length = 150"],
+    ),
+    ("length for text", ["monitor.evaluate_length=150"], ["only synthetic tasks have it"]),
+    (
         "misspelt key",
         ["optim.wieght_decay=0.1"],
         ["optim.wieght_decay: no such setting; did you mean optim.weight_decay?"],

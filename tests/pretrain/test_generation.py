@@ -15,10 +15,19 @@ from pretrain.generation import Sampling, generate, sample_token
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["sigmoid", "softmax"])
+ATTENTION = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "positions": "rope", "mlp_width": 64}
+MODELS = {
+    "sigmoid": ATTENTION,
+    "softmax": ATTENTION,
+    "pararnn": {"cell": "lstm", "layers": 2, "width": 32, "mlp_width": 64},
+    "mamba2": {"layers": 2, "width": 32, "heads": 4, "state_width": 8, "chunk": 4},
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     family = families[request.param]
-    config = family.config(layers=2, width=32, heads=4, kv_heads=2, positions="rope", mlp_width=64)
+    config = family.config(**MODELS[request.param])
     built = family.build(config.resolved(vocabulary=320, sequence_length=64))
     initialise(built, 3)
     return built
@@ -36,6 +45,14 @@ def test_greedy_continuation_is_the_argmax_of_the_whole_forward_pass(model: torc
                 break
             ids.append(best)
     assert text == tokenizer.decode(ids[1:])
+
+
+def test_prompts_together_give_what_each_gives_alone(model: torch.nn.Module) -> None:
+    tokenizer, greedy = BytesTokenizer(), Sampling(tokens=10, temperature=0)
+    prompts = ["", "a longer prompt", "xy"]
+    together = generate(model, tokenizer, prompts, greedy, CPU)
+    assert together == [generate(model, tokenizer, [prompt], greedy, CPU)[0] for prompt in prompts]
+    assert generate(model, tokenizer, [], greedy, CPU) == []
 
 
 def test_the_seed_decides(model: torch.nn.Module) -> None:

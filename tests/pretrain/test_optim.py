@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from models import families
 from pretrain.config import OptimSection
 from pretrain.optim import build_optimizer, parameter_groups, schedule_factor, set_learning_rate
 
@@ -26,6 +27,19 @@ def test_types_have_their_learning_rates() -> None:
     assert by_type["matrix"]["peak_lr"] == pytest.approx(0.01 * 768 / 2048)
     assert by_type["embedding"]["peak_lr"] == by_type["vector"]["peak_lr"] == 0.01
     assert by_type["vector"]["weight_decay"] == 0
+
+
+def test_the_recurrent_weights_of_a_cell_are_vectors() -> None:
+    family = families["pararnn"]
+    config = family.config(cell="lstm", layers=1, width=8).resolved(vocabulary=5, sequence_length=4)
+    model = family.build(config)
+    groups = parameter_groups(model.named_parameters(), OptimSection(lr=0.01, weight_decay=0.1), width=8)
+    types = {id(p): group["type"] for group in groups for p in group["params"]}
+    found = {name: types[id(parameter)] for name, parameter in model.named_parameters()}
+    cell = {name.rsplit(".", 1)[-1]: kind for name, kind in found.items() if ".cell." in name}
+    assert cell == {"input": "matrix", "recurrent": "vector", "bias": "vector", "peephole": "vector"}
+    assert found["blocks.0.skip"] == found["blocks.0.mixer.conv.bias"] == "vector"
+    assert found["blocks.0.mixer.conv.weight"] == "matrix" and found["head.weight"] == "embedding"
 
 
 def test_narrow_models_keep_the_whole_rate() -> None:

@@ -1,0 +1,19 @@
+"""Nonlinear recurrences, in time order or by Newton's method in parallel: ParaGRU, ParaLSTM, and one's own."""
+
+from kernels.newton_rnn.decode import gru_step, lstm_step
+from kernels.newton_rnn.generic import check_structure, recurrence
+from kernels.newton_rnn.op import gru, lstm
+from kernels.newton_rnn.solver import NewtonError, Report, Solution, Solver
+
+__all__ = [
+    "NewtonError",
+    "Report",
+    "Solution",
+    "Solver",
+    "check_structure",
+    "gru",
+    "gru_step",
+    "lstm",
+    "lstm_step",
+    "recurrence",
+]

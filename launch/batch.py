@@ -1,0 +1,237 @@
+"""What the batch script runs on the first node of the allocation, before and after the ranks.
+
+    number=$(python -m launch.batch begin RUN) || exit
+    srun ... the ranks ...
+    python -m launch.batch end RUN --code $?
+
+The policy is here and not in a rank: it works when rank 0 is dead, and with containers that have no Slurm inside.
+Imports no torch: it answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import slurm
+from launch.job import LaunchedRun
+from launch.policy import Attempt, Decision, Ending, classify, decide
+from launch.progress import read_progress
+from launch.verdict import Verdict, judge
+from pretrain.attempts import read_json, write_json
+from pretrain.errors import UserError
+
+EXIT_NOTHING_TO_DO = 100
+"""`begin`: the run has finished, or was given up; the batch script ends in peace."""
+
+
+def begin(run: LaunchedRun, job: str) -> int:
+    """Number a new attempt, check the nodes, and print the number for the script. Returns the exit code."""
+    if run.outcome_file.is_file():
+        say(f"nothing to do: {read_json(run.outcome_file)['message']}")
+        return EXIT_NOTHING_TO_DO
+    _close_unended(run)
+    number = run.launch.current + 1
+    nodes = slurm.hostnames(os.environ["SLURM_JOB_NODELIST"])
+    facts = {"job": job, "nodes": nodes, "step_before": run.newest_step()}
+    run.launch.begin(number, **facts)
+    run.launch.record("attempt", attempt=number, **facts)
+    say(f"attempt {number} on {', '.join(nodes)}, from step {facts['step_before']}")
+    settings = run.settings
+    if settings.preflight.enabled:
+        folder = run.launch.attempt(number).path / "preflight"
+        verdict = _preflight(run, folder, nodes, settings.preflight.seconds)
+        run.launch.record(
+            "preflight",
+            attempt=number,
+            bad_nodes=verdict.bad_nodes,
+            everywhere=verdict.everywhere,
+            figures=verdict.figures,
+        )
+        if not verdict.well:
+            return _refuse(run, number, job, verdict)
+    print(number)
+    return 0
+
+
+def check(run: LaunchedRun, job: str) -> int:
+    """The preflight alone: its verdict is the job's outcome. Nothing is trained, no attempt begins."""
+    nodes = slurm.hostnames(os.environ["SLURM_JOB_NODELIST"])
+    folder = run.folder / "preflight" / job
+    verdict = _preflight(run, folder, nodes, run.settings.preflight.seconds)
+    run.launch.record("preflight", job=job, bad_nodes=verdict.bad_nodes, everywhere=verdict.everywhere)
+    write_json(folder / "verdict.json", {"well": verdict.well, "message": str(verdict)})
+    return EXIT_NOTHING_TO_DO if verdict.well else 1
+
+
+def end(run: LaunchedRun, job: str, code: int) -> int:
+    """Judge the attempt that has just ended, and act. Returns the exit code of the batch script."""
+    _outlive_the_requeue()
+    number = run.launch.current
+    folder = run.launch.attempt(number)
+    current = read_json(run.folder / "attempt.json")
+    settings = run.settings
+    ranks = len(current["nodes"]) * settings.ranks_per_node
+    ending, reason = classify(code, folder.exits(), fault=folder.fault.is_file(), ranks=ranks)
+    bad_nodes: tuple[str, ...] = ()
+    if folder.fault.is_file():
+        found = read_json(folder.fault)
+        reason, bad_nodes = found["reason"], (found["host"],)
+    if ending is not Ending.done and _ended_by_slurm(job):
+        ending, reason, bad_nodes = Ending.cancelled, f"{reason}; cancelled or preempted", ()
+    attempt = Attempt(number, ending, current["step_before"], run.newest_step(), reason, bad_nodes)
+    return _act(run, job, attempt)
+
+
+def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
+    settings = run.settings
+    run.write_ended(attempt)
+    decision = decide(
+        run.ended_attempts(),
+        most_without_progress=settings.attempts_without_progress,
+        excluded=run.excluded,
+    )
+    run.launch.record(
+        "attempt_end",
+        attempt=attempt.number,
+        ending=attempt.ending,
+        reason=attempt.reason,
+        step=attempt.step_after,
+        last_step=read_progress(run.run).step,
+        bad_nodes=list(attempt.bad_nodes),
+        decision=decision.message,
+    )
+    say(f"attempt {attempt.number}: {decision.message}")
+    if decision.action == "again":
+        return _again(run, job, decision, requeues=settings.requeue)
+    if attempt.ending is not Ending.cancelled:
+        write_json(run.outcome_file, {"ending": attempt.ending, "message": decision.message})
+        _cancel_the_rest(run, job)
+    return 0 if decision.action == "finish" else 1
+
+
+def _again(run: LaunchedRun, job: str, decision: Decision, *, requeues: bool) -> int:
+    run.exclude(decision.exclude)
+    if not requeues:
+        _exclude_from_the_rest(run, job, decision.exclude)
+        return 1  # the next job of the chain starts when this one has ended
+    sys.stdout.flush()
+    slurm.requeue(job, decision.exclude)
+    return 1
+
+
+def _refuse(run: LaunchedRun, number: int, job: str, verdict: Verdict) -> int:
+    """What the preflight found ends the attempt. Bad nodes are exchanged; a mistake would be found again."""
+    _outlive_the_requeue()
+    step = run.newest_step()
+    if verdict.bad_nodes:
+        ending = Ending.node_fault
+    else:
+        ending = Ending.crash if verdict.may_pass else Ending.configuration
+    attempt = Attempt(number, ending, step, step, f"preflight: {verdict}", tuple(verdict.bad_nodes))
+    _act(run, job, attempt)
+    return 1
+
+
+def _preflight(run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: int) -> Verdict:
+    """All nodes check themselves and each other in a step of their own, with a time limit of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # One that fails does not end the others at once: what they have to say tells which node it is.
+    command = ["srun", "--kill-on-bad-exit=0", "--wait=20", f"--output={folder}/%t.log", *_container(run)]
+    command += [sys.executable, "-m", "launch.preflight", str(run.run), str(folder)]
+    try:
+        code: int | None = subprocess.run(command, timeout=seconds, check=False, stdout=sys.stderr).returncode
+    except subprocess.TimeoutExpired:
+        code = None
+    verdict = judge(folder, nodes, code=code, seconds=seconds)
+    say(f"preflight: {verdict}")
+    return verdict
+
+
+def _container(run: LaunchedRun) -> list[str]:
+    settings = run.settings
+    if settings.container is None:
+        return []
+    mounts = [f"--container-mounts={','.join(settings.mounts)}"] if settings.mounts else []
+    return [f"--container-image={settings.container}", *mounts]
+
+
+def _close_unended(run: LaunchedRun) -> None:
+    """An attempt whose batch script died with its node left no verdict; its node is known by Slurm already."""
+    number = run.launch.current
+    if number == 0 or (run.launch.attempt(number).path / "ended.json").is_file():
+        return
+    before = read_json(run.folder / "attempt.json")["step_before"]
+    reason = "the job was taken from its nodes: a node died, or Slurm preempted it"
+    attempt = Attempt(number, Ending.cancelled, before, run.newest_step(), reason)
+    run.write_ended(attempt)
+    run.launch.record(
+        "attempt_end", attempt=number, ending=attempt.ending, reason=reason, step=attempt.step_after
+    )
+
+
+def _ended_by_slurm(job: str) -> bool:
+    """A job that Slurm is ending is not RUNNING any more, though its batch script still is."""
+    try:
+        found = slurm.queue([job])
+    except UserError as error:
+        say(str(error))
+        return False
+    return bool(found) and all(item.state != "RUNNING" for item in found)
+
+
+def _other_jobs(run: LaunchedRun, job: str) -> list[str]:
+    return [other for other in run.job()["jobs"] if other != job]
+
+
+def _cancel_the_rest(run: LaunchedRun, job: str) -> None:
+    """Of a chain: nothing is left for them to do."""
+    for other in _other_jobs(run, job):
+        try:
+            slurm.call("scancel", "--state=PENDING", other)
+        except UserError as error:
+            say(str(error))
+
+
+def _exclude_from_the_rest(run: LaunchedRun, job: str, nodes: Sequence[str]) -> None:
+    for other in _other_jobs(run, job) if nodes else []:
+        try:
+            slurm.call("scontrol", "update", f"JobId={other}", f"ExcNodeList={','.join(nodes)}")
+        except UserError as error:  # one that has run already
+            say(str(error))
+
+
+def _outlive_the_requeue() -> None:
+    """Slurm ends the batch script of a job that is requeued, and there is still the ledger to write."""
+    for number in (signal.SIGTERM, signal.SIGCONT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def say(message: str) -> None:
+    """To the job's log; standard output is for the script."""
+    print(f"triptych: {message}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.batch", description=__doc__)
+    parser.add_argument("moment", choices=["begin", "check", "end"])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--code", type=int, default=0, help="srun's exit code, for `end`")
+    given = parser.parse_args(arguments)
+    run, job = LaunchedRun(given.run), os.environ["SLURM_JOB_ID"]
+    try:
+        if given.moment == "end":
+            return end(run, job, given.code)
+        return begin(run, job) if given.moment == "begin" else check(run, job)
+    except UserError as error:
+        say(f"error: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

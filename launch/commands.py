@@ -1,0 +1,262 @@
+"""The bodies of `launch`, `status`, `logs`, `cancel` and `tensorboard`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+
+from launch import slurm
+from launch.job import LaunchedRun
+from launch.settings import ClusterSettings, load_settings, minutes_of
+from launch.status import find_runs, goodput_table, read_status, status_table
+from launch.submit import (
+    LIVE_STATES,
+    Request,
+    absolute,
+    check_cluster,
+    check_shape,
+    prepare,
+    script,
+    submit,
+    sweep_configs,
+)
+from pretrain.attempts import read_json
+from pretrain.config import load_config
+from pretrain.errors import UserError
+from pretrain.run_folder import RunFolder
+
+FOLLOW_S = 0.5
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    cluster: Path | None
+    settings: dict[str, Any]
+    """Of the command line, over the cluster's file."""
+    nodes: int | None
+    sweep: tuple[str, ...]
+    after: str | None
+    preflight: bool | None
+    preflight_only: bool
+    local: bool
+    dry_run: bool
+
+
+def launch_run(path: str, overrides: list[str], options: LaunchOptions) -> int:
+    """Submit, or run here, or print what would be submitted. Returns the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    request = _request(path, overrides, options)
+    check_shape(request)
+    if options.dry_run:
+        _print_plan(request, path, overrides, console)
+        return 0
+    if not options.local:
+        check_cluster(request)
+    for run in request.runs:
+        RunFolder(run.run).create()
+    prepare(request)
+    if options.local:
+        from launch.local import run_here
+
+        return run_here(request, console.print)
+    jobs = submit(request)
+    if options.preflight_only:
+        return _wait_for_verdict(request, jobs[0], console)
+    _say_submitted(request, jobs, console)
+    return 0
+
+
+def _wait_for_verdict(request: Request, job: str, console: Console) -> int:
+    """Show what the preflight found; 0 if all is well. Ctrl-C leaves the job in the queue."""
+    path = request.runs[0].folder / "preflight" / job / "verdict.json"
+    with console.status(f"job {job} checks {request.nodes} nodes ..."):
+        while not path.is_file():
+            found = slurm.queue([job])
+            if not found or found[0].state not in LIVE_STATES:
+                break
+            time.sleep(FOLLOW_S)
+    if not path.is_file():
+        raise UserError(f"job {job} ended without a verdict; see {request.folder}/{job}_0_log.out")
+    verdict = read_json(path)
+    console.print(verdict["message"], markup=False)
+    return 0 if verdict["well"] else 1
+
+
+def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request:
+    configs = (
+        sweep_configs(path, overrides, options.sweep) if options.sweep else (load_config(path, overrides),)
+    )
+    first = configs[0]
+    settings = load_settings(
+        options.cluster, dict(options.settings), {"gpus_per_node": first.launch.gpus_per_node}
+    )
+    settings = _with_preflight(settings, options)
+    return Request(
+        name=load_config(path, overrides).run.name,
+        configs=tuple(absolute(config) for config in configs),
+        settings=settings,
+        nodes=options.nodes or (1 if options.local else first.launch.nodes),
+        after=None if options.after is None else _job_of(Path(first.run.folder), options.after),
+        preflight_only=options.preflight_only,
+    )
+
+
+def _with_preflight(settings: ClusterSettings, options: LaunchOptions) -> ClusterSettings:
+    wanted = True if options.preflight_only else options.preflight
+    if wanted is None:
+        return settings
+    preflight = settings.preflight.model_copy(update={"enabled": wanted})
+    return settings.model_copy(update={"preflight": preflight})
+
+
+def _job_of(folder: Path, run: str) -> str:
+    jobs = find_runs(folder, [run])[0].job()["jobs"]
+    if not jobs:
+        raise UserError(f"{run}: its job's number is not known; was its submission interrupted?")
+    return str(jobs[-1])
+
+
+def _print_plan(request: Request, path: str, overrides: list[str], console: Console) -> None:
+    console.print(script(request), markup=False)
+    if request.is_sweep:
+        for run in request.runs:
+            console.print(f"# run: {run.run.name}")
+    from pretrain.commands.plan import print_plan
+
+    try:
+        print_plan(path, overrides, gpus=request.ranks, gpu="h100", mfu=0.4, price=None)
+    except UserError as error:  # e.g. a vocabulary that a dataset, not built yet, will decide
+        console.print(f"# no plan: {error}", markup=False)
+
+
+def _say_submitted(request: Request, jobs: Sequence[str], console: Console) -> None:
+    shape = f"{request.nodes} nodes x {request.settings.ranks_per_node} ranks"
+    console.print(f"job {', '.join(jobs)}: {request.name}, {shape}")
+    name = f"'{request.name}-*'" if request.is_sweep else request.name
+    for verb, what in (("status", "where it is:"), ("logs -f", "its output: "), ("cancel", "to end it:  ")):
+        target = request.runs[0].run.name if verb == "logs -f" else name
+        console.print(f"{what}  triptych {verb} {target}")
+
+
+# --------------------------------------------------------------------------------------------- status, logs
+
+
+def show_status(folder: Path, names: list[str], *, watch: float | None, details: bool) -> None:
+    console = Console(highlight=False)
+    if not find_runs(folder, names):
+        console.print(f"no launched runs under {folder}; `triptych launch CONFIG` makes one")
+        return
+    if watch is None:
+        console.print(_view(folder, names, details))
+        return
+    with Live(_view(folder, names, details), console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(watch)
+                live.update(_view(folder, names, details), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def _view(folder: Path, names: list[str], details: bool) -> Group:
+    statuses, problem = read_status(find_runs(folder, names))
+    parts: list[Any] = [status_table(statuses)]
+    if problem is not None:
+        parts.append(f"Slurm's part is missing: {problem}")
+    for status in statuses if details else []:
+        parts += ["", f"{status.run.run.name}:", goodput_table(status), *_ledger_lines(status.run)]
+    return Group(*parts)
+
+
+def _ledger_lines(run: LaunchedRun) -> list[str]:
+    path = run.run / "ledger.jsonl"
+    return path.read_text(encoding="utf-8").splitlines()[-20:] if path.is_file() else []
+
+
+def show_logs(folder: Path, name: str, *, follow: bool, rank: int, attempt: int | None, lines: int) -> None:
+    run = find_runs(folder, [name])[0]
+    number = attempt or run.launch.current
+    path = run.run / "logs" / f"rank-{rank:05d}.attempt-{number:04d}.log"
+    while follow and not path.is_file():
+        time.sleep(FOLLOW_S)
+    if not path.is_file():
+        there = ", ".join(sorted(file.name for file in path.parent.glob("rank-*.log"))) or "none yet"
+        raise UserError(f"{path}: no such log; there are: {there}")
+    with path.open(encoding="utf-8", errors="replace") as file:
+        print("".join(file.readlines()[-lines:]), end="", flush=True)
+        try:
+            while follow:
+                print(file.read(), end="", flush=True)
+                if run.outcome_file.is_file() or (attempt is None and run.launch.current > number):
+                    print(file.read(), end="", flush=True)
+                    return
+                time.sleep(FOLLOW_S)
+        except KeyboardInterrupt:
+            return
+
+
+def cancel_runs(folder: Path, names: list[str]) -> None:
+    """scancel of the runs' jobs that still live. Raises UserError if none is named."""
+    if not names:
+        raise UserError("name the runs to cancel, e.g. `triptych cancel demo`; `triptych status` lists them")
+    for run in find_runs(folder, names):
+        jobs = run.job()["jobs"]
+        alive = [job.job for job in slurm.queue(jobs) if job.state in LIVE_STATES] if jobs else []
+        if not alive:
+            print(f"{run.run.name}: no job of it is in the queue")
+            continue
+        slurm.call("scancel", *alive)
+        run.launch.record("cancel", jobs=alive)
+        print(f"{run.run.name}: asked Slurm to end job {', '.join(alive)}")
+
+
+# ----------------------------------------------------------------------------------------------- TensorBoard
+
+
+def start_tensorboard(
+    folder: Path, port: int, *, slurm: bool, partition: str | None, time_limit: str
+) -> None:
+    program = shutil.which("tensorboard") or str(Path(sys.executable).parent / "tensorboard")
+    command = [program, "--logdir", str(folder.resolve()), "--port", str(port)]
+    if not slurm:
+        os.execv(program, command)
+    _submit_tensorboard([*command, "--host", "0.0.0.0"], port, partition, time_limit)
+
+
+def _submit_tensorboard(command: list[str], port: int, partition: str | None, time_limit: str) -> None:
+    slurm.require()
+    wanted = [
+        "sbatch",
+        "--parsable",
+        "--job-name=tensorboard",
+        f"--time={minutes_of(time_limit)}",
+        "--ntasks=1",
+    ]
+    if partition:
+        wanted.append(f"--partition={partition}")
+    job = slurm.call(*wanted, "--output=/dev/null", "--wrap", subprocess.list2cmdline(command)).strip()
+    print(f"job {job} starts TensorBoard; `scancel {job}` ends it")
+    node = _wait_for_node(job)
+    login = os.environ.get("SLURM_SUBMIT_HOST") or os.uname().nodename
+    print(f"on your own machine:  ssh -L {port}:{node}:{port} {os.environ.get('USER', 'you')}@{login}")
+    print(f"then open:            http://localhost:{port}")
+
+
+def _wait_for_node(job: str, timeout_s: float = 60) -> str:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        found = slurm.queue([job])
+        if found and found[0].state == "RUNNING":
+            return found[0].nodes
+        time.sleep(1)
+    return "NODE"

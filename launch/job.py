@@ -1,0 +1,91 @@
+"""What was launched: written by the submitter into the run's folder, read by the batch script on the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.policy import Attempt, Ending
+from launch.settings import ClusterSettings
+from pretrain.attempts import Launch, read_json, write_json
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class LaunchedRun:
+    """A run that Slurm runs, by its folder."""
+
+    run: Path
+
+    @property
+    def launch(self) -> Launch:
+        return Launch(self.run)
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "launch"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config, as it was when the run was launched."""
+        return self.folder / "config.yaml"
+
+    @property
+    def code(self) -> Path:
+        """The packages as they were then; every attempt imports these."""
+        return self.folder / "snapshot" / "code"
+
+    @property
+    def job_file(self) -> Path:
+        return self.folder / "job.json"
+
+    def write_job(self, settings: ClusterSettings, *, nodes: int, name: str, jobs: list[str]) -> None:
+        facts = {"name": name, "nodes": nodes, "jobs": jobs, "settings": settings.model_dump(mode="json")}
+        write_json(self.job_file, facts)
+
+    def job(self) -> dict[str, Any]:
+        """Raises UserError if the run was never launched."""
+        try:
+            found: dict[str, Any] = read_json(self.job_file)
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.run}: was not launched on Slurm; `triptych launch CONFIG` does that"
+            ) from None
+        return found
+
+    @property
+    def settings(self) -> ClusterSettings:
+        return ClusterSettings.model_validate(self.job()["settings"])
+
+    # ------------------------------------------------------------------------------------------- attempts
+
+    def ended_attempts(self) -> list[Attempt]:
+        """Oldest first."""
+        found = [read_json(path) for path in sorted((self.folder / "attempts").glob("*/ended.json"))]
+        return [
+            Attempt(**{**facts, "ending": Ending(facts["ending"]), "bad_nodes": tuple(facts["bad_nodes"])})
+            for facts in found
+        ]
+
+    def write_ended(self, attempt: Attempt) -> None:
+        write_json(self.launch.attempt(attempt.number).path / "ended.json", asdict(attempt))
+
+    @property
+    def excluded(self) -> list[str]:
+        """Nodes that were found bad, and are not to be had again."""
+        path = self.folder / "excluded.json"
+        return list(read_json(path)) if path.is_file() else []
+
+    def exclude(self, nodes: tuple[str, ...]) -> None:
+        write_json(self.folder / "excluded.json", list(nodes))
+
+    def newest_step(self) -> int:
+        """Of the whole checkpoints; 0 without any. By the manifest's presence alone: no file is read."""
+        found = (self.run / "checkpoints").glob("step_*/MANIFEST.json")
+        return max((int(path.parent.name.removeprefix("step_")) for path in found), default=0)
+
+    @property
+    def outcome_file(self) -> Path:
+        """There once the run has finished, or was given up: no attempt starts any more."""
+        return self.folder / "outcome.json"

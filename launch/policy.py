@@ -1,0 +1,104 @@
+"""What an attempt's end means, and what is done next. Pure functions: no Slurm, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from pretrain.attempts import RankExit
+from pretrain.exit_codes import EXIT_DONE, EXIT_NODE_FAULT, EXIT_RESUME, EXIT_USER_ERROR
+
+
+class Ending(StrEnum):
+    done = "done"
+    resume = "resume"
+    """Asked to stop, and saved."""
+    configuration = "configuration"
+    """A mistake that the next attempt would repeat."""
+    node_fault = "node fault"
+    crash = "crash"
+    cancelled = "cancelled"
+    """Slurm ended the job: scancel, or a preemption, after which Slurm itself requeues it."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the run, ended."""
+
+    number: int
+    ending: Ending
+    step_before: int
+    """Newest whole checkpoint when it began."""
+    step_after: int
+    reason: str
+    bad_nodes: tuple[str, ...] = ()
+
+    @property
+    def saved_something(self) -> bool:
+        return self.step_after > self.step_before
+
+
+@dataclass(frozen=True)
+class Decision:
+    action: Literal["finish", "again", "stop"]
+    message: str
+    """For the log's last line and the ledger."""
+    exclude: tuple[str, ...] = ()
+    """Nodes that the next attempt must not have."""
+
+
+def classify(code: int, exits: Sequence[RankExit], *, fault: bool, ranks: int) -> tuple[Ending, str]:
+    """How an attempt ended, and why, from srun's exit code and what the ranks said.
+
+    srun's code alone is not enough: a rank that ends with an error makes Slurm kill the others, and the greatest
+    code wins. The order below is that of what can be trusted most.
+
+    code: srun's. exits: of the ranks that said something. fault: the watchdog found a silent rank. ranks: in all.
+    """
+    for wanted, ending in (
+        (EXIT_USER_ERROR, Ending.configuration),
+        (EXIT_NODE_FAULT, Ending.node_fault),
+        (EXIT_RESUME, Ending.resume),
+    ):
+        said = [found for found in exits if found.code == wanted]
+        if said:
+            return ending, said[0].reason
+    if fault or code == EXIT_NODE_FAULT:
+        return Ending.node_fault, "a rank fell silent"
+    if code == EXIT_DONE and len(exits) == ranks and all(found.code == EXIT_DONE for found in exits):
+        return Ending.done, exits[0].reason
+    failed = [found for found in exits if found.code != EXIT_DONE]
+    if failed:
+        return Ending.crash, f"rank {failed[0].rank} on {failed[0].host}: {failed[0].reason}"
+    if code > 128:
+        return Ending.crash, f"a rank was killed by signal {code - 128}"
+    return Ending.crash, f"srun ended with code {code}, and no rank said why"
+
+
+def decide(attempts: Sequence[Attempt], *, most_without_progress: int, excluded: Sequence[str]) -> Decision:
+    """What to do after the last of `attempts` (oldest first), nodes of `excluded` being out already."""
+    last = attempts[-1]
+    if last.ending is Ending.done:
+        return Decision("finish", f"finished at step {last.step_after}")
+    if last.ending is Ending.configuration:
+        return Decision("stop", f"not started again, for it would fail the same way: {last.reason}")
+    if last.ending is Ending.cancelled:
+        return Decision("stop", f"ended by Slurm at step {last.step_after} ({last.reason})")
+    idle = 0
+    for attempt in reversed(attempts):
+        if attempt.saved_something or attempt.ending is Ending.cancelled:
+            break
+        idle += 1
+    if idle >= most_without_progress:
+        return Decision(
+            "stop",
+            f"not started again: {idle} attempts in a row saved nothing beyond step {last.step_after}; the last one "
+            f"ended with: {last.reason}",
+        )
+    exclude = tuple(dict.fromkeys([*excluded, *last.bad_nodes]))
+    without = f", without {', '.join(exclude)}" if exclude else ""
+    return Decision(
+        "again", f"{last.ending} ({last.reason}); starts again from step {last.step_after}{without}", exclude
+    )

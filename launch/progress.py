@@ -1,0 +1,178 @@
+"""How far a run is, and where its time went: from its own files alone, whoever runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TAIL_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Progress:
+    steps: int
+    step: int = 0
+    loss: float | None = None
+    validation_loss: float | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    saved_step: int = 0
+    save_every: int | None = None
+
+    @property
+    def seconds_left(self) -> float | None:
+        return None if self.step_seconds is None else (self.steps - self.step) * self.step_seconds
+
+    @property
+    def seconds_to_save(self) -> float | None:
+        """Until the next checkpoint by the step count."""
+        if self.step_seconds is None or self.save_every is None:
+            return None
+        return (self.save_every - self.step % self.save_every) * self.step_seconds
+
+
+def read_progress(run: Path) -> Progress:
+    """From the config and the newest log lines."""
+    config = run / "config.yaml" if (run / "config.yaml").is_file() else run / "launch" / "config.yaml"
+    values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    found: dict[str, Any] = {}
+    for record in _last_records(run / "logs" / "metrics.jsonl"):
+        found |= record
+    saved = [path.parent.name for path in (run / "checkpoints").glob("step_*/MANIFEST.json")]
+    return Progress(
+        steps=values.get("run", {}).get("steps", 0),
+        step=found.get("step", 0),
+        loss=found.get("loss/train"),
+        validation_loss=found.get("loss/validation"),
+        tokens_per_second=found.get("speed/tokens_per_second"),
+        step_seconds=found.get("speed/step_seconds"),
+        saved_step=max((int(name.removeprefix("step_")) for name in saved), default=0),
+        save_every=values.get("checkpoint", {}).get("save_every_steps"),
+    )
+
+
+def _last_records(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The log's last lines, oldest first, without reading all of it."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - TAIL_BYTES)
+        file.seek(start)
+        lines = file.read().split(b"\n")
+    for line in lines[1 if start else 0 :]:
+        try:
+            yield json.loads(line)
+        except ValueError:  # a line that is being written
+            continue
+
+
+# ------------------------------------------------------------------------------------------------ goodput
+
+
+@dataclass(frozen=True)
+class Goodput:
+    """Seconds since the first attempt began, by what they went to."""
+
+    productive: float = 0.0
+    start_up: float = 0.0
+    """From an attempt's begin to its first step: preflight, imports, loading."""
+    waiting: float = 0.0
+    """Between attempts: in the queue."""
+    checkpoint: float = 0.0
+    """Blocked by saves."""
+    data_wait: float = 0.0
+    evaluation: float = 0.0
+    lost: float = 0.0
+    """Trained, but not saved before the attempt ended."""
+
+    @property
+    def total(self) -> float:
+        return sum(vars(self).values())
+
+    @property
+    def share(self) -> float:
+        """Productive part of all; 0 if nothing has passed."""
+        return self.productive / self.total if self.total else 0.0
+
+
+def read_ledger(run: Path) -> list[dict[str, Any]]:
+    """Oldest first; each with `at`, seconds since 1970."""
+    path = run / "ledger.jsonl"
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        event["at"] = datetime.fromisoformat(event["time"]).timestamp()
+        found.append(event)
+    return found
+
+
+def goodput(ledger: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], now: float) -> Goodput:
+    """Where the time of a launched run went, by its ledger and its logged scalars.
+
+    The ledger gives each attempt's begin, first step and end; the scalars what was spent on saves, data and
+    evaluation, and how long a step takes, from which follows what was lost.
+    """
+    begun = [event for event in ledger if event["event"] == "attempt"]
+    if not begun:
+        return Goodput()
+    start_up = waiting = lost = training = 0.0
+    step_s = _mean([record["speed/step_seconds"] for record in metrics if "speed/step_seconds" in record])
+    previous_end: float | None = None
+    for index, attempt in enumerate(begun):
+        limit = begun[index + 1]["at"] if index + 1 < len(begun) else now
+        inside = [event for event in ledger if attempt["at"] <= event["at"] <= limit]
+        started = next((event["at"] for event in inside if event["event"] == "start"), None)
+        ended = next((event for event in inside if event["event"] == "attempt_end"), None)
+        end = ended["at"] if ended else limit
+        if previous_end is not None:
+            waiting += max(0.0, attempt["at"] - previous_end)
+        start_up += (started or end) - attempt["at"]
+        training += end - (started or end)
+        if ended:
+            lost += step_s * max(0, ended.get("last_step", ended["step"]) - ended["step"])
+        previous_end = end
+    saves = sum(record.get("checkpoint/blocked_seconds", 0.0) for record in metrics)
+    evaluation = sum(record.get("speed/evaluation_seconds", 0.0) for record in metrics)
+    data_wait = _data_wait(metrics)
+    productive = max(0.0, training - lost - saves - evaluation - data_wait)
+    return Goodput(productive, start_up, waiting, saves, data_wait, evaluation, lost)
+
+
+def _data_wait(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Each record's share is of the steps since the record before."""
+    total, previous = 0.0, 0
+    for record in metrics:
+        if "speed/data_wait_share" in record:
+            steps = max(0, record["step"] - previous)
+            total += record["speed/data_wait_share"] * record["speed/step_seconds"] * steps
+            previous = record["step"]
+    return total
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All logged scalars, oldest first."""
+    path = run / "logs" / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

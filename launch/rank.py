@@ -1,0 +1,106 @@
+"""What each rank of a launched run does: train, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from launch.job import LaunchedRun
+from pretrain.attempts import AttemptFolder, RankExit, own_attempt
+from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME, EXIT_USER_ERROR
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Called by submitit in every rank. run: the run's folder."""
+
+    run: str
+
+    def __call__(self) -> None:
+        run = LaunchedRun(Path(self.run))
+        attempt = own_attempt()
+        assert attempt is not None, "the batch script numbers the attempt"
+        rank = take_place()
+        folder = run.launch.attempt(attempt)
+        redirect_output(run.run / "logs" / f"rank-{rank:05d}.attempt-{attempt:04d}.log")
+        leave_early_on_signals(folder, rank)
+        code = train(run, folder, rank)
+        # A code other than 0 makes Slurm kill the other ranks, which may still be on their way out.
+        os._exit(EXIT_DONE if code == EXIT_RESUME else code) if code else None
+
+
+def take_place() -> int:
+    """This process's rank. submitit's local ranks are told what torch.distributed wants to know."""
+    if "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_PROCID"])
+    import submitit
+
+    here = submitit.JobEnvironment()
+    os.environ |= {
+        "RANK": str(here.global_rank),
+        "WORLD_SIZE": str(here.num_tasks),
+        "LOCAL_RANK": str(here.local_rank),
+    }
+    return int(here.global_rank)
+
+
+def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
+    """The run's exit code, recorded for the batch script with its reason."""
+    from data_pipelines.errors import DataError
+    from pretrain.commands.train import run_training
+    from pretrain.errors import CheckpointError, UserError
+
+    def record(code: int, reason: str) -> int:
+        folder.record_exit(RankExit(rank, platform.node(), code, reason, None))
+        return code
+
+    try:
+        code = run_training(str(run.config), [], print_config=False, quiet=False)
+        return record(code, "finished" if code == EXIT_DONE else "asked to stop, and saved")
+    except (
+        CheckpointError
+    ) as error:  # a full disk, a peer that died during a save: another attempt may do better
+        print(f"error: {error}", file=sys.stderr)
+        return record(1, _first_line(error))
+    except (UserError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return record(EXIT_USER_ERROR, _first_line(error))
+    except BaseException as error:
+        record(1, f"{type(error).__name__}: {_first_line(error)}")
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0]
+
+
+def leave_early_on_signals(folder: AttemptFolder, rank: int) -> None:
+    """Until the run is up, a request to stop finds nothing to save: the rank leaves at once. The run then puts its
+    own handlers in place of these, as these are in place of submitit's, which would requeue from rank 0."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        reason = f"{signal.Signals(number).name} before the first step"
+        folder.record_exit(RankExit(rank, platform.node(), EXIT_RESUME, reason, None))
+        os._exit(EXIT_DONE)
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, leave)
+    signal.signal(signal.SIGCONT, signal.SIG_DFL)
+
+
+def redirect_output(path: Path) -> None:
+    """Send this process's output, also that of libraries in C, to a file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(number, 1)
+    os.dup2(number, 2)
+    os.close(number)

@@ -1,0 +1,136 @@
+"""What a site's cluster wants to be told: `configs/cluster/*.yaml`, and the command line over it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from pretrain.config import ConfigLoader, Section
+from pretrain.errors import ConfigError
+
+DEFAULT = Path("configs/cluster/default.yaml")
+
+
+class PreflightSettings(Section):
+    enabled: bool = True
+    seconds: int = Field(default=300, ge=10)
+    """The whole check is ended after this; a node that has not answered by then counts as bad."""
+    least_gemm_teraflops: float | None = Field(default=None, gt=0)
+    """A GPU whose bf16 matrix product is slower than this is bad. null: no limit."""
+    most_clock_skew_seconds: float = Field(default=5.0, gt=0)
+    dry_step: bool = True
+    """Build the model and train one step of it, which is kept nowhere."""
+
+
+class ClusterSettings(Section):
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str = "1-00:00:00"
+    """Time limit of one job, days-hours:minutes:seconds as Slurm writes it. The run may take many jobs."""
+    gpus_per_node: int = Field(default=8, ge=0)
+    tasks_per_node: int | None = Field(default=None, ge=1)
+    """Ranks per node. null: one per GPU, or one without GPUs."""
+    cpus_per_task: int | None = Field(default=None, ge=1)
+    exclusive: bool = True
+    requeue: bool = True
+    """False: the site forbids requeueing; `chain_jobs` jobs are queued at once, one to run after the other."""
+    chain_jobs: int = Field(default=8, ge=1)
+    signal_seconds: int = Field(default=120, ge=1)
+    """The ranks are told to save this long before the time limit."""
+    wait_seconds: int = Field(default=60, ge=1)
+    """After one rank ended, the others are ended this much later."""
+    attempts_without_progress: int = Field(default=3, ge=1)
+    """So many attempts in a row that saved no new step end the run."""
+    setup: tuple[str, ...] = ()
+    """Shell lines of the batch script, before anything else: modules, variables."""
+    container: str | None = None
+    """Image for pyxis; the run folder and the data must be mounted."""
+    mounts: tuple[str, ...] = ()
+    sbatch: dict[str, Any] = Field(default_factory=dict)
+    """Any other sbatch option, as key: value; true for one without a value."""
+    preflight: PreflightSettings = Field(default_factory=PreflightSettings)
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _time_is_slurms(cls, value: Any) -> str:
+        minutes_of(str(value))
+        return str(value)
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+
+def minutes_of(text: str) -> int:
+    """Minutes of a time limit as Slurm writes it: minutes, minutes:seconds, hours:minutes:seconds, or days-hours
+    and what may follow. Rounded up. Raises ValueError."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no time limit; write minutes, hours:minutes:seconds or days-hours")
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is not None:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, minutes, seconds = 0, *[*numbers, 0][:2]
+    total_s = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if total_s == 0:
+        raise ValueError(f"{text!r}: a time limit must be above 0")
+    return -(-total_s // 60)
+
+
+def load_settings(
+    path: Path | None, overrides: dict[str, Any], defaults: Mapping[str, Any] | None = None
+) -> ClusterSettings:
+    """The settings in `path`, or in `configs/cluster/default.yaml` if that is there, over `defaults` and under
+    `overrides`.
+
+    Raises ConfigError with every problem.
+    """
+    if path is None:
+        values: Any = _read(DEFAULT) if DEFAULT.is_file() else {}
+    else:
+        values = _read(_named(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path or DEFAULT}: cluster settings are a mapping of keys")
+    sbatch = {**(values.get("sbatch") or {}), **overrides.pop("sbatch", {})}
+    try:
+        return ClusterSettings.model_validate({**(defaults or {}), **values, **overrides, "sbatch": sbatch})
+    except ValidationError as error:
+        lines = [_line(item) for item in error.errors()]
+        count = f"{len(lines)} problem" + ("s" if len(lines) > 1 else "")
+        raise ConfigError(f"config error in {path or DEFAULT}, {count}:\n" + "\n".join(lines)) from None
+
+
+def _named(path: Path) -> Path:
+    """A file, or the name of one in configs/cluster."""
+    short = DEFAULT.parent / f"{path}.yaml"
+    if path.is_file() or not short.is_file():
+        return path
+    return short
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in DEFAULT.parent.glob("*.yaml"))) or "none"
+        raise ConfigError(f"{path}: no such cluster settings; in {DEFAULT.parent} there are: {there}")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+
+
+def _line(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"  {key}: no such setting; there are {', '.join(ClusterSettings.model_fields)}"
+    return f"  {key} = {item['input']}: {item['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,140 @@
+"""Slurm's own commands, each bounded in time and answered in one line when it fails."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pretrain.errors import UserError
+
+CALL_TIMEOUT_S = 20
+"""Clients wait for minutes when the controller is gone."""
+
+CAUSES = {
+    "invalid partition": "there is no such partition; `sinfo -s` lists them",
+    "node count specification invalid": "more nodes than the partition has, or than it gives one job",
+    "requested node configuration is not available": "no node has that many GPUs, CPUs or that feature",
+    "invalid account": "this account or partition is not yours to use; `sacctmgr show associations user=$USER`",
+    "invalid qos": "this QOS is not yours to use; `sacctmgr show qos`",
+    "time limit": "the partition allows less time; `sinfo -o '%P %l'`",
+    "unable to contact slurm controller": "the controller does not answer; `scontrol ping`",
+    "unrecognized option": "a key under sbatch: is no option of this Slurm's sbatch",
+    "invalid --": "a value that this Slurm's sbatch does not take",
+}
+"""Part of sbatch's refusal -> its likely cause."""
+
+
+def require() -> None:
+    """Raises UserError if this machine has no Slurm."""
+    for program in ("sbatch", "squeue", "scontrol"):
+        if shutil.which(program) is None:
+            raise UserError(
+                f"{program} is not on the PATH: this machine cannot submit to Slurm. Go to a login node, load its "
+                "module, or use --local to run here and --dry-run to see the script"
+            )
+
+
+def call(*command: str, timeout_s: float = CALL_TIMEOUT_S) -> str:
+    """A client's output. Raises UserError with its refusal and the likely cause."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise UserError(f"{command[0]} is not on the PATH; load Slurm's module") from None
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"{command[0]} did not answer in {timeout_s:.0f} s; is slurmctld up? `scontrol ping`"
+        ) from None
+    if done.returncode:
+        raise UserError(explain(command[0], done.stderr or done.stdout))
+    return done.stdout
+
+
+def explain(program: str, refusal: str) -> str:
+    """A refusal in one line, with its likely cause."""
+    text = " ".join(
+        line.removeprefix(f"{program}: ").removeprefix("error: ") for line in refusal.split("\n") if line
+    )
+    cause = next((cause for part, cause in CAUSES.items() if part in text.lower()), None)
+    return f"{program} refused: {text}" + (f"\n  likely: {cause}" if cause else "")
+
+
+@dataclass(frozen=True)
+class Partition:
+    name: str
+    nodes: int
+    default: bool
+    time_limit: str
+
+
+def partitions() -> list[Partition]:
+    """As sinfo shows them."""
+    lines = call("sinfo", "-h", "-o", "%P|%D|%l").splitlines()
+    found: dict[str, Partition] = {}
+    for line in lines:
+        name, nodes, limit = line.split("|")
+        plain = name.rstrip("*")
+        before = found[plain].nodes if plain in found else 0
+        found[plain] = Partition(plain, before + int(nodes), name.endswith("*"), limit)
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    job: str
+    name: str
+    state: str
+    reason: str
+    eligible: str
+    """When it may start at the earliest, as squeue writes it."""
+    nodes: str
+    elapsed: str
+
+
+FORMAT = "%i|%j|%T|%r|%S|%N|%M"
+
+
+def queue(jobs: Sequence[str] = (), names: Sequence[str] = ()) -> list[QueuedJob]:
+    """What squeue knows of these jobs, also of ones that ended a while ago; array tasks one by one."""
+    command = ["squeue", "-h", "-r", "-t", "all", "-o", FORMAT]
+    if jobs:
+        command += ["-j", ",".join(jobs)]
+    if names:
+        command += ["-n", ",".join(names)]
+    try:
+        lines = call(*command).splitlines()
+    except UserError as error:
+        if "Invalid job id" in str(error):  # none of them is remembered
+            return []
+        raise
+    return [_queued(line) for line in lines]
+
+
+def _queued(line: str) -> QueuedJob:
+    job, name, state, reason, eligible, nodes, elapsed = line.split("|")
+    return QueuedJob(job, name, state, reason, eligible, nodes, elapsed)
+
+
+def requeue(job: str, exclude: Sequence[str], timeout_s: float = 30) -> None:
+    """Put a running job back into the queue, without some nodes.
+
+    Slurm changes the nodes of a pending job only, so that comes second; meanwhile it ends the batch script that calls
+    this, which therefore must ignore SIGTERM.
+    """
+    call("scontrol", "requeue", job)
+    end = time.monotonic() + timeout_s
+    while exclude:
+        try:
+            call("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(exclude)}")
+            return
+        except UserError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def hostnames(nodes: str) -> list[str]:
+    """node[1-2] as node1, node2."""
+    return call("scontrol", "show", "hostnames", nodes).split()

@@ -1,0 +1,151 @@
+"""`triptych status`: runs and their jobs in one table, from squeue and the runs' own files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from launch import slurm
+from launch.job import LaunchedRun
+from launch.progress import Goodput, Progress, goodput, read_ledger, read_metrics, read_progress
+from pretrain.attempts import read_json
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    run: LaunchedRun
+    jobs: list[slurm.QueuedJob]
+    attempts: int
+    progress: Progress
+    goodput: Goodput
+    outcome: str | None
+
+    @property
+    def state(self) -> str:
+        """Slurm's word where it has one; else what the run says of itself."""
+        if self.jobs and self.outcome is None:
+            return self.jobs[0].state
+        return self.outcome or "not in the queue"
+
+
+def find_runs(folder: Path, names: Sequence[str]) -> list[LaunchedRun]:
+    """The launched runs under `folder`, or those named, by name, pattern or path. Raises UserError."""
+    if not names:
+        return [LaunchedRun(path.parent.parent) for path in sorted(folder.glob("*/launch/job.json"))]
+    found: list[LaunchedRun] = []
+    for name in names:
+        paths = [Path(name)] if Path(name).is_dir() else sorted(folder.glob(name))
+        launched = [LaunchedRun(path) for path in paths if (path / "launch" / "job.json").is_file()]
+        if not launched:
+            there = ", ".join(run.run.name for run in find_runs(folder, [])) or "none"
+            raise UserError(f"{name}: no launched run of this name under {folder}; there are: {there}")
+        found += launched
+    return found
+
+
+def read_status(runs: Sequence[LaunchedRun]) -> tuple[list[RunStatus], str | None]:
+    """Of each run; and why Slurm could not be asked, if it could not. One call for all of them."""
+    jobs = {run.run: [str(job) for job in run.job()["jobs"]] for run in runs}
+    wanted = [job for found in jobs.values() for job in found]
+    queued, problem = [], None
+    if wanted:
+        try:
+            queued = slurm.queue(wanted)
+        except UserError as error:
+            problem = str(error)
+    by_job = {job.job: job for job in queued}
+    return [_status(run, [by_job[job] for job in jobs[run.run] if job in by_job]) for run in runs], problem
+
+
+def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob]) -> RunStatus:
+    live = sorted(jobs, key=lambda job: job.state != "RUNNING")
+    outcome = read_json(run.outcome_file)["ending"] if run.outcome_file.is_file() else None
+    used = goodput(read_ledger(run.run), read_metrics(run.run), now=_last_moment(run, live))
+    return RunStatus(run, live, run.launch.current, read_progress(run.run), used, outcome)
+
+
+def _last_moment(run: LaunchedRun, jobs: Sequence[slurm.QueuedJob]) -> float:
+    """Time counts while the job lives; afterwards it stopped with the ledger's last line."""
+    if any(job.state in ("RUNNING", "PENDING", "COMPLETING") for job in jobs):
+        return time.time()
+    ledger = read_ledger(run.run)
+    return float(ledger[-1]["at"]) if ledger else time.time()
+
+
+def status_table(statuses: Sequence[RunStatus]) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in (
+        "run",
+        "job",
+        "state",
+        "reason",
+        "attempts",
+        "step",
+        "loss",
+        "tokens/s",
+        "goodput",
+        "saved",
+        "left",
+    ):
+        table.add_column(
+            name, justify="right" if name in ("step", "loss", "tokens/s", "attempts") else "left"
+        )
+    for status in statuses:
+        progress = status.progress
+        table.add_row(
+            status.run.run.name,
+            status.jobs[0].job if status.jobs else "-",
+            status.state.lower(),
+            _reason(status),
+            str(status.attempts),
+            f"{progress.step:,}/{progress.steps:,}",
+            "-" if progress.loss is None else f"{progress.loss:.4f}",
+            "-" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
+            f"{status.goodput.share:.0%}" if status.goodput.total else "-",
+            _saved(progress),
+            "-" if progress.seconds_left is None else duration(progress.seconds_left),
+        )
+    return table
+
+
+def _reason(status: RunStatus) -> str:
+    if not status.jobs or status.outcome is not None:
+        return ""
+    job = status.jobs[0]
+    if job.state == "PENDING":
+        until = "" if job.eligible in ("N/A", "") else f", from {job.eligible}"
+        return f"{job.reason}{until}"
+    return job.nodes
+
+
+def _saved(progress: Progress) -> str:
+    following = progress.seconds_to_save
+    soon = "" if following is None or progress.step >= progress.steps else f", next in {duration(following)}"
+    return f"{progress.saved_step:,}{soon}"
+
+
+def duration(seconds: float) -> str:
+    """1 d 3 h, 2 h 5 min, 3 min 20 s or 12 s."""
+    whole = round(max(0.0, seconds))
+    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+def goodput_table(status: RunStatus) -> Table:
+    """Where one run's time went."""
+    used = status.goodput
+    table = Table("time", "seconds", "share", box=None, header_style="bold", pad_edge=False)
+    for name, seconds in vars(used).items():
+        table.add_row(
+            name.replace("_", " "), f"{seconds:,.1f}", f"{seconds / used.total:.1%}" if used.total else "-"
+        )
+    return table

@@ -1,0 +1,310 @@
+"""From a config to a job: the folder it runs from, the batch script, and Slurm's answer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch import slurm
+from launch.batch import EXIT_NOTHING_TO_DO
+from launch.job import LaunchedRun
+from launch.rank import TrainJob
+from launch.settings import ClusterSettings, minutes_of
+from launch.snapshot import take_snapshot
+from pretrain.attempts import ATTEMPT_VARIABLE, write_json
+from pretrain.config import Config, ConfigLoader, SourceSection, load_config
+from pretrain.errors import ConfigError, UserError
+from pretrain.parallel.mesh import data_parallel_size
+
+LEAST_SECONDS_BEFORE_SIGNAL = 30
+"""A job must have at least this long between its start and the request to save, or no step is ever saved."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One or several runs of equal shape, to be submitted together."""
+
+    name: str
+    """Of the job."""
+    configs: tuple[Config, ...]
+    settings: ClusterSettings
+    nodes: int
+    after: str | None = None
+    """A job that must end well first."""
+    preflight_only: bool = False
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.settings.ranks_per_node
+
+    @property
+    def runs(self) -> list[LaunchedRun]:
+        return [run_of(config) for config in self.configs]
+
+    @property
+    def is_sweep(self) -> bool:
+        return len(self.configs) > 1
+
+    @property
+    def folder(self) -> Path:
+        """Where the script, the pickles and Slurm's own logs go."""
+        if not self.is_sweep:
+            return self.runs[0].folder / "submitit"
+        return Path(self.configs[0].run.folder) / f"{self.name}.sweep"
+
+
+def run_of(config: Config) -> LaunchedRun:
+    return LaunchedRun(Path(config.run.folder) / config.run.name)
+
+
+def absolute(config: Config) -> Config:
+    """With paths that mean the same on every node, wherever the job's working folder is."""
+    run = config.run.model_copy(update={"folder": str(Path(config.run.folder).resolve())})
+    path = config.data.path
+    if isinstance(path, str):
+        path = str(Path(path).resolve())
+    elif path is not None:
+        path = tuple(SourceSection(path=str(Path(item.path).resolve()), weight=item.weight) for item in path)
+    return config.replace(run=run, data=config.data.model_copy(update={"path": path}))
+
+
+def sweep_configs(path: str, overrides: Sequence[str], sweeps: Sequence[str]) -> tuple[Config, ...]:
+    """One config per combination of the swept values, each with a run name of its own.
+
+    sweeps: `key=[value, value]`. Raises ConfigError.
+    """
+    axes = [_axis(text) for text in sweeps]
+    base = load_config(path, overrides)
+    found = []
+    for combination in itertools.product(*axes):
+        # A value is written as YAML again, so that lists and nulls survive.
+        settings = [f"{key}={_plain(value)}" for key, value in combination]
+        name = "-".join(
+            [base.run.name, *(f"{key.split('.')[-1]}-{_plain(value)}" for key, value in combination)]
+        )
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", name)
+        found.append(load_config(path, [*overrides, *settings, f"run.name={name}"]))
+    return tuple(found)
+
+
+def _axis(text: str) -> list[tuple[str, Any]]:
+    key, equals, values = text.partition("=")
+    try:
+        listed = yaml.load(values, Loader=ConfigLoader) if equals else None
+    except yaml.YAMLError:
+        listed = None
+    if not isinstance(listed, list) or not listed:
+        raise ConfigError(f"--sweep {text}: write key=[value, value], e.g. --sweep 'optim.lr=[1e-3,3e-3]'")
+    return [(key, value) for value in listed]
+
+
+def _plain(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+
+# ------------------------------------------------------------------------------------------------ the script
+
+
+def script_parameters(request: Request) -> dict[str, Any]:
+    """What submitit makes the batch script of."""
+    settings = request.settings
+    extra: dict[str, Any] = {
+        "chdir": str(request.runs[0].code),  # before PYTHONPATH in the order of imports
+        "requeue" if settings.requeue else "no-requeue": True,
+        **settings.sbatch,
+    }
+    if request.after is not None:
+        extra["kill-on-invalid-dep"] = "yes"
+    given = {
+        "job_name": request.name,
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "time": minutes_of(settings.time),
+        "nodes": request.nodes,
+        "ntasks_per_node": settings.ranks_per_node,
+        "gpus_per_node": settings.gpus_per_node or None,
+        "cpus_per_task": settings.cpus_per_task,
+        "exclusive": settings.exclusive or None,
+        "dependency": _dependency(request),
+    }
+    return {
+        **{key: value for key, value in given.items() if value is not None},
+        "signal_delay_s": settings.signal_seconds,
+        "stderr_to_stdout": True,
+        "setup": _before(request),
+        "srun_args": _srun_arguments(settings),
+        "teardown": _after(),
+        "additional_parameters": extra,
+    }
+
+
+def _dependency(request: Request) -> str | None:
+    if request.after is not None:
+        return f"afterok:{request.after}"
+    return None if request.settings.requeue else "singleton"
+
+
+def _srun_arguments(settings: ClusterSettings) -> list[str]:
+    # Without the first two a rank that is killed leaves the others waiting for ever.
+    arguments = ["--kill-on-bad-exit=1", f"--wait={settings.wait_seconds}", "--open-mode=append"]
+    if settings.container is not None:
+        arguments.append(f"--container-image={settings.container}")
+        if settings.mounts:
+            arguments.append(f"--container-mounts={','.join(settings.mounts)}")
+    return arguments
+
+
+def _before(request: Request) -> list[str]:
+    python = shlex.quote(sys.executable)
+    code = shlex.quote(str(request.runs[0].code))
+    moment = "check" if request.preflight_only else "begin"
+    if request.is_sweep:
+        listed = shlex.quote(str(request.folder / "runs.txt"))
+        run = f'run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {listed})'
+    else:
+        run = f"run={shlex.quote(str(request.runs[0].run))}"
+    return [
+        "trap : TERM  # what is below still runs after a preemption",
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1",
+        *request.settings.setup,
+        run,
+        f'{ATTEMPT_VARIABLE}=$({python} -m launch.batch {moment} "$run"); code=$?',
+        f"[ $code -eq {EXIT_NOTHING_TO_DO} ] && exit 0",
+        "[ $code -ne 0 ] && exit $code",
+        f"export {ATTEMPT_VARIABLE}",
+    ]
+
+
+def _after() -> list[str]:
+    python = shlex.quote(sys.executable)
+    return ["code=$?", f'{python} -m launch.batch end "$run" --code $code', "exit $?"]
+
+
+def script(request: Request) -> str:
+    """The whole batch script, as submitit will submit it."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(request.folder))}"
+    count = len(request.configs) if request.is_sweep else None
+    text: str = _make_sbatch_string(
+        command=command, folder=request.folder, map_count=count, **script_parameters(request)
+    )
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ submission
+
+
+def check_shape(request: Request) -> None:
+    """What can be known without Slurm. Raises ConfigError."""
+    for config in request.configs:
+        data_parallel_size(config.parallel, request.ranks, config.data.global_batch_rows)
+    settings = request.settings
+    limit_s = 60 * minutes_of(settings.time)
+    if limit_s < settings.signal_seconds + LEAST_SECONDS_BEFORE_SIGNAL:
+        raise ConfigError(
+            f"time = {settings.time}: the ranks are told to save {settings.signal_seconds} s before the limit, which "
+            f"leaves {limit_s - settings.signal_seconds} s to train; allow more time, or lower signal_seconds"
+        )
+
+
+def check_cluster(request: Request) -> None:
+    """What Slurm would refuse only after a while, or in its own words. Raises UserError."""
+    slurm.require()
+    known = slurm.partitions()
+    wanted = request.settings.partition
+    chosen = [item for item in known if (item.name == wanted if wanted else item.default)]
+    if not chosen:
+        names = ", ".join(item.name for item in known) or "none"
+        missing = f"partition = {wanted}: there is none" if wanted else "no default partition; name one"
+        raise UserError(f"{missing}; there are: {names}")
+    if request.nodes > chosen[0].nodes:
+        raise UserError(f"--nodes {request.nodes}: partition {chosen[0].name} has {chosen[0].nodes}")
+    for run in request.runs:
+        _refuse_a_second_job(run)
+
+
+def _refuse_a_second_job(run: LaunchedRun) -> None:
+    if not run.job_file.is_file():
+        return
+    jobs = run.job()["jobs"]
+    alive = [job for job in slurm.queue(jobs) if job.state in LIVE_STATES] if jobs else []
+    if alive:
+        states = ", ".join(f"{job.job} ({job.state.lower()})" for job in alive)
+        raise UserError(
+            f"{run.run}: launched already, job {states}; `triptych cancel {run.run.name}` ends it, or choose another "
+            "run.name"
+        )
+
+
+LIVE_STATES = (
+    "PENDING",
+    "RUNNING",
+    "CONFIGURING",
+    "COMPLETING",
+    "SUSPENDED",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "STOPPED",
+)
+
+
+def prepare(request: Request) -> None:
+    """Write what the job will read: snapshots, configs, settings. A run that had ended may start again."""
+    for config, run in zip(request.configs, request.runs, strict=True):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        take_snapshot(run, config)
+        run.outcome_file.unlink(missing_ok=True)
+        run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=[])
+    if request.is_sweep:
+        request.folder.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{run.run}\n" for run in request.runs)
+        (request.folder / "runs.txt").write_text(lines, encoding="utf-8")
+
+
+def submit(request: Request) -> list[str]:
+    """Submit through submitit; the jobs' numbers. Raises UserError with sbatch's refusal and its likely cause."""
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    executor = submitit.SlurmExecutor(folder=request.folder)
+    executor.update_parameters(**script_parameters(request))
+    functions = [TrainJob(str(run.run)) for run in request.runs]
+    copies = 1 if request.settings.requeue else request.settings.chain_jobs
+    jobs: list[list[str]] = [[] for _ in functions]
+    try:
+        for _ in range(copies):
+            if len(functions) == 1:
+                jobs[0].append(str(executor.submit(functions[0]).job_id))
+            else:
+                submitted = executor.map_array(_run, functions)
+                for found, job in zip(jobs, submitted, strict=True):
+                    found.append(str(job.job_id))
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UserError(slurm.explain("sbatch", str(error))) from None
+    for run, found in zip(request.runs, jobs, strict=True):
+        run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=found)
+        run.launch.record("launch", jobs=found, nodes=request.nodes, ranks=request.ranks)
+    if request.is_sweep:
+        names = [run.run.name for run in request.runs]
+        write_json(request.folder / "sweep.json", {"runs": names, "jobs": [found[0] for found in jobs]})
+    return [job for found in jobs for job in found]
+
+
+def _run(job: TrainJob) -> None:
+    job()
+
+
+def refuse_unknown(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what the user gave: None leaves a setting to the file."""
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,110 @@
+"""What the preflight's reports say, taken together. No torch: the batch script reads it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pretrain.attempts import read_json, write_json
+
+
+@dataclass
+class Report:
+    """One rank's findings, written again after each stage, so that a rank that hangs has said how far it came."""
+
+    rank: int
+    host: str
+    stage: str = "began"
+    problems: list[str] = field(default_factory=list)
+    """With this node."""
+    everywhere: list[str] = field(default_factory=list)
+    """With the run or the site, whatever the node."""
+    versions: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def write(self, folder: Path, stage: str) -> None:
+        self.stage = stage
+        write_json(folder / f"report.{self.rank:05d}.json", asdict(self))
+
+
+LAST_STAGE = "finished"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    bad_nodes: Mapping[str, str]
+    """Node -> what is wrong with it."""
+    everywhere: str | None
+    """What is wrong with the run or the site."""
+    may_pass: bool
+    """Whether another attempt on the same nodes may find it gone."""
+    figures: Mapping[str, float]
+    """Least or worst over the ranks."""
+
+    @property
+    def well(self) -> bool:
+        return not self.bad_nodes and self.everywhere is None
+
+    def __str__(self) -> str:
+        if self.well:
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in self.figures.items())
+            return f"all nodes are well ({shown})" if shown else "all nodes are well"
+        nodes = [f"{node}: {what}" for node, what in self.bad_nodes.items()]
+        return "; ".join([*nodes, *([self.everywhere] if self.everywhere else [])])
+
+
+def judge(folder: Path, nodes: Sequence[str], *, code: int | None, seconds: float) -> Verdict:
+    """The verdict on an allocation. code: the preflight step's exit code, None if its time ran out."""
+    reports = [Report(**read_json(path)) for path in sorted(folder.glob("report.*.json"))]
+    bad = _bad_nodes(reports, nodes, code, seconds)
+    everywhere = list(dict.fromkeys(problem for report in reports for problem in report.everywhere))
+    may_pass = False
+    unfinished = [report for report in reports if report.stage != LAST_STAGE]
+    if not bad and not everywhere and (code is None or code or unfinished):
+        last = ", ".join(sorted({f"rank {report.rank}: {report.stage}" for report in unfinished})) or "none"
+        ended = f"did not end in {seconds:.0f} s" if code is None else f"ended with code {code}"
+        everywhere, may_pass = [f"the check {ended}; not finished: {last}; see {folder}"], True
+    text = "; ".join(everywhere) or None
+    return Verdict(bad, text, may_pass, worst(reports))
+
+
+def _bad_nodes(
+    reports: Sequence[Report], nodes: Sequence[str], code: int | None, seconds: float
+) -> dict[str, str]:
+    bad = {report.host: "; ".join(report.problems) for report in reports if report.problems}
+    heard = {report.host for report in reports}
+    if code != 0 and heard:  # where nobody answered, it is no single node's fault
+        ended = (
+            f"did not answer in {seconds:.0f} s"
+            if code is None
+            else "left no report: does it see the run folder?"
+        )
+        bad |= {node: ended for node in nodes if node not in heard}
+    return bad | _other_versions(reports)
+
+
+def _other_versions(reports: Sequence[Report]) -> dict[str, str]:
+    """Nodes whose libraries differ from those of most nodes."""
+    by_host = {report.host: tuple(sorted(report.versions.items())) for report in reports if report.versions}
+    if len(set(by_host.values())) < 2:
+        return {}
+    usual, _ = Counter(by_host.values()).most_common(1)[0]
+    found = {}
+    for host, versions in by_host.items():
+        differing = [f"{name} {number}" for name, number in versions if (name, number) not in usual]
+        if differing:
+            found[host] = f"other library versions than most nodes: {', '.join(differing)}"
+    return found
+
+
+def worst(reports: Sequence[Report]) -> dict[str, float]:
+    """Rates by their least, seconds by their greatest."""
+    found: dict[str, float] = {}
+    for report in reports:
+        for name, value in report.figures.items():
+            pick: Any = max if name.endswith("seconds") else min
+            found[name] = pick(found.get(name, value), value)
+    return found

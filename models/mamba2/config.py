@@ -1,0 +1,64 @@
+"""Settings of the Mamba-2 family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from models.layers.config import Problem, divisors, not_positive, unknown_choices
+
+CHOICES = {"initialisation": ("fan_in", "small", "torch"), "kernel": ("auto", "torch", "mamba_ssm")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Config:
+    """A Mamba-2 language model, the baseline of the ParaRNN family.
+
+    The state-space layer has `expand` times the width in channels, divided over `heads`, and a state of
+    `state_width` numbers per channel; `groups` of heads share their input and output maps. `chunk` positions
+    are computed at once. `kernel`: "mamba_ssm" takes that package's, "torch" the plain form, "auto" the former
+    on a GPU where it is installed. `initialisation` as in the pararnn family.
+    """
+
+    family: Literal["mamba2"] = "mamba2"
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int | None = None
+    expand: int = 2
+    state_width: int = 128
+    groups: int = 1
+    conv_width: int = 4
+    chunk: int = 128
+    kernel: Literal["auto", "torch", "mamba_ssm"] = "auto"
+    tied_head: bool = False
+    norm_epsilon: float = 1e-5
+    initialisation: Literal["fan_in", "small", "torch"] = "fan_in"
+
+    @property
+    def channels(self) -> int:
+        return self.expand * self.width
+
+    @property
+    def head_width(self) -> int:
+        return self.channels // self.heads
+
+    def resolved(self, *, vocabulary: int, sequence_length: int) -> Mamba2Config:
+        """The same settings with the vocabulary filled in where it was None."""
+        return replace(self, vocabulary=vocabulary if self.vocabulary is None else self.vocabulary)
+
+    def problems(self, sequence_length: int) -> list[Problem]:
+        """(key, what is wrong and what would be right) of every invalid value, all at once."""
+        whole = ("layers", "width", "heads", "vocabulary", "expand", "state_width", "groups")
+        found = not_positive(self, (*whole, "conv_width", "chunk"), ("norm_epsilon",))
+        found += unknown_choices(self, CHOICES)
+        if sequence_length < 1:
+            found.append(("sequence_length", f"{sequence_length} must be at least 1"))
+        if min(self.width, self.heads, self.expand) > 0 and self.channels % self.heads != 0:
+            right = divisors(self.channels)
+            message = f"{self.channels} channels do not divide by {self.heads} heads; use {right}"
+            found.append(("heads", message))
+        if min(self.heads, self.groups) > 0 and self.heads % self.groups != 0:
+            message = f"{self.heads} heads do not divide by {self.groups} groups; use {divisors(self.heads)}"
+            found.append(("groups", message))
+        return found

@@ -1,0 +1,84 @@
+"""Settings of the ParaRNN family."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+from kernels.newton_rnn import Solver
+from models.layers.config import Problem, divisors, not_positive, unknown_choices
+from models.layers.mlp import swiglu_width
+from models.pararnn.cells import CELLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewtonConfig(Solver):
+    """How the recurrence is solved (`kernels.newton_rnn.Solver`). A misspelt key is an error."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParaRNNConfig:
+    """A language model whose mixers are nonlinear recurrences.
+
+    `cell` is a name in `models.pararnn.cells.CELLS`. `heads` are input heads: each projects its part of the
+    width to the gates of its part of the channels. `mlp_width` None means `swiglu_width(width)`, 0 no
+    feed-forward layer. `vocabulary` None means that the dataset's tokenizer decides. `recurrent_clip` bounds
+    the recurrent and peephole weights, None does not; three Newton iterations are enough up to 0.5.
+    `block`: "full" is the language model's; "mixer" is the cell alone between embedding and head.
+    `initialisation` of the matrices that are not the cell's: "fan_in" draws from N(0, 1 / fan_in), the
+    embedding from N(0, 1 / width); "small" from N(0, 0.02^2), those back to the residual stream divided by
+    sqrt(branches); "torch" as `nn.Linear` and `nn.Embedding` do: U(+-1 / sqrt(fan_in)) and N(0, 1).
+    """
+
+    CHANGEABLE: ClassVar[tuple[str, ...]] = ("newton",)
+    """Settings that a resumed run may change: how the recurrence is solved, not what it computes."""
+
+    family: Literal["pararnn"] = "pararnn"
+    cell: str
+    layers: int
+    width: int
+    heads: int = 4
+    vocabulary: int | None = None
+    mlp_width: int | None = None
+    block: Literal["full", "mixer"] = "full"
+    conv_width: int = 4
+    recurrent_clip: float | None = 0.5
+    newton: NewtonConfig = field(default_factory=NewtonConfig)
+    tied_head: bool = False
+    norm_epsilon: float = 1e-5
+    initialisation: Literal["fan_in", "small", "torch"] = "fan_in"
+
+    @property
+    def hidden_width(self) -> int:
+        return swiglu_width(self.width) if self.mlp_width is None else self.mlp_width
+
+    def resolved(self, *, vocabulary: int, sequence_length: int) -> ParaRNNConfig:
+        """The same settings with the vocabulary filled in where it was None."""
+        return replace(self, vocabulary=vocabulary if self.vocabulary is None else self.vocabulary)
+
+    def problems(self, sequence_length: int) -> list[Problem]:
+        """(key, what is wrong and what would be right) of every invalid value, all at once."""
+        whole = ("layers", "width", "heads", "vocabulary", "conv_width")
+        found = not_positive(self, whole, ("norm_epsilon", "recurrent_clip"))
+        choices = {
+            "cell": tuple(CELLS),
+            "block": ("full", "mixer"),
+            "initialisation": ("fan_in", "small", "torch"),
+        }
+        found += unknown_choices(self, choices)
+        found += [(f"newton.{key}", message) for key, message in self.newton.problems()]
+        if sequence_length < 1:
+            found.append(("sequence_length", f"{sequence_length} must be at least 1"))
+        if self.mlp_width is not None and self.mlp_width < 0:
+            found.append(("mlp_width", f"{self.mlp_width} must be at least 0; 0 leaves the layer out"))
+        if self.block == "mixer" and self.mlp_width != 0:
+            found.append(("mlp_width", f"block: mixer has no feed-forward layer, {self.mlp_width} must be 0"))
+        if self.recurrent_clip is not None and not math.isfinite(self.recurrent_clip):
+            found.append(("recurrent_clip", f"{self.recurrent_clip} must be finite, or null for no bound"))
+        if min(self.width, self.heads) > 0 and self.width % self.heads != 0:
+            right = divisors(self.width)
+            found.append(("heads", f"width {self.width} does not divide by {self.heads} heads; use {right}"))
+        return found

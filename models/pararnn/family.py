@@ -1,0 +1,91 @@
+"""The pararnn family: nonlinear GRU and LSTM language models, trained in parallel over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from models.family import Family
+from models.layers.loss import default_chunk_tokens
+from models.pararnn.cells import CELLS
+from models.pararnn.config import ParaRNNConfig
+from models.pararnn.model import ParaRNN, parameter_group
+from models.sharding import Channels, Column, Row, Split, Vocab
+
+CELL_CHANNELS = Channels({"input": 0, "recurrent": 1, "bias": 1, "peephole": 1})
+
+# The gated norm's mean square is over all channels: a rank that holds some of them must sum over the ranks.
+SHARDING: Mapping[str, Split] = {
+    "blocks.*.mixer.input": Column(),
+    "blocks.*.mixer.gate": Column(),
+    "blocks.*.mixer.conv": Channels({"weight": 0, "bias": 0}),
+    "blocks.*.mixer.cell": CELL_CHANNELS,
+    "blocks.*.mixer.norm": Channels({"weight": 0}),
+    "blocks.*.mixer.out": Row(),
+    "blocks.*.cell": CELL_CHANNELS,
+    "blocks.*.mlp.gate": Column(),
+    "blocks.*.mlp.up": Column(),
+    "blocks.*.mlp.down": Row(),
+    "embedding": Vocab(),
+    "head": Vocab(),
+}
+
+# Section C.1 and tables 3 and 4 of the paper. It has one learning rate for all parameters, and decays by
+# lr x 1e-3 (400M) or lr x 1e-4 per step; clipping and the betas are not stated.
+RECIPE: Mapping[str, Any] = {
+    "lr": 3e-3,
+    "matrix_lr_multiplier": 1.0,
+    "betas": (0.9, 0.95),
+    "epsilon": 1e-8,
+    "weight_decay": 3e-7,
+    "clip_norm": 1.0,
+    "warmup_steps": 5500,
+    "schedule": "cosine",
+    "final_lr_fraction": 0.0,
+}
+
+
+def flops_per_token(config: ParaRNNConfig, sequence_length: int) -> float:
+    """Training FLOPs per token: three times the forward's matrix products, at 2 FLOPs per multiply-add.
+
+    Not counted are norms, the embedding's lookup, the convolution, and the recurrence, which multiplies no
+    matrices: some tens of operations per channel and Newton iteration.
+    """
+    assert config.vocabulary is not None
+    projections = 3 * config.width**2 if config.block == "full" else 0
+    gates = CELLS[config.cell].gates * config.width**2 / config.heads
+    mlp = 3 * config.width * config.hidden_width
+    forward = 2 * (config.layers * (projections + gates + mlp) + config.width * config.vocabulary)
+    return 3.0 * forward
+
+
+def activation_bytes(config: ParaRNNConfig, tokens: int, sequence_length: int, bytes_per_element: int) -> int:
+    """Estimate of what one micro-batch's forward pass keeps for its backward, without checkpointing.
+
+    Per token and layer of the full block, in vectors of the model width: the inputs of both norms, of the
+    projections, of the convolution, of its activation and of the cell, the gates, the states, the gate and its
+    activation, the product that is normed and the product's norm; then four vectors of the feed-forward's
+    hidden width. The LSTM keeps its cell states too.
+    """
+    assert config.vocabulary is not None
+    cell = CELLS[config.cell]
+    vectors = cell.gates + (2 if cell.state_shape else 1)
+    ends = 1
+    if config.block == "full":
+        vectors += 11 + (2 if config.hidden_width else 0)
+        ends = 2
+    per_layer = vectors * config.width + 4 * config.hidden_width
+    body = bytes_per_element * tokens * (config.layers * per_layer + ends * config.width)
+    return body + 4 * config.vocabulary * min(tokens, default_chunk_tokens(config.vocabulary))
+
+
+pararnn = Family(
+    name="pararnn",
+    config=ParaRNNConfig,
+    build=ParaRNN,
+    sharding=SHARDING,
+    flops_per_token=flops_per_token,
+    parameter_group=parameter_group,
+    activation_bytes=activation_bytes,
+    recipe=RECIPE,
+)

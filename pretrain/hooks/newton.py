@@ -1,0 +1,133 @@
+"""What Newton's method was worth in each recurrent layer, and the alarm when it was not worth enough."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from models.pararnn.telemetry import FIGURES, MAXIMA
+from pretrain.errors import UserError
+from pretrain.hooks.base import Hook, due
+from pretrain.monitoring import Record, layer_scalar
+
+if TYPE_CHECKING:
+    from kernels.newton_rnn import Solver
+    from models.pararnn.cells import Cell
+    from pretrain.engine.base import StepReport
+    from pretrain.run import Run
+
+logger = logging.getLogger(__name__)
+
+RESIDUAL, ITERATIONS, ACTED = (FIGURES.index(name) for name in ("residual_max", "iterations", "acted"))
+
+
+class NewtonHook(Hook):
+    """Logs each layer's figures at log steps, and acts by `model.newton.on_exceed`.
+
+    Under "error" every step is looked at before its update: a residual above the limit, or one that is not
+    finite, stops the run with the weights as they were. That read waits for the device once per step, at the
+    place where DeepSpeed (ZeRO 1 to 3) does so for the gradient norm. Under the other policies the device is
+    read at log steps only: a warning, with a line in the ledger, says that the policy had to act; a residual
+    that is not finite stops the run there.
+
+    The figures since the last log are not part of a checkpoint.
+    """
+
+    name = "newton"
+
+    def __init__(self, every: int, solver: Solver) -> None:
+        self._every = every
+        self._solver = solver
+
+    def before_training(self, run: Run) -> None:
+        self._run = run
+        with run.engine.inference() as model:
+            self._cells: dict[str, Cell] = model.cells()  # type: ignore[operator]
+        self._checked = -1
+        if self._solver.on_exceed == "error":
+            run.engine.before_update(self._check_before_update)
+
+    def _check_before_update(self) -> None:
+        # Called once per parameter group; the clock still counts the step before.
+        if self._checked == self._run.clock.step:
+            return
+        self._checked = self._run.clock.step
+        figures = self._reduced([cell.telemetry.peek() for cell in self._cells.values()])
+        step = self._run.clock.step + 1
+        refuse(list(self._cells), figures.tolist(), self._solver, step, "its update was not applied")
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        if due(run.clock.step, self._every) or run.clock.done:
+            figures = self._reduced([cell.telemetry.take() for cell in self._cells.values()]).tolist()
+            consequence = "it is not in a checkpoint"
+            refuse(list(self._cells), figures, self._solver, run.clock.step, consequence)
+            run.reporter.write(run.clock.step, as_record(figures))
+            self._warn(figures)
+
+    def _reduced(self, layers: list[Tensor]) -> Tensor:
+        """(layers, figures) over all ranks: maxima of the maxima, means of the means. Collective."""
+        figures = torch.stack(layers).to(self._run.device)
+        data = self._run.mesh.data
+        if data.size > 1:
+            # A NaN may be lost in a maximum over ranks; infinity is not, and stops all of them alike.
+            maxima = figures[:, :MAXIMA].nan_to_num(nan=math.inf, posinf=math.inf)
+            sums = figures[:, MAXIMA:].contiguous()
+            dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=data.group)
+            dist.all_reduce(sums, group=data.group)
+            figures = torch.cat((maxima, sums / data.size), dim=1)
+        return figures
+
+    def _warn(self, figures: list[list[float]]) -> None:
+        acted = {n: layer for n, layer in zip(self._cells, figures, strict=True) if layer[ACTED] > 0}
+        if not acted:
+            return
+        step, policy = self._run.clock.step, self._solver.on_exceed
+        worst = max(acted, key=lambda name: acted[name][RESIDUAL])
+        still = acted[worst][RESIDUAL] > self._solver.limit
+        logger.warning(
+            "step %d: Newton's method left %s above model.newton.limit = %g, and on_exceed: %s had to act "
+            "(worst: %s, residual %.3g %s)",
+            step,
+            ", ".join(acted),
+            self._solver.limit,
+            policy,
+            worst,
+            acted[worst][RESIDUAL],
+            "all the same" if still else "afterwards",
+        )
+        self._run.record(
+            "newton", step=step, layers=list(acted), policy=policy, residual=acted[worst][RESIDUAL]
+        )
+
+
+def refuse(cells: list[str], figures: list[list[float]], solver: Solver, step: int, consequence: str) -> None:
+    """Raise UserError naming the first layer whose states are not to be trusted.
+
+    figures: (layers, FIGURES), the same on all ranks, so that all of them stop.
+    """
+    for name, layer in zip(cells, figures, strict=True):
+        residual, iterations = layer[RESIDUAL], int(layer[ITERATIONS])
+        exceeds = solver.on_exceed == "error" and residual > solver.limit
+        if math.isfinite(residual) and not exceeds:
+            continue
+        state = f"above model.newton.limit = {solver.limit:g}" if math.isfinite(residual) else "not finite"
+        raise UserError(
+            f"{name}, step {step}: the residual after {iterations} Newton iterations is {residual:.3g}, {state}; "
+            f"{consequence}. Raise model.newton.iterations, set model.newton.on_exceed to iterate or sequential, "
+            "or lower model.recurrent_clip or optim.lr"
+        )
+
+
+def as_record(figures: list[list[float]]) -> Record:
+    """(layers, figures) as scalars: each layer's, and the greatest of all layers."""
+    record: Record = {}
+    for number, name in enumerate(FIGURES):
+        scalar = f"newton/{name}"
+        record[scalar] = max(layer[number] for layer in figures)
+        record |= {layer_scalar(scalar, index): layer[number] for index, layer in enumerate(figures)}
+    return record

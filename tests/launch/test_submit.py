@@ -1,0 +1,138 @@
+"""The batch script, settings, sweeps, and what is refused before Slurm is asked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.settings import ClusterSettings, load_settings, minutes_of
+from launch.slurm import explain
+from launch.submit import Request, absolute, check_shape, script, sweep_configs
+from pretrain.config import load_config
+from pretrain.errors import ConfigError, UserError
+
+DEMO = "configs/sigmoid/demo.yaml"
+
+
+def request(folder: Path, *overrides: str, nodes: int = 2, **settings: object) -> Request:
+    config = absolute(load_config(DEMO, [f"run.folder={folder}", *overrides]))
+    given = {"gpus_per_node": 0, "tasks_per_node": 2, **settings}
+    return Request("demo", (config,), ClusterSettings.model_validate(given), nodes)
+
+
+def test_the_script_says_what_slurm_must_know(tmp_path: Path) -> None:
+    text = script(request(tmp_path, partition="train", account="me", time="2-00:00:00", sbatch={"mem": 0}))
+    for line in (
+        "#SBATCH --partition=train",
+        "#SBATCH --account=me",
+        "#SBATCH --time=2880",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=2",
+        "#SBATCH --signal=USR2@120",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --requeue",
+        "#SBATCH --mem=0",
+    ):
+        assert line in text, line
+    assert "--kill-on-bad-exit=1 --wait=60" in text
+    before, after = text.index("launch.batch begin"), text.index("launch.batch end")
+    assert before < text.index("srun --unbuffered") < after
+    assert "--gpus-per-node" not in text
+    assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_a_chain_waits_for_its_turn_and_a_container_is_passed_on(tmp_path: Path) -> None:
+    text = script(request(tmp_path, requeue=False, container="img.sqsh", mounts=("/a:/a",)))
+    assert "#SBATCH --no-requeue" in text and "#SBATCH --dependency=singleton" in text
+    assert "--container-image=img.sqsh --container-mounts=/a:/a" in text
+
+
+def test_a_sweep_is_an_array_of_runs_with_names_of_their_own(tmp_path: Path) -> None:
+    configs = sweep_configs(DEMO, [f"run.folder={tmp_path}"], ["optim.lr=[1e-3,3e-3]", "run.seed=[1,2]"])
+    assert [(c.run.name, c.optim.lr, c.run.seed) for c in configs] == [
+        ("demo-lr-0.001-seed-1", 1e-3, 1),
+        ("demo-lr-0.001-seed-2", 1e-3, 2),
+        ("demo-lr-0.003-seed-1", 3e-3, 1),
+        ("demo-lr-0.003-seed-2", 3e-3, 2),
+    ]
+    many = Request("demo", configs, ClusterSettings(gpus_per_node=0), 1)
+    text = script(many)
+    assert "#SBATCH --array=0-3%4" in text and "SLURM_ARRAY_TASK_ID" in text
+    with pytest.raises(ConfigError, match="key=\\[value, value\\]"):
+        sweep_configs(DEMO, [], ["optim.lr=1e-3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("90:30", 91), ("2:00:00", 120), ("1-0", 1440), ("1-12:30", 2190), ("0:0:30", 1)],
+)
+def test_time_limits(text: str, minutes: int) -> None:
+    assert minutes_of(text) == minutes
+
+
+def test_settings_tell_every_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "site.yaml"
+    path.write_text("partitoin: a\ntime: tomorrow\nwait_seconds: 0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, {})
+    text = str(caught.value)
+    assert "3 problems" in text and "partitoin: no such setting" in text
+    assert "'tomorrow' is no time limit" in text and "wait_seconds = 0" in text
+    with pytest.raises(ConfigError, match="no such cluster settings"):
+        load_settings(tmp_path / "none.yaml", {})
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/cluster").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_settings_are_valid_and_the_default_file_tells_the_defaults(path: Path) -> None:
+    settings = load_settings(path, {})
+    if path.stem == "default":
+        assert settings == ClusterSettings()
+
+
+def test_a_shape_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="12"):
+        check_shape(request(tmp_path, nodes=5))
+    with pytest.raises(ConfigError, match="leaves 0 s to train"):
+        check_shape(request(tmp_path, time="2", signal_seconds=120))
+
+
+def test_sbatchs_refusals_come_with_their_likely_cause() -> None:
+    text = explain(
+        "sbatch", "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed"
+    )
+    assert text.startswith("sbatch refused: invalid partition specified: x") and "sinfo -s" in text
+    assert "likely" not in explain("sbatch", "something new")
+
+
+def command(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": path, "DS_ACCELERATOR": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", "launch.cli", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_without_slurm_a_dry_run_works_and_a_launch_says_where_to_go(tmp_path: Path) -> None:
+    arguments = (
+        "launch",
+        DEMO,
+        f"run.folder={tmp_path}",
+        "model.vocabulary=512",
+        "--gpus-per-node",
+        "0",
+        "--nodes",
+        "2",
+    )
+    dry = command(*arguments, "--dry-run", path="/usr/bin/nowhere")
+    assert dry.returncode == 0 and "#SBATCH --nodes=2" in dry.stdout and "memory per GPU" in dry.stdout
+    assert not list(tmp_path.iterdir())
+    refused = command(*arguments, path="/usr/bin/nowhere")
+    assert refused.returncode == 2 and "sbatch is not on the PATH" in refused.stderr
+    assert "Traceback" not in refused.stderr

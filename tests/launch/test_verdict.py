@@ -1,0 +1,59 @@
+"""The preflight's verdict from its reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.verdict import LAST_STAGE, Report, judge
+
+NODES = ["node1", "node2", "node3"]
+
+
+def write(folder: Path, *reports: Report, stage: str = LAST_STAGE) -> None:
+    for report in reports:
+        report.write(folder, stage)
+
+
+def test_all_well(tmp_path: Path) -> None:
+    figures = [
+        {"gemm_teraflops": 700.0, "clock_skew_seconds": 0.1},
+        {"gemm_teraflops": 650.0, "clock_skew_seconds": 0.3},
+    ]
+    write(tmp_path, *(Report(i, NODES[i], figures=figures[i]) for i in range(2)))
+    verdict = judge(tmp_path, NODES[:2], code=0, seconds=60)
+    assert verdict.well and verdict.figures == {"gemm_teraflops": 650.0, "clock_skew_seconds": 0.3}
+
+
+def test_a_node_that_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        Report(0, "node1"),
+        Report(1, "node2", problems=["cuda:3: 12 TFLOP/s"]),
+        stage="checked itself",
+    )
+    verdict = judge(tmp_path, NODES[:2], code=1, seconds=60)
+    assert verdict.bad_nodes == {"node2": "cuda:3: 12 TFLOP/s"}
+
+
+def test_a_node_that_never_answers(tmp_path: Path) -> None:
+    write(tmp_path, Report(0, "node1"), Report(1, "node2"), stage="checked itself")
+    verdict = judge(tmp_path, NODES, code=None, seconds=60)
+    assert list(verdict.bad_nodes) == ["node3"] and "60 s" in verdict.bad_nodes["node3"]
+
+
+def test_nobody_answers(tmp_path: Path) -> None:
+    verdict = judge(tmp_path, NODES, code=None, seconds=60)
+    assert not verdict.bad_nodes and verdict.everywhere and verdict.may_pass
+
+
+def test_another_version_than_most(tmp_path: Path) -> None:
+    versions = [{"torch": "2.13.0"}, {"torch": "2.12.0"}, {"torch": "2.13.0"}]
+    write(tmp_path, *(Report(i, NODES[i], versions=versions[i]) for i in range(3)))
+    verdict = judge(tmp_path, NODES, code=0, seconds=60)
+    assert list(verdict.bad_nodes) == ["node2"] and "torch 2.12.0" in verdict.bad_nodes["node2"]
+
+
+def test_what_is_wrong_everywhere_is_said_once(tmp_path: Path) -> None:
+    write(tmp_path, *(Report(i, NODES[i], everywhere=["no room"]) for i in range(3)), stage="checked itself")
+    verdict = judge(tmp_path, NODES, code=1, seconds=60)
+    assert verdict.everywhere == "no room" and not verdict.may_pass and not verdict.bad_nodes

@@ -1,0 +1,322 @@
+"""Drills on a real Slurm: what can go wrong with a job, done to a real training run of 2 nodes x 2 ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.drill import STEPS, Drill, Losses, until
+
+pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
+
+FROM_KILL_TO_TRAINING_S = 25
+SLURMS_SHARE_S = 15
+"""Of that: ending the step, the wait of a requeued job, scheduling."""
+
+
+def test_a_run_finishes_and_can_be_watched(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    drill.wait_step(run, 2)
+    table = drill.command("status", "--runs", str(run.run.parent), "drill").stdout
+    assert "drill" in table and "running" in table and f"/{STEPS}" in table
+    assert "step" in drill.command("logs", "--runs", str(run.run.parent), "drill").stdout
+    again = drill.command("launch", str(drill.folder / "drill.yaml"), "--gpus-per-node", "0", "--nodes", "1")
+    assert again.returncode == 2 and "launched already" in again.stderr
+    drill.check(run, undisturbed)
+    assert "done" in drill.command("status", "--runs", str(run.run.parent), "--details").stdout
+    commit = (run.code.parent / "commit.txt").read_text().strip()
+    assert (
+        commit == subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    )
+
+
+def test_the_signal_before_the_time_limit_saves_and_comes_back(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    drill.wait_step(run, 7)
+    drill.cluster.call("scancel", "--signal=USR2", drill.job(run))
+    drill.check(run, undisturbed, "resume")
+    first = drill.ledger(run, "attempt_end")[0]
+    assert first["step"] > 5 and first["step"] % 5, "it saved where it was asked to, between two checkpoints"
+
+
+@pytest.mark.slow
+def test_a_real_time_limit(drill: Drill) -> None:
+    # Slurm sends the signal up to a minute before its time, and ends a job up to half a minute late.
+    run = drill.launch("--time", "1", "--sbatch", "signal=USR2@10", steps=3000)
+    drill.wait(lambda: "resume" in drill.endings(run), 150, "a restart", run)
+    drill.wait_attempt(run, 2)
+
+
+@pytest.mark.parametrize("partition", ["train", "grace"])
+def test_preemption(drill: Drill, undisturbed: Losses, partition: str) -> None:
+    run = drill.launch("--partition", partition)
+    drill.wait_step(run, 8)
+    urgent = [
+        "sbatch",
+        "--parsable",
+        "-p",
+        "high",
+        "-N",
+        "4",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap",
+        "sleep 2",
+    ]
+    job = drill.cluster.call(*urgent)
+    drill.cluster.wait_state(job, "COMPLETED", timeout_s=60)
+    drill.wait_finished(run)
+    assert drill.losses(run) == undisturbed
+    # A job with grace has the time to save; one without may be killed before.
+    assert drill.endings(run)[-1] == "done" and len(drill.endings(run)) == 2, drill.report(run)
+    if partition == "grace":
+        assert drill.ledger(run, "attempt_end")[0]["step"] >= 8
+
+
+def test_kill_9_of_a_rank(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    drill.wait_step(run, 8)
+    killed = time.time()
+    os.kill(drill.rank(run, 3).pid, signal.SIGKILL)
+    drill.wait_attempt(run, 2)
+    again = datetime.fromisoformat(drill.ledger(run, "start")[1]["time"]).timestamp()
+    print(f"training again {again - killed:.1f} s after the kill")
+    drill.check(run, undisturbed, "crash")
+    assert drill.ledger(run, "attempt_end")[0]["step"] >= 5
+
+
+def test_random_kills_leave_whole_checkpoints(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    kill_at_random(drill, run, kills=5, seed=0)
+    drill.check(run, undisturbed, *["crash"] * 5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_fifty_random_kills(drill: Drill) -> None:
+    run = drill.launch(steps=1500)
+    kill_at_random(drill, run, kills=50, seed=1)
+    drill.wait_finished(run, timeout_s=600)
+
+
+def kill_at_random(drill: Drill, run, kills: int, seed: int) -> None:  # type: ignore[no-untyped-def]
+    draw = random.Random(seed)
+    for number in range(1, kills + 1):
+        drill.wait_attempt(run, number)
+        drill.wait_step(run, drill.ledger(run, "attempt")[-1]["step_before"] + 6)
+        time.sleep(draw.uniform(0, 0.5))
+        os.kill(drill.rank(run, draw.randrange(4)).pid, signal.SIGKILL)
+        drill.wait(lambda n=number: len(drill.endings(run)) >= n, 60, "the attempt's end", run)
+        listed = drill.command("checkpoint", "verify", str(run.run))
+        assert listed.returncode == 0, listed.stdout + listed.stderr
+
+
+def test_a_node_that_loses_power(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    drill.wait_step(run, 8)
+    dead = drill.nodes(run)[0][1]
+    drill.cluster.kill_node(dead)
+    drill.wait_attempt(run, 2)
+    assert dead not in drill.nodes(run)[1]
+    drill.wait_finished(run)
+    assert drill.losses(run) == undisturbed and drill.endings(run)[-1] == "done"
+
+
+def test_a_drained_node_is_left_at_the_next_start(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    drill.wait_step(run, 8)
+    drained = drill.nodes(run)[0][0]
+    drill.cluster.call("scontrol", "update", f"nodename={drained}", "state=drain", "reason=drill")
+    drill.cluster.call("scancel", "--signal=USR2", drill.job(run))
+    drill.check(run, undisturbed, "resume")
+    assert drained not in drill.nodes(run)[1]
+
+
+def test_scancel_ends_it_and_launching_again_goes_on(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    drill.wait_step(run, 8)
+    done = drill.command("cancel", "--runs", str(run.run.parent), "drill")
+    assert "asked Slurm to end" in done.stdout
+    drill.cluster.wait_state(drill.job(run), "CANCELLED")
+    time.sleep(3)
+    assert len(drill.ledger(run, "attempt")) == 1, "a cancelled run does not come back"
+    drill.launch()
+    drill.wait_finished(run)
+    assert drill.losses(run) == undisturbed
+
+
+def test_a_chain_of_jobs_where_requeueing_is_forbidden(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch("--chain")
+    drill.wait_step(run, 8)
+    first = run.job()["jobs"][0]
+    process = drill.rank(run, 1, job=first)
+    os.kill(process.pid, signal.SIGKILL)
+    drill.wait_finished(run)
+    assert drill.losses(run) == undisturbed and drill.endings(run) == ["crash", "done"]
+    jobs = run.job()["jobs"]
+    assert until(
+        lambda: all(drill.cluster.state(job) in ("CANCELLED", "COMPLETED", "FAILED") for job in jobs), 20
+    )
+
+
+def test_a_crash_loop_is_ended_with_a_clear_last_line(drill: Drill) -> None:
+    # Every process may use two seconds of a processor: too little for a rank to come up.
+    run = drill.launch("--cluster", str(with_setup(drill, "ulimit -t 2")))
+    drill.wait(run.outcome_file.is_file, 120, "the end", run)
+    outcome = json.loads(run.outcome_file.read_text())
+    assert outcome["ending"] == "crash" and "3 attempts in a row saved nothing" in outcome["message"]
+    assert drill.endings(run) == ["crash"] * 3
+    assert drill.cluster.wait_state(drill.job(run), "FAILED")
+
+
+def with_setup(drill: Drill, line: str) -> Path:
+    from tests.slurm.drill import SETTINGS
+
+    text = SETTINGS.format(interface="lo").replace('"export OMP', f'"{line}", "export OMP')
+    path = drill.folder / "other.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_configuration_error_is_not_repeated(drill: Drill) -> None:
+    run = drill.launch(f"data.path={drill.folder}/nothing")
+    drill.wait(run.outcome_file.is_file, 60, "the end", run)
+    outcome = json.loads(run.outcome_file.read_text())
+    assert outcome["ending"] == "configuration" and "nothing" in outcome["message"]
+    assert len(drill.ledger(run, "attempt")) == 1
+
+
+def test_a_hung_rank_is_found_and_its_node_left(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch("monitor.watchdog_seconds=6")
+    drill.wait_step(run, 8)
+    hung = drill.rank(run, 2)
+    node = drill.nodes(run)[0][1]
+    os.kill(hung.pid, signal.SIGSTOP)
+    drill.check(run, undisturbed, "node fault")
+    end = drill.ledger(run, "attempt_end")[0]
+    assert end["bad_nodes"] == [node] and "first silent rank is 2" in end["reason"]
+    assert node not in drill.nodes(run)[1]
+    stacks = list(run.launch.attempt(1).stacks.glob("*.txt"))
+    assert len(stacks) == 3 and all("Thread" in path.read_text() for path in stacks)
+
+
+def test_a_full_disk(drill: Drill, undisturbed: Losses) -> None:
+    runs = drill.folder / "runs"
+    runs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "triptych-drill", str(runs)], check=True)
+    try:
+        run = drill.launch()
+        drill.wait_step(run, 8)
+        filler = runs / "filler"
+        with filler.open("wb") as file:
+            subprocess.run(
+                ["dd", "if=/dev/zero", f"of={filler}", "bs=1M", "status=none"], capture_output=True
+            )
+            file.flush()
+        drill.wait(
+            lambda: drill.cluster.state(drill.job(run)) != "RUNNING", 60, "the end of the attempt", run
+        )
+        filler.unlink()
+        drill.wait_finished(run)
+        assert drill.losses(run) == undisturbed
+    finally:
+        drill.end()
+        subprocess.run(["umount", "-l", str(runs)], check=True)
+
+
+def test_slurmctld_restarts_under_a_run(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch()
+    drill.wait_step(run, 8)
+    drill.cluster.stop_controller()
+    time.sleep(1)
+    drill.cluster.start_controller()
+    drill.check(run, undisturbed)
+
+
+def test_a_cut_network_link(network_drill: Drill, undisturbed: Losses) -> None:
+    drill = network_drill
+    run = drill.launch()
+    drill.wait_step(run, 8)
+    cut = drill.nodes(run)[0][1]
+    drill.cluster.cut_link(cut)
+    try:
+        drill.wait_attempt(run, 2)
+        assert cut not in drill.nodes(run)[1]
+        drill.wait_finished(run)
+    finally:
+        drill.cluster.mend_link(cut)
+    assert drill.losses(run) == undisturbed and drill.endings(run)[-1] == "done"
+
+
+def test_a_preflight_alone(drill: Drill) -> None:
+    done = drill.launch_command("--preflight-only")
+    assert done.returncode == 0 and "all nodes are well" in done.stdout and "dry_step_seconds" in done.stdout
+    assert not (drill.folder / "runs" / "drill" / "checkpoints" / "step_00000060").exists()
+
+
+def test_the_preflight_finds_a_node_that_does_not_share_the_run_folder(
+    drill: Drill, undisturbed: Losses
+) -> None:
+    (drill.folder / "runs").mkdir()
+    drill.cluster.mount_empty("node2", drill.folder / "runs")
+    try:
+        run = drill.launch("--preflight")
+        drill.wait_finished(run)
+    finally:
+        drill.cluster.unmount("node2", drill.folder / "runs")
+    assert drill.losses(run) == undisturbed
+    assert drill.endings(run) == ["node fault", "done"]
+    assert (
+        drill.ledger(run, "attempt_end")[0]["bad_nodes"] == ["node2"] and "node2" not in drill.nodes(run)[1]
+    )
+
+
+def test_the_preflight_stops_a_run_that_no_node_could_run(drill: Drill) -> None:
+    run = drill.launch("--preflight", f"data.path={drill.folder}/nothing")
+    drill.wait(run.outcome_file.is_file, 90, "the end", run)
+    outcome = json.loads(run.outcome_file.read_text())
+    assert outcome["ending"] == "configuration" and "nothing" in outcome["message"]
+    assert not drill.ledger(run, "start")
+
+
+def test_what_slurm_would_refuse_is_refused_with_the_reason(drill: Drill) -> None:
+    for options, part in (
+        (("--partition", "fast"), "partition = fast: there is none; there are: train"),
+        (("--nodes", "5"), "--nodes 5: partition train has 4"),
+        (("--sbatch", "qos=gold"), "likely: this QOS is not yours"),
+        (("--time", "1"), "lower signal_seconds"),
+    ):
+        done = drill.launch_command(*options)
+        assert done.returncode == 2 and part in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_sweep_is_an_array(drill: Drill) -> None:
+    done = drill.launch_command("--sweep", "optim.lr=[1e-3,5e-3]", "run.steps=8")
+    assert done.returncode == 0, done.stderr
+    runs = drill.folder / "runs"
+    outcomes = [runs / f"drill-lr-{rate}" / "launch" / "outcome.json" for rate in ("0.001", "0.005")]
+    assert until(lambda: all(path.is_file() for path in outcomes), 120)
+    table = drill.command("status", "--runs", str(runs), "drill-lr-*").stdout
+    assert table.count("done") == 2 and table.count("8/8") == 2
+
+
+def test_a_run_after_another(drill: Drill) -> None:
+    first = drill.launch("run.steps=5")
+    done = drill.launch_command("--after", "drill", "run.name=second", "run.steps=5")
+    assert done.returncode == 0, done.stderr
+    second = drill.folder / "runs" / "second" / "ledger.jsonl"
+    drill.wait_finished(first)
+    assert until(lambda: '"end"' in second.read_text(), 90)
+    ended = drill.ledger(first, "end")[0]["time"]
+    began = next(
+        line for line in map(json.loads, second.read_text().splitlines()) if line["event"] == "attempt"
+    )
+    assert began["time"] >= ended
