@@ -2,7 +2,8 @@
 
     python -m benchmarks.attention --out attention.json          on a GPU: torch and triton are all it needs
     python -m benchmarks.attention --tune --out tiles.json       measures block shapes and prints new tables
-    python -m benchmarks.attention --offline --out tiles.json    what Hopper's compiler makes of them, without a GPU
+    python -m benchmarks.attention --offline --out tiles.json    what Hopper's compiler makes of the shipped ones,
+                                                                 without a GPU; with --tune, of all candidates too
     python -m benchmarks.attention --device cpu --quick          exercises the whole program in a minute
 
 Correctness first: output and gradients against the definition in float64; nothing is timed if one is wrong.
@@ -297,7 +298,7 @@ def main() -> None:
     if arguments.offline:
         from benchmarks.attention_tiles import offline
 
-        results = offline(arguments.quick)
+        results = offline(arguments.quick, candidates_too=arguments.tune)
     elif arguments.tune:
         from benchmarks.attention_tiles import tune
 

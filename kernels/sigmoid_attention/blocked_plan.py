@@ -146,8 +146,8 @@ def _segment_reaches(problem: Problem, starts: list[int], row_limit: int) -> lis
         return [[_Reach(0, problem.keys, False)] * problem.batch] * len(starts)
     ends = [min(start + row_limit, problem.queries) - 1 for start in starts]
     first_ids_BN, last_ids_BN = ids_BT[:, starts].contiguous(), ids_BT[:, ends].contiguous()
-    first_keys = _transposed(torch.searchsorted(key_ids_BS, first_ids_BN))
-    end_keys = _transposed(torch.searchsorted(key_ids_BS, last_ids_BN, right=True))
+    first_keys = _transposed(torch.searchsorted(key_ids_BS.contiguous(), first_ids_BN))
+    end_keys = _transposed(torch.searchsorted(key_ids_BS.contiguous(), last_ids_BN, right=True))
     single = _transposed(first_ids_BN == last_ids_BN)
     blocks = zip(first_keys, end_keys, single, strict=True)
     return [

@@ -57,7 +57,7 @@ HALF: dict[Kernel, dict[int, Tile]] = {
         128: Tile(64, 128, 8, 2, own_shared=True),
         256: Tile(32, 64, 4, 2, own_shared=True, split=True),
     },
-    "decode": {width: Tile(16, 64, 4, 3) for width in WIDTHS},
+    "decode": {**{width: Tile(16, 64, 4, 3) for width in WIDTHS}, 256: Tile(16, 32, 4, 3)},
 }
 """bf16 and fp16, which compile alike."""
 EDGES: dict[tuple[Kernel, int], Tile] = {
