@@ -206,6 +206,22 @@ def test_a_residual_that_is_not_finite_is_an_error(project: bool) -> None:
             report.check("blocks.2")
 
 
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "torch"])
+@pytest.mark.parametrize("gate", range(3))
+def test_what_is_not_finite_is_seen_behind_a_reset(cell: str, dtype: torch.dtype, gate: int) -> None:
+    """The final state does not know of a document that ended before it."""
+    call = arguments(Shape(cell, time=9, dtype=dtype))
+    call.segment_ids = torch.tensor([[0] * 5 + [1] * 4] * 2)
+    with torch.no_grad():
+        call.tensors[0][1, 4, 0, gate, 0] = float("nan")
+    for method in ("newton", "sequential"):
+        solution = solve(call, Solver(method=method))
+        assert solution.final_state.isfinite().all()
+        with pytest.raises(NewtonError, match=r"blocks\.2: the residual is not finite"):
+            solution.report.check("blocks.2")
+
+
 def test_the_jacobian_norm_is_that_of_the_steps() -> None:
     call = arguments(Shape(cell="lstm", batch=1, time=6, heads=1, channels=2))
     gates, recurrent, peephole, bias, state = (x.detach() for x in call.tensors)
