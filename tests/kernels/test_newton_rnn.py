@@ -357,6 +357,33 @@ def test_a_given_jacobian_and_projection_are_used() -> None:
         recurrence(elman, inputs[:, :0], weights)
 
 
+def oscillator_jacobian(inputs: Tensor, parameters: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    first, second = state.unbind(-2)
+    moved = torch.tanh(inputs + parameters[0] * second)
+    slope = (1 - moved * moved) * parameters[0]
+    turn = torch.cos(first - parameters[1] * moved)
+    rows = [torch.stack([torch.zeros_like(slope), slope], -2)]
+    rows.append(torch.stack([turn, -turn * parameters[1] * slope], -2))
+    return torch.stack(rows, -3)
+
+
+def test_a_jacobian_that_is_not_the_steps_is_refused() -> None:
+    inputs, weights = torch.zeros(4), (torch.rand(4), torch.rand(4))
+    check_structure(oscillator, inputs, weights, structure="block2", jacobian=oscillator_jacobian)
+    with pytest.raises(ValueError, match="jacobian is not the derivative of step"):
+        check_structure(
+            oscillator,
+            inputs,
+            weights,
+            structure="block2",
+            jacobian=lambda *point: oscillator_jacobian(*point).transpose(-3, -2),
+        )
+    with pytest.raises(ValueError, match=r"jacobian must return \(4,\) here"):
+        check_structure(elman, inputs, weights[:1], jacobian=lambda *point: torch.ones(1))
+    with pytest.raises(ValueError, match="parameters must be a tuple"):
+        recurrence(elman, torch.zeros(1, 3, 4), weights[0])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("structure", STEPS)
 def test_a_step_that_mixes_channels_is_refused(structure: str) -> None:
     def mixing(inputs: Tensor, parameters: tuple[Tensor, ...], state: Tensor) -> Tensor:
