@@ -261,8 +261,10 @@ def layers(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
     try:
         module = _rival(case, device)
         runs["pararnn-torch"] = (lambda: module(x), [x, *module.parameters()])
-    except ImportError:
-        failures["pararnn-torch"] = "not installed"
+    except ModuleNotFoundError as error:
+        failures["pararnn-torch"] = "not installed" if error.name == "pararnn" else str(error)
+    except Exception as error:  # another's package: its failure is a result
+        failures["pararnn-torch"] = f"{type(error).__name__}: {error}"
     found: dict[str, Any] = {"name": case.name, "contestants": {}, "failures": failures}
     for name, (run, tensors) in runs.items():
 
@@ -277,7 +279,7 @@ def layers(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
         except Exception as error:
             if name == "ours":
                 raise
-            failures[name] = f"{type(error).__name__}: {error}"  # another's package: its failure is a result
+            failures[name] = f"{type(error).__name__}: {error}"
     return found
 
 

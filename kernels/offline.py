@@ -67,6 +67,7 @@ def compile_offline(
     constants: Mapping[str, Any],
     num_warps: int = 4,
     num_stages: int = 3,
+    max_registers: int | None = None,
     aligned: tuple[str, ...] = (),
 ) -> Resources:
     """Compile a `@triton.jit` kernel for sm_90a.
@@ -75,6 +76,8 @@ def compile_offline(
         types: each run-time argument's type, as "*bf16", "i32" or "fp32", or
             "tensordesc<bf16[128, 64]>" for a tensor descriptor made on the host.
         constants: the `tl.constexpr` arguments.
+        max_registers: the limit per thread that the kernel is launched with (`maxnreg`); None for the compiler's
+            own choice.
         aligned: integer arguments that are multiples of 16, as strides are at run time. Pointers always are.
 
     Raises ValueError if an argument of the kernel is in neither, and whatever the compiler raises.
@@ -96,6 +99,8 @@ def compile_offline(
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in divisible},
     )
     options = {"num_warps": num_warps, "num_stages": num_stages}
+    if max_registers is not None:
+        options["maxnreg"] = max_registers
     compiled = triton.compile(source, target=GPUTarget("cuda", HOPPER, 32), options=options)
     return _resources(compiled)
 

@@ -12,6 +12,7 @@
    exp is written out: a library's would be vectorised only under flags that change the arithmetic of the
    whole process (flush to zero) or forget about NaN. */
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -70,6 +71,8 @@ static inline float exponential(float x) {
 static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 static inline float hyperbolic(float x) { return 1.0f - 2.0f / (1.0f + exponential(2.0f * x)); }
 static inline float magnitude(float x) { return x < 0.0f ? -x : x; }
+/* Infinity for what is not a number: a maximum would pass over it. */
+static inline float visible(float x) { return x == x ? x : INFINITY; }
 static inline float greater(float a, float b) { return a > b ? a : b; }
 
 static long ceil_div(long a, long b) { return (a + b - 1) / b; }
@@ -144,7 +147,7 @@ static void gru_forward(Shape s, Task k, Inputs in, Outputs out, long index) {
                 float j = (1 - z) + (c - h[n]) * z * (1 - z) * a[n] +
                           z * (1 - c * c) * a[2 * D + n] * (r + h[n] * r * (1 - r) * a[D + n]);
                 y[n] = h[n] + z * (c - h[n]);
-                worst = greater(magnitude(j), worst);
+                worst = greater(visible(magnitude(j)), worst);
             }
         }
     for (long b = k.row; b < k.row + k.rows; b++)
@@ -207,7 +210,7 @@ static void lstm_forward(Shape s, Task k, Inputs in, Outputs out, long index) {
                 float row_c = magnitude(cc) + magnitude(ch);
                 float row_h = magnitude(h_by_c * cc) + magnitude(h_by_c * ch + dy * a[D + n]);
                 m[n] = c, y[n] = o * th;
-                worst = greater(greater(row_c, row_h), worst);
+                worst = greater(greater(visible(row_c), visible(row_h)), worst);
             }
         }
     for (long b = k.row; b < k.row + k.rows; b++) {

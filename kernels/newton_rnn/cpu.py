@@ -53,16 +53,16 @@ _Adjoint = _pointers(
 def compiled_forward(library: ctypes.CDLL, call: Call) -> Forward:
     shape, inputs, alive = _arguments(call)
     batch, time, heads, _, channels = call.gates_BTHGN.shape
-    output_BTD = torch.empty(batch, time, heads * channels)
+    output_BTD = _floats(batch, time, heads * channels)
     cells_BTD = torch.empty_like(output_BTD) if call.lstm else None
     final_state = torch.empty_like(call.state)
-    jacobian = torch.empty(library.newton_rnn_tasks(ctypes.byref(shape)))
+    jacobian = _floats(library.newton_rnn_tasks(ctypes.byref(shape)))
     outputs = _Outputs(*map(_address, (output_BTD, cells_BTD, final_state, jacobian)))
     library.newton_rnn_forward(ctypes.byref(shape), ctypes.byref(inputs), ctypes.byref(outputs))
     del alive
-    numbers = torch.zeros(5)
-    numbers[:2] = not_a_number_if(final_state)
-    numbers[3] = jacobian.amax()
+    norm = jacobian.amax()
+    residual, zero = not_a_number_if(final_state, norm), torch.zeros_like(norm)
+    numbers = torch.stack([residual, residual, zero, norm, zero])
     dtype = call.gates_BTHGN.dtype
     cells_BTD = None if cells_BTD is None else cells_BTD.to(dtype)
     return Forward(output_BTD.to(dtype), cells_BTD, final_state, numbers)
@@ -80,11 +80,11 @@ def compiled_backward(
     given = [
         None if x is None else x.float().contiguous() for x in (output_BTD, cells_BTD, grad_BTD, grad_final)
     ]
-    d_gates = torch.empty(call.gates_BTHGN.shape)
+    d_gates = _floats(*call.gates_BTHGN.shape)
     d_state = torch.empty_like(call.state)
     rows = 8 if call.lstm else 6
     groups = library.newton_rnn_groups(ctypes.byref(shape))
-    d_parameters = torch.zeros(groups, rows, call.state.shape[-1])
+    d_parameters = _floats(groups, rows, call.state.shape[-1]).zero_()
     adjoint = _Adjoint(*map(_address, (*given, d_gates, d_state, d_parameters)))
     library.newton_rnn_backward(ctypes.byref(shape), ctypes.byref(inputs), ctypes.byref(adjoint))
     del alive
@@ -106,10 +106,16 @@ def _arguments(call: Call) -> tuple[_Shape, ctypes.Structure, list[Tensor | None
     return _Shape(batch, time, heads, channels, threads), _Inputs(*map(_address, alive)), alive
 
 
+def _floats(*shape: int) -> Tensor:
+    """What C writes into: fp32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def _address(tensor: Tensor | None) -> int | None:
     if tensor is None:
         return None
     assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    assert tensor.dtype in (torch.float32, torch.uint8)
     return tensor.data_ptr()
 
 

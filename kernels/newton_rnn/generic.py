@@ -42,10 +42,12 @@ def recurrence(
         state: (B, D), or (B, 2, D) for "block2"; zeros if None.
         structure: "diagonal", one number of state per channel; "block2", two.
         jacobian: (inputs, parameters, state) -> d next state / d state, (..., D), or (..., 2, 2, D) as row (of
-            the next state), column, channel. By forward differentiation of the step if None.
+            the next state), column, channel. By forward differentiation of the step if None. Gradients are as
+            right as it is: `check_structure` compares it with the step.
         project: onto the set that no step leaves, e.g. `lambda h: h.clamp(-1, 1)` for a step that ends in
             tanh; None if there is none.
-        segment_ids_BT, solver: as for `gru`; "auto" means in time order on a CPU and Newton on a GPU.
+        segment_ids_BT, solver: as for `gru`; "auto" means in time order on a CPU and Newton on a GPU. There the
+            host waits once per call for the residual, and with a tolerance once per iteration.
 
     Returns a Solution; its output is the state (B, T, D), for "block2" the second of the two numbers (as the
     LSTM's c, h), and the final state is whole. Raises ValueError naming the argument.
@@ -53,6 +55,8 @@ def recurrence(
     solver = Solver() if solver is None else solver
     for key, message in solver.problems():
         raise ValueError(f"solver.{key} {message}")
+    if not isinstance(parameters, tuple):
+        raise ValueError(f"parameters must be a tuple of tensors, got {type(parameters).__name__}")
     cell = _cell(step, structure, jacobian, project)
     state = _checked_state(cell, inputs_BTD, state, solver)
     check_segment_ids(segment_ids_BT, inputs_BTD, "inputs")
@@ -62,12 +66,20 @@ def recurrence(
 
 
 def check_structure(
-    step: Step, inputs_D: Tensor, parameters: Parameters, *, structure: Structure = "diagonal", seed: int = 0
+    step: Step,
+    inputs_D: Tensor,
+    parameters: Parameters,
+    *,
+    structure: Structure = "diagonal",
+    jacobian: Jacobian | None = None,
+    seed: int = 0,
 ) -> None:
     """Raise ValueError if the step mixes channels, which its declared structure says it does not.
 
     inputs_D: (..., D), one position's inputs, for their shape; values are drawn. The whole Jacobian at three
     random states is computed, D x D: call it when a model is built, not at every step.
+    jacobian: as for `recurrence`; raises ValueError if it is not the step's, for then Newton may still
+    converge, but every gradient is wrong.
     """
     generator = torch.Generator().manual_seed(seed)
     width = inputs_D.shape[-1]
@@ -76,13 +88,13 @@ def check_structure(
     for _ in range(3):
         inputs = torch.randn(inputs_D.shape, generator=generator, dtype=torch.float64)
         state = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
-        jacobian = torch.func.jacrev(step, argnums=2)(inputs, doubles, state)
-        if jacobian.shape != shape + shape:
+        whole = torch.func.jacrev(step, argnums=2)(inputs, doubles, state)
+        if whole.shape != shape + shape:
             raise ValueError(
                 f"step must return a state shaped as the state it was given, {shape}, "
-                f"got {tuple(jacobian.shape[: -len(shape)])}"
+                f"got {tuple(whole.shape[: -len(shape)])}"
             )
-        channels = jacobian if structure == "diagonal" else jacobian.movedim(1, 2).flatten(0, 1).abs().amax(0)
+        channels = whole if structure == "diagonal" else whole.movedim(1, 2).flatten(0, 1).abs().amax(0)
         others = channels.abs() - torch.diag(torch.diag(channels.abs()))
         if float(others.max()) > 0:
             row, column = divmod(int(others.argmax()), width)
@@ -90,6 +102,20 @@ def check_structure(
                 f"step mixes channels though it is declared {structure!r}: the next state of channel {row} "
                 f"depends on the state of channel {column}. Move the mixing into the input projection"
             )
+        if jacobian is not None:
+            right = whole.diagonal() if structure == "diagonal" else whole.diagonal(dim1=1, dim2=3)
+            _check_jacobian(jacobian(inputs, doubles, state), right)
+
+
+def _check_jacobian(given: Tensor, right: Tensor) -> None:
+    if given.shape != right.shape:
+        raise ValueError(f"jacobian must return {tuple(right.shape)} here, got {tuple(given.shape)}")
+    error = float((given - right).abs().max() / right.abs().max().clamp(min=1e-6))
+    if not error <= 1e-6:
+        raise ValueError(
+            f"jacobian is not the derivative of step: it is off by {error:.1e} of the greatest entry. Correct it, "
+            "or leave it out: then the step is differentiated"
+        )
 
 
 def _cell(step: Step, structure: Structure, jacobian: Jacobian | None, project: Projection | None) -> Cell:

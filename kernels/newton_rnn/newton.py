@@ -82,15 +82,18 @@ def solve_sequentially(problem: Problem) -> Solved:
         states.append(state)
     stacked = torch.stack(states, 1)
     numbers = torch.zeros(5, dtype=torch.float32, device=stacked.device)
-    numbers[:2] = not_a_number_if(state)
     jacobian = problem.cell.linearise(problem.inputs, problem.parameters, problem.previous(stacked))[1]
     numbers[3] = jacobian_norm(jacobian, problem.cell)
+    numbers[:2] = not_a_number_if(state, numbers[3])
     return Solved(stacked, numbers)
 
 
-def not_a_number_if(final_state: Tensor) -> Tensor:
-    """The residual of states computed in time order: 0, unless the state at the end is not finite."""
-    return final_state.abs().amax() * 0
+def not_a_number_if(final_state: Tensor, norm: Tensor) -> Tensor:
+    """The residual of states computed in time order: 0, unless the state at the end or a Jacobian is not finite.
+
+    norm: the greatest of the Jacobians, for what a segment's start has cut off from the end.
+    """
+    return (final_state.abs().amax() * 0 + norm * 0).to(torch.float32)
 
 
 def solve_by_newton(problem: Problem, solver: Solver) -> Solved:

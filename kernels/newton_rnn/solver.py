@@ -106,8 +106,8 @@ class Report:
     """What a solution was worth, as scalars that stay on the device until somebody reads them.
 
     residual_max, residual_mean: of |f(h_{t-1}, x_t) - h_t| over all positions and channels, at the states
-        that were returned; where these were computed in time order 0, or not a number if the final state is
-        not finite. Infinite if the iteration overflowed, or if on a GPU the initial state lies outside the
+        that were returned; where these were computed in time order 0, or not a number if a state is not
+        finite. Infinite if the iteration overflowed, or if on a GPU the initial state lies outside the
         set that iterates are projected onto.
     iterations: Newton iterations taken, the most over all windows; 0 for the sequential form.
     jacobian_norm: the greatest norm of d h_t / d h_{t-1} (row sums of absolute values).

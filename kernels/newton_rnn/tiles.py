@@ -9,15 +9,31 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 MULTIPROCESSORS = 132  # of an H100 or H200
+REGISTERS = 65536  # of one of them
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One program of a form that is parallel in time: `window` positions by `channels`."""
+    """One program of a form that is parallel in time: `window` positions by `channels`.
+
+    max_registers: per thread; a limit where the compiler takes more than it needs, so that a multiprocessor
+        holds more programs. None: the compiler's own choice, and one program is reckoned with.
+    """
 
     window: int
     channels: int
     warps: int
+    max_registers: int | None = None
+
+    @property
+    def resident(self) -> int:
+        """Programs that one multiprocessor is sure to hold at once."""
+        return 1 if self.max_registers is None else REGISTERS // (self.max_registers * 32 * self.warps)
+
+    def options(self) -> dict[str, int]:
+        """The keywords that launch a kernel with this tile."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {"W": self.window, "C": self.channels, "num_warps": self.warps, **limit}
 
 
 @dataclass(frozen=True)
@@ -31,7 +47,7 @@ class Lanes:
 
 @dataclass(frozen=True)
 class Pair:
-    """`few`, with longer windows, where the programs of `many` would leave multiprocessors idle."""
+    """`few`, with longer windows, where its programs are so few that all of them run at once; else `many`."""
 
     many: Tile
     few: Tile
@@ -39,8 +55,8 @@ class Pair:
 
 # Keyed by whether the cell is an LSTM, whose scan carries six numbers per element where the GRU's carries two.
 NEWTON = {
-    False: Pair(many=Tile(128, 8, 4), few=Tile(256, 8, 8)),
-    True: Pair(many=Tile(64, 16, 8), few=Tile(128, 8, 8)),
+    False: Pair(many=Tile(128, 8, 4), few=Tile(256, 8, 8, max_registers=128)),
+    True: Pair(many=Tile(64, 16, 8), few=Tile(128, 8, 8, max_registers=128)),
 }
 ADJOINT = {
     False: Pair(many=Tile(64, 16, 8), few=Tile(128, 8, 8)),
@@ -69,8 +85,8 @@ def parallel_adjoint_is_faster(rows: int, width: int, time: int) -> bool:
 
 def tile_of(pair: Pair, rows: int, width: int, window: int | None = None) -> Tile:
     """The tile for a shape, its window at most `window`, its channels no more than the width asks for."""
-    programs = rows * -(-width // pair.many.channels)
-    tile = pair.few if programs <= MULTIPROCESSORS else pair.many
+    programs = rows * -(-width // pair.few.channels)
+    tile = pair.few if programs <= MULTIPROCESSORS * pair.few.resident else pair.many
     channels = min(tile.channels, _power_of_two_from(width))
     if window is None or window >= tile.window:
         return replace(tile, channels=channels)

@@ -39,10 +39,8 @@ def newton_forward(call: Call) -> Forward:
             solver.max_iterations if iterate else solver.iterations,
             -1.0 if solver.tolerance is None else solver.tolerance,
             solver.limit,
-            W=tile.window,
-            C=tile.channels,
             PROJECT=solver.project,
-            num_warps=tile.warps,
+            **tile.options(),
             **_constants(call, tile.channels),
         )
     worst, total, iterations, norm, acted = partials.unbind(1)
@@ -56,7 +54,7 @@ def newton_forward(call: Call) -> Forward:
 def sequential_forward(call: Call) -> Forward:
     result = _buffers(call)
     norm = _sequential(call, result, flag=None)
-    residual, zero = not_a_number_if(result[2]), torch.zeros_like(norm)
+    residual, zero = not_a_number_if(result[2], norm), torch.zeros_like(norm)
     numbers = torch.stack([residual, residual, zero, norm, zero])
     return Forward(*result, _with_state_checked(call, numbers))
 
@@ -69,8 +67,7 @@ def parallel_backward(
     tile = tiles.tile_of(tiles.ADJOINT[call.lstm], rows, width)
     module = triton_adjoint
     kernel = module.lstm_adjoint_kernel if call.lstm else module.gru_adjoint_kernel
-    options = {"W": tile.window, "C": tile.channels, "num_warps": tile.warps}
-    return _backward(call, kernel, options, [output_BTD, cells_BTD, grad_BTD, grad_final])
+    return _backward(call, kernel, tile.options(), [output_BTD, cells_BTD, grad_BTD, grad_final])
 
 
 def sequential_backward(
@@ -136,7 +133,7 @@ def _solve_again(call: Call, result: tuple[Tensor, Tensor | None, Tensor], numbe
     """The sequential form where the residual exceeded the limit, and the report of what stands then."""
     exceeded = ~(numbers[0] <= call.solver.limit)
     norm = _sequential(call, result, exceeded.to(torch.int32)[None])
-    residual = not_a_number_if(result[2])
+    residual = not_a_number_if(result[2], norm)
     again = torch.stack([residual, residual, numbers[2], norm, torch.ones_like(norm)])
     return torch.where(exceeded, again, numbers)
 

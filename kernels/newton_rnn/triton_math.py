@@ -123,5 +123,5 @@ def lstm_jacobian(c, f, o, z, tanh_c, a_f, a_o, a_z, p_f, p_o):
 
 @triton.jit
 def row_sums(cc, ch, hc, hh):
-    """The norm of a 2x2 Jacobian: the greater row sum of absolute values."""
-    return tl.maximum(tl.abs(cc) + tl.abs(ch), tl.abs(hc) + tl.abs(hh))
+    """The norm of a 2x2 Jacobian: the greater row sum of absolute values; infinity for what is not a number."""
+    return tl.maximum(magnitude(tl.abs(cc) + tl.abs(ch)), magnitude(tl.abs(hc) + tl.abs(hh)))

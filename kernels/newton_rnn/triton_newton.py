@@ -199,7 +199,7 @@ def lstm_newton_kernel(
             residual_c, residual_h = value_c - cells, value_h - states
             size_c, size_h = magnitude(residual_c), magnitude(residual_h)
             worst, sum_here, norm_here = summary(
-                tl.maximum(size_c, size_h), size_c + size_h, magnitude(row_sums(cc, ch, hc, hh)), valid
+                tl.maximum(size_c, size_h), size_c + size_h, row_sums(cc, ch, hc, hh), valid
             )
             going, exceeded = go_on(worst, taken, iterations, max_iterations, tolerance, limit)
             acted = acted | exceeded.to(tl.int32)

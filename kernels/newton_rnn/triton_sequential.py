@@ -195,7 +195,7 @@ def lstm_sequential_kernel(
                 APPROXIMATE,
             )
             cc, ch, hc, hh = lstm_jacobian(c, f, o, z, tanh_c, a_f, a_o, a_z, p_f, p_o)
-            norm = tl.maximum(norm, tl.where(there, magnitude(row_sums(cc, ch, hc, hh)), 0.0))
+            norm = tl.maximum(norm, tl.where(there, row_sums(cc, ch, hc, hh), 0.0))
             c, h = tl.where(there, value, c), tl.where(there, o * tanh_c, h)
             at = out + (begin + u + zero).to(tl.int64) * D
             tl.store(OUTPUT + at, h.to(OUTPUT.dtype.element_ty), mask=there)

@@ -33,6 +33,7 @@ class Variant:
     constants: dict[str, Any]
     warps: int
     half: bool
+    max_registers: int | None = None
 
     def compile(self, **more: Any) -> Resources:
         """For sm_90a; `more` constants replace run-time arguments, as a launch does with None and 1."""
@@ -46,6 +47,7 @@ class Variant:
             types={name: types[name] for name in names if name in types and name not in constants},
             constants=constants,
             num_warps=self.warps,
+            max_registers=self.max_registers,
             aligned=tuple(name for name in ("D", "N") if name in names and name not in constants),
         )
 
@@ -77,7 +79,7 @@ def _fused(*, half: bool) -> list[Variant]:
             for tile in (pair.many, pair.few):
                 name = f"{cell} {form} {tile.window}x{tile.channels}"
                 constants = {**common, "W": tile.window, "C": tile.channels}
-                found.append(Variant(name, kernel, constants, tile.warps, half))
+                found.append(Variant(name, kernel, constants, tile.warps, half, tile.max_registers))
         walking = {
             "sequential": (getattr(triton_sequential, f"{cell}_sequential_kernel"), tiles.SEQUENTIAL),
             "sequential adjoint": (

@@ -206,6 +206,22 @@ def test_a_residual_that_is_not_finite_is_an_error(project: bool) -> None:
             report.check("blocks.2")
 
 
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["compiled", "torch"])
+@pytest.mark.parametrize("gate", range(3))
+def test_what_is_not_finite_is_seen_behind_a_reset(cell: str, dtype: torch.dtype, gate: int) -> None:
+    """The final state does not know of a document that ended before it."""
+    call = arguments(Shape(cell, time=9, dtype=dtype))
+    call.segment_ids = torch.tensor([[0] * 5 + [1] * 4] * 2)
+    with torch.no_grad():
+        call.tensors[0][1, 4, 0, gate, 0] = float("nan")
+    for method in ("newton", "sequential"):
+        solution = solve(call, Solver(method=method))
+        assert solution.final_state.isfinite().all()
+        with pytest.raises(NewtonError, match=r"blocks\.2: the residual is not finite"):
+            solution.report.check("blocks.2")
+
+
 def test_the_jacobian_norm_is_that_of_the_steps() -> None:
     call = arguments(Shape(cell="lstm", batch=1, time=6, heads=1, channels=2))
     gates, recurrent, peephole, bias, state = (x.detach() for x in call.tensors)
@@ -339,6 +355,33 @@ def test_a_given_jacobian_and_projection_are_used() -> None:
         recurrence(elman, inputs, weights, torch.full((1, 4), 2.0), project=lambda h: h.clamp(-1, 1))
     with pytest.raises(ValueError, match="length 0"):
         recurrence(elman, inputs[:, :0], weights)
+
+
+def oscillator_jacobian(inputs: Tensor, parameters: tuple[Tensor, ...], state: Tensor) -> Tensor:
+    first, second = state.unbind(-2)
+    moved = torch.tanh(inputs + parameters[0] * second)
+    slope = (1 - moved * moved) * parameters[0]
+    turn = torch.cos(first - parameters[1] * moved)
+    rows = [torch.stack([torch.zeros_like(slope), slope], -2)]
+    rows.append(torch.stack([turn, -turn * parameters[1] * slope], -2))
+    return torch.stack(rows, -3)
+
+
+def test_a_jacobian_that_is_not_the_steps_is_refused() -> None:
+    inputs, weights = torch.zeros(4), (torch.rand(4), torch.rand(4))
+    check_structure(oscillator, inputs, weights, structure="block2", jacobian=oscillator_jacobian)
+    with pytest.raises(ValueError, match="jacobian is not the derivative of step"):
+        check_structure(
+            oscillator,
+            inputs,
+            weights,
+            structure="block2",
+            jacobian=lambda *point: oscillator_jacobian(*point).transpose(-3, -2),
+        )
+    with pytest.raises(ValueError, match=r"jacobian must return \(4,\) here"):
+        check_structure(elman, inputs, weights[:1], jacobian=lambda *point: torch.ones(1))
+    with pytest.raises(ValueError, match="parameters must be a tuple"):
+        recurrence(elman, torch.zeros(1, 3, 4), weights[0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("structure", STEPS)

@@ -124,6 +124,22 @@ def test_what_is_not_a_number_stays_visible() -> None:
     assert output[0].isfinite().all()
 
 
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("cell", CELLS)
+def test_torchs_default_dtype_does_not_matter(cell: str, default: torch.dtype) -> None:
+    """C writes fp32: a buffer of another dtype would be too short, or misread."""
+    shape = Shape(cell, dtype=torch.float32)
+    expected = results(arguments(shape), SEQUENTIAL)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        actual = results(arguments(shape), SEQUENTIAL)
+    finally:
+        torch.set_default_dtype(before)
+    for name, right in expected.items():
+        assert torch.equal(actual[name], right), name
+
+
 def test_without_a_compiler_the_torch_loop_runs_after_one_warning() -> None:
     code = (
         "import warnings, torch\n"

@@ -47,3 +47,18 @@ def test_complaints_name_spills_shared_memory_and_the_slow_product() -> None:
 def test_an_argument_without_a_type_is_named() -> None:
     with pytest.raises(ValueError, match="_multiply: no type and no constant for C"):
         compile_offline(_multiply, types={"A": "*bf16", "B": "*bf16"}, constants={"N": 64})
+
+
+@triton.jit
+def _shares(X, N: tl.constexpr):
+    at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    x = tl.load(X + at)
+    tl.store(X + at, x / tl.sum(tl.sum(x, 1), 0))
+
+
+def test_a_limit_of_registers_is_kept_and_its_spills_are_named() -> None:
+    free = compile_offline(_shares, types={"X": "*fp32"}, constants={"N": 128})
+    tight = compile_offline(_shares, types={"X": "*fp32"}, constants={"N": 128}, max_registers=64)
+    assert tight.registers <= 64 < free.registers
+    assert complaints(free, matrix_products=False) == []
+    assert any("spills" in complaint for complaint in complaints(tight, matrix_products=False))
