@@ -15,7 +15,7 @@ import pytest
 
 from launch.job import LaunchedRun
 from pretrain.checkpoint.steps import list_steps
-from tests.slurm.drill import STEPS, Drill, Losses, until
+from tests.slurm.drill import SETTINGS, STEPS, Drill, Losses, until
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
 
@@ -180,9 +180,6 @@ def test_a_crash_loop_is_ended_with_a_clear_last_line(drill: Drill) -> None:
 
 
 def with_setup(drill: Drill, line: str) -> Path:
-    from launch.job import LaunchedRun
-from pretrain.checkpoint.steps import list_steps
-from tests.slurm.drill import SETTINGS
 
     text = SETTINGS.format(interface="lo").replace('"export OMP', f'"{line}", "export OMP')
     path = drill.folder / "other.yaml"
