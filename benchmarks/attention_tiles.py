@@ -20,6 +20,7 @@ from kernels.sigmoid_attention.offline import (
     CAUSAL,
     EVERYTHING,
     FULL_MASK,
+    NO_EDGES,
     PACKED,
     Masks,
     compile_tile,
@@ -138,11 +139,11 @@ def _entry(found: dict[str, Any]) -> str:
 def offline(quick: bool, candidates_too: bool) -> dict[str, Any]:
     """Registers, shared memory and instructions of every shipped tile, and of the candidates if wanted."""
     tables = []
-    print("shipped, with every mask and per-head gradient at once, or without any edge")
+    print("shipped, with every mask and per-head gradient at once, or without an edge")
     for kernel, width, dtype, tile, edges in shipped():
         if quick and (width != 64 or dtype != torch.bfloat16):
             continue
-        masks = (CAUSAL, EVERYTHING) if edges else (FULL_MASK,)
+        masks = (CAUSAL, EVERYTHING) if edges else (FULL_MASK, NO_EDGES)
         for choice in masks[-1:] if quick else masks:
             for part in parts(kernel, tile):
                 tables.append(_compile(kernel, width, tile, choice, part, dtype))

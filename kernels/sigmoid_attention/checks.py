@@ -61,12 +61,16 @@ def check_constants(q: Tensor, bias: float | Tensor, scale: float, slopes: Tenso
             raise ValueError(f"{name} must be floating-point, got {x.dtype}")
 
 
+def is_integer_or_none(x: object) -> bool:
+    return x is None or isinstance(x, int | torch.SymInt)
+
+
 def window_sides(
     window: int | tuple[int | None, int | None] | None, causal: bool
 ) -> tuple[int | None, int | None]:
     """How many keys a query sees to its left and to its right; None where there is no bound."""
     sides = window if isinstance(window, tuple) else (window, window)
-    if len(sides) != 2 or any(side is not None and side < 0 for side in sides):
+    if len(sides) != 2 or not all(is_integer_or_none(x) and (x is None or x >= 0) for x in sides):
         raise ValueError(f"window must be a width >= 0, or (left, right) of such or None; got {window}")
     return sides[0], 0 if causal else sides[1]
 

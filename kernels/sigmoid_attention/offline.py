@@ -9,7 +9,16 @@ from typing import Any
 import torch
 
 from kernels.offline import Resources, compile_offline
-from kernels.sigmoid_attention.tiles import EDGES, HALF, SINGLE, WIDTHS, Kernel, Tile
+from kernels.sigmoid_attention.tiles import (
+    DECODE_ROWS,
+    EDGES,
+    HALF,
+    SINGLE,
+    WIDTHS,
+    Kernel,
+    Tile,
+    decode_tile,
+)
 from kernels.sigmoid_attention.triton_backward import key_gradient_kernel, query_gradient_kernel
 from kernels.sigmoid_attention.triton_decode import decode_kernel
 from kernels.sigmoid_attention.triton_forward import forward_kernel
@@ -52,6 +61,7 @@ class Masks:
 
 
 FULL_MASK = Masks(right=False)
+NO_EDGES = Masks(right=False, per_head=True)
 CAUSAL = Masks()
 PACKED = Masks(segments=True)
 EVERYTHING = Masks(left=True, segments=True, alibi=True, per_head=True)
@@ -66,8 +76,12 @@ def compile_tile(
     masks: Masks = CAUSAL,
     bulk: bool = True,
     part: str = "both",
+    sizes_of_one: bool = False,
 ) -> Resources:
-    """Compile one kernel at a padded head width. Whatever does not compile raises what the compiler raises."""
+    """Compile one kernel at a padded head width. Whatever does not compile raises what the compiler raises.
+
+    sizes_of_one: every size, offset and window is 1, which a launch makes a constant.
+    """
     function = KERNELS[kernel]
     bulk = bulk and kernel != "decode"
     choices = {
@@ -89,26 +103,40 @@ def compile_tile(
         "VALUE_PART": part != "key",
     }
     names = list(function.arg_names)
+    if sizes_of_one:
+        sizes = (name for name in names if name not in choices and "stride" not in name)
+        choices.update((name, 1) for name in sizes if _type(kernel, name, width, tile, dtype, bulk) == "i32")
     return compile_offline(
         function,
         types={name: _type(kernel, name, width, tile, dtype, bulk) for name in names if name not in choices},
         constants={name: choices[name] for name in names if name in choices},
         num_warps=tile.warps,
         num_stages=tile.stages,
-        aligned=tuple(name for name in names if "stride" in name or name == "width"),
+        aligned=tuple(
+            name for name in names if ("stride" in name or name == "width") and name not in choices
+        ),
     )
 
 
 def shipped() -> Iterator[tuple[Kernel, int, torch.dtype, Tile, bool]]:
-    """Every entry of the tables: kernel, width, dtype, tile, and whether it serves masks with edges."""
+    """Every shape that is launched: kernel, width, dtype, tile, and whether it serves masks with edges."""
     for kernel in KERNELS:
         for width in WIDTHS:
             edges = EDGES.get((kernel, width))
-            yield kernel, width, torch.bfloat16, HALF[kernel][width], edges is None
+            yield from _with_rows(kernel, width, torch.bfloat16, HALF[kernel][width], edges is None)
             if edges is not None:
                 yield kernel, width, torch.bfloat16, edges, True
             if width in SINGLE[kernel]:
-                yield kernel, width, torch.float32, SINGLE[kernel][width], True
+                yield from _with_rows(kernel, width, torch.float32, SINGLE[kernel][width], True)
+
+
+def _with_rows(
+    kernel: Kernel, width: int, dtype: torch.dtype, tile: Tile, edges: bool
+) -> Iterator[tuple[Kernel, int, torch.dtype, Tile, bool]]:
+    """An entry of the tables; a decode, with every number of rows."""
+    tiles = [decode_tile(tile, rows) for rows in DECODE_ROWS] if kernel == "decode" else [tile]
+    for each in tiles:
+        yield kernel, width, dtype, each, edges
 
 
 def parts(kernel: Kernel, tile: Tile) -> tuple[str, ...]:

@@ -59,8 +59,8 @@ def sigmoid_attention(
     Returns (B, T, H, D) in q's dtype or out_dtype; a query without visible keys gives 0. Scores and sums are
     fp32 or wider; q, k and v alone are kept for the backward pass, whose gradient of the output is rounded to
     q's dtype. On a GPU, fp64 takes the blocked form (plain torch, which skips no block for segments there), and so
-    does fp32 unless torch.backends.cuda.matmul.allow_tf32 is set and D <= 128. Under autocast q, k and v are cast,
-    as for torch's own attention.
+    does fp32 unless D <= 128 and TF32 is allowed (torch.backends.cuda.matmul.fp32_precision = "tf32"). Under autocast
+    q, k and v are cast, as for torch's own attention.
 
     Raises ValueError naming the argument and what it may be; ids that decrease are found on a GPU by a device
     assertion instead, for the host does not wait there.
@@ -100,6 +100,9 @@ def _check_part(part: Part) -> None:
     unknown = set(part) - set(Part.__annotations__)
     if unknown:
         raise TypeError(f"sigmoid_attention takes no argument {', '.join(sorted(unknown))}")
+    offset = part.get("query_offset")
+    if not checks.is_integer_or_none(offset):
+        raise ValueError(f"query_offset must be an integer or None, got {offset}")
 
 
 def _worth_keeping(q: Tensor, k: Tensor, v: Tensor, per_head: tuple[Tensor | None, Tensor | None]) -> bool:
@@ -201,7 +204,12 @@ def takes_triton(q: Tensor) -> bool:
         return False
     if q.dtype != torch.float32:
         return True
-    return q.shape[3] <= SINGLE_WIDTHS[-1] and (torch.backends.cuda.matmul.allow_tf32 or interpreting())
+    return q.shape[3] <= SINGLE_WIDTHS[-1] and (_tf32_allowed() or interpreting())
+
+
+def _tf32_allowed() -> bool:
+    # Not allow_tf32: reading it raises once anyone has set the newer fp32_precision, which knows both.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _check_segments(segments: Tensor | None, key_segments: Tensor | None) -> None:

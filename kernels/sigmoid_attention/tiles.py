@@ -1,4 +1,4 @@
-"""Block shapes of the Triton kernels, per (padded head width, whether the mask has edges, dtype).
+"""Block shapes of the Triton kernels, per (padded head width, whether the scores have edges or slopes, dtype).
 
 Chosen without a GPU, from what the compiler makes of the candidates for Hopper (registers, shared memory,
 blocks that fit one multiprocessor, instructions per weight) and the throughputs in README.md: an estimate until
@@ -61,9 +61,11 @@ HALF: dict[Kernel, dict[int, Tile]] = {
 }
 """bf16 and fp16, which compile alike."""
 EDGES: dict[tuple[Kernel, int], Tile] = {
-    ("key gradient", 128): Tile(32, 128, 8, 2, own_shared=True),  # at 64 rows the masked steps spill
+    ("key gradient", 128): Tile(32, 128, 8, 2, own_shared=True),  # at 64 rows masked steps and slopes spill
 }
-"""Where half precision takes another shape when some steps are masked (causal, windowed or packed)."""
+"""Where half precision takes another shape when some steps are masked (causal, windowed or packed) or under ALiBi."""
+DECODE_ROWS = (16, 32, 64)
+"""Rows of a decode, queries by heads of a group; what has more rows is a forward pass."""
 SINGLE_WIDTHS = (16, 32, 64, 128)
 _ROWS = Tile(64, 32, 4, 2, polynomial=False, own_shared=True)
 _KEYS = Tile(32, 64, 4, 2, polynomial=False, own_shared=True)
@@ -82,8 +84,15 @@ def padded(width: int) -> int:
 
 
 def tile_for(kernel: Kernel, width: int, edges: bool, dtype: torch.dtype) -> Tile:
-    """The table's entry for a padded width. `edges`: causal, windowed or packed, so that some steps are masked."""
+    """The table's entry for a padded width. `edges`: causal, windowed or packed, so that some steps are masked; or
+    ALiBi, which takes as many registers."""
     if dtype == torch.float32:
         return SINGLE[kernel][width]
     tile = HALF[kernel][width]
     return EDGES.get((kernel, width), tile) if edges else tile
+
+
+def decode_tile(tile: Tile, rows: int) -> Tile:
+    """The table's decode for so many rows. Above 16 it takes twice the warps, without which wide heads spill."""
+    fitting = next(size for size in DECODE_ROWS if size >= rows)
+    return tile if fitting <= tile.rows else replace(tile, rows=fitting, warps=2 * tile.warps)

@@ -6,7 +6,6 @@ Shape suffixes: B batch, T query time, S key time, H query heads, K key heads, D
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,14 +14,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.sigmoid_attention.problem import Problem, segment_intervals
-from kernels.sigmoid_attention.tiles import Kernel, Tile, padded, tile_for
+from kernels.sigmoid_attention.tiles import DECODE_ROWS, Kernel, Tile, decode_tile, padded, tile_for
 from kernels.sigmoid_attention.triton_backward import key_gradient_kernel, query_gradient_kernel
 from kernels.sigmoid_attention.triton_decode import decode_kernel
 from kernels.sigmoid_attention.triton_forward import forward_kernel
 from kernels.sigmoid_attention.triton_math import LOG2E
 
-DECODE_ROWS = 64
-"""Up to so many rows (queries by heads of a group) the keys are split over programs."""
 DECODE_PROGRAMS = 528
 """Programs that a decode aims at: four on each of the 132 multiprocessors of an H100."""
 
@@ -31,7 +28,7 @@ def triton_forward(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, out_dtype: torch.dtype, tile: Tile | None = None
 ) -> Tensor:
     """Output (B, T, H, D). `tile`: instead of the table's."""
-    if tile is None and problem.queries * problem.group <= DECODE_ROWS:
+    if tile is None and problem.queries * problem.group <= DECODE_ROWS[-1]:
         return triton_decode(q, k, v, problem, out_dtype)
     tile = _tile("forward", problem, q.dtype) if tile is None else tile
     out = torch.empty(q.shape, dtype=out_dtype, device=q.device)
@@ -60,7 +57,7 @@ def triton_decode(
 ) -> Tensor:
     """Output (B, T, H, D) of few queries, with the keys split over programs and the partial sums added."""
     tile = _tile("decode", problem, q.dtype) if tile is None else tile
-    tile = replace(tile, rows=max(tile.rows, triton.next_power_of_2(problem.queries * problem.group)))
+    tile = decode_tile(tile, problem.queries * problem.group)
     chunk, splits = split_keys(problem, tile)
     # One chunk writes the result itself; several write fp32 sums, added in a fixed order.
     dtype = out_dtype if splits == 1 else torch.float32
@@ -187,7 +184,8 @@ def triton_key_gradient(
 
 
 def _tile(kernel: Kernel, problem: Problem, dtype: torch.dtype) -> Tile:
-    edges = problem.left is not None or problem.right is not None or problem.segments_BT is not None
+    limits = (problem.left, problem.right, problem.segments_BT, problem.slopes_H)
+    edges = any(limit is not None for limit in limits)
     return tile_for(kernel, padded(problem.width), edges, dtype)
 
 

@@ -5,27 +5,65 @@ Prints what each takes (`pytest -rP`); `python -m benchmarks.attention --offline
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+
 import pytest
 import torch
 
-from kernels.offline import complaints
-from kernels.sigmoid_attention.offline import EVERYTHING, FULL_MASK, compile_tile, parts, shipped
-from kernels.sigmoid_attention.tiles import Kernel, Tile, padded
+from kernels.offline import Resources, complaints
+from kernels.sigmoid_attention.offline import (
+    EVERYTHING,
+    FULL_MASK,
+    KERNELS,
+    NO_EDGES,
+    compile_tile,
+    parts,
+    shipped,
+)
+from kernels.sigmoid_attention.tiles import HALF, Kernel, Tile, padded
 
 SHIPPED = list(shipped())
+Entry = tuple[Kernel, int, torch.dtype, Tile, bool]
 
 
-@pytest.mark.parametrize(("kernel", "width", "dtype", "tile", "edges"), SHIPPED, ids=str)
+@pytest.fixture(scope="module")
+def resources_of() -> Iterator[Callable[[Entry], dict[str, Resources]]]:
+    """Compiles every entry in processes of their own: the compiler takes most of a minute on one core."""
+    with ProcessPoolExecutor(min(4, os.cpu_count() or 1), get_context("spawn")) as pool:
+        futures: dict[Entry, Future[dict[str, Resources]]] = {x: pool.submit(compiled, x) for x in SHIPPED}
+        yield lambda entry: futures[entry].result(timeout=250)
+        pool.shutdown(cancel_futures=True)
+
+
+def compiled(entry: Entry) -> dict[str, Resources]:
+    """Each launch of an entry: with every mask and per-head gradient at once, or all that is without an edge."""
+    kernel, width, dtype, tile, edges = entry
+    masks = EVERYTHING if edges else NO_EDGES
+    return {
+        part: compile_tile(kernel, width, tile, dtype=dtype, masks=masks, part=part)
+        for part in parts(kernel, tile)
+    }
+
+
+@pytest.mark.parametrize("entry", SHIPPED, ids=lambda entry: "-".join(map(str, entry)))
 def test_a_shipped_shape_uses_the_tensor_cores_and_spills_nothing(
-    kernel: Kernel, width: int, dtype: torch.dtype, tile: Tile, edges: bool
+    entry: Entry, resources_of: Callable[[Entry], dict[str, Resources]]
 ) -> None:
-    """With every mask and per-head gradient at once, which takes most registers; or without any edge."""
-    for part in parts(kernel, tile):
-        masks = EVERYTHING if edges else FULL_MASK
-        resources = compile_tile(kernel, width, tile, dtype=dtype, masks=masks, part=part)
+    kernel, width, _, tile, _ = entry
+    for part, resources in resources_of(entry).items():
         print(f"{kernel} {part}, width {width}, {tile}: {resources}")
-        # A decode has 16 rows, too few for Hopper's product, and waits for memory anyway.
+        # A decode has too few rows for Hopper's product to matter, and waits for memory anyway.
         assert complaints(resources, matrix_products=kernel != "decode") == []
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sizes_of_one_compile(kernel: Kernel) -> None:
+    """A launch turns integers of value 1 into constants, which a kernel must bear."""
+    resources = compile_tile(kernel, 16, HALF[kernel][16], masks=EVERYTHING, sizes_of_one=True)
+    assert complaints(resources, matrix_products=False) == []
 
 
 def test_the_bias_costs_no_instruction() -> None:

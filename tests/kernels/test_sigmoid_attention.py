@@ -273,6 +273,23 @@ def test_fake_tensors_pass_through() -> None:
         assert slopes.grad is not None
 
 
+def test_fp32_takes_the_kernels_where_tf32_is_allowed() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        with FakeTensorMode():
+            q = torch.empty(1, 1, 1, 64, device="cuda")
+            for precision in ("ieee", "tf32"):
+                matmul.fp32_precision = precision
+                assert op.takes_triton(q) == (precision == "tf32")
+                assert op.takes_triton(q.half())
+                assert not op.takes_triton(q.double())
+    finally:
+        matmul.fp32_precision = before
+
+
 GOOD = torch.zeros(2, 5, 4, 8)
 IDS = torch.zeros(2, 5, dtype=torch.long)
 BAD_CALLS = {
@@ -296,6 +313,9 @@ BAD_CALLS = {
     "infinite bias": ({"bias": -math.inf}, "bias and scale must be finite"),
     "negative window": ({"window": -1}, "window must be a width >= 0"),
     "half a negative window": ({"window": (3, -2)}, "window must be a width >= 0"),
+    "window as a list": ({"window": [3, 2]}, "window must be a width >= 0"),
+    "window of half keys": ({"window": 2.5}, "window must be a width >= 0"),
+    "offset of half keys": ({"query_offset": 0.5}, "query_offset must be an integer"),
     "ids with a cache": ({"q": GOOD[:, :2], "segment_ids": IDS[:, :2]}, "give key_segment_ids too"),
     "key ids alone": ({"key_segment_ids": IDS}, "key_segment_ids need segment_ids"),
     "ids shape": ({"segment_ids": IDS[:, :4]}, "segment_ids must be \\(2, 5\\)"),

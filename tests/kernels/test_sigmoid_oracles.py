@@ -86,10 +86,12 @@ def test_a_sample_of_the_grid() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("lengths", GRID_LENGTHS, ids=str)
 @pytest.mark.parametrize("width", GRID_WIDTHS)
 def test_the_whole_grid(width: int, lengths: tuple[int, int]) -> None:
-    """At the authors' batch of 4, on a GPU where there is one (through the kernels, if Triton is installed)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """On a GPU at the authors' batch of 4 (through the kernels, if Triton is installed). On a CPU at batch 1, for
+    a day even so; rows are independent of each other."""
+    device, batch = ("cuda", 4) if torch.cuda.is_available() else ("cpu", 1)
     for case in grid((width,), (lengths,)):
-        assert max(grid_errors(sigmoid_attention, case, batch=4, device=device)) < 2, case
+        assert max(grid_errors(sigmoid_attention, case, batch=batch, device=device)) < 2, case
