@@ -85,7 +85,7 @@ def test_a_sample_of_the_grid() -> None:
         assert max(grid_errors(sigmoid_attention, case, batch=1)) < 2, case
 
 
-@pytest.mark.slow
+@pytest.mark.grid
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("lengths", GRID_LENGTHS, ids=str)
 @pytest.mark.parametrize("width", GRID_WIDTHS)
