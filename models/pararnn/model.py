@@ -32,6 +32,14 @@ class ParaRNN(LanguageModel):
         """How `models.initialise` draws the parameter of this name."""
         return initial_rule(self.config, name)
 
+    def bounds(self) -> dict[str, float]:
+        """The recurrent and peephole weights within `recurrent_clip`."""
+        limit = self.config.recurrent_clip
+        if limit is None:
+            return {}
+        cells = self.cells()
+        return {f"{cell}.{name}": limit for cell in cells for name in cells[cell].bounded_names}
+
     def cells(self) -> dict[str, Cell]:
         """The recurrences by their modules' names, first layer first."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Cell)}

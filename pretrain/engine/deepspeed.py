@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport
 from pretrain.engine.clip import clip_by_global_norm
-from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, refresh_weights
+from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, keep_within, refresh_weights
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
 from pretrain.parallel.mesh import micro_batch_rows
 
@@ -69,6 +69,8 @@ class DeepSpeedEngine:
             mpu=mesh.mpu,
             dist_init_required=False,
         )
+        if bounds := parallelized.model.bounds():  # type: ignore[operator]  # every language model has it
+            keep_within(self._engine, self.fragments(), bounds)
 
     # ------------------------------------------------------------------------------------------ training
 

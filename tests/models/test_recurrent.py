@@ -116,9 +116,7 @@ def test_decoding_equals_the_full_forward_in_constant_memory(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_packed_documents_equal_separate_ones_gradients_too(name: str) -> None:
-    # No bound: at the bound what counts is the sign of each call's own gradient.
-    changes = {} if name == "mamba2" else {"recurrent_clip": None}
-    model = small_model(name, **changes)
+    model = small_model(name)
     lengths = (5, 1, 11, 7)
     documents = [some_tokens(1, length, seed=length) for length in lengths]
     segment_ids = torch.cat([torch.full((1, n), i) for i, n in enumerate(lengths)], dim=1)
