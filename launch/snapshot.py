@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import platform
 import shutil
@@ -25,6 +26,7 @@ def take_snapshot(run: LaunchedRun, config: Config) -> None:
     for package in PACKAGES:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(source / package, run.code / package, ignore=ignore)
+    compileall.compile_dir(run.code, quiet=1)  # once here, and not by every rank of every attempt
     folder = run.code.parent
     (folder / "commit.txt").write_text(_git(source, "rev-parse", "HEAD"), encoding="utf-8")
     (folder / "dirty.diff").write_text(_git(source, "diff", "HEAD"), encoding="utf-8")

@@ -218,7 +218,7 @@ def test_a_full_disk_ends_the_run_and_the_previous_step_stays_whole(
 
 def test_a_full_disk_under_the_logs_is_told_in_one_line(scene: Scene) -> None:
     def fill() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # of the error output too
 
     ended = scene.train(before=fill)
     assert ended.code == EXIT_USER_ERROR, ended
