@@ -73,5 +73,9 @@ def initial_rule(config: ParaRNNConfig, name: str) -> Rule:
     if config.initialisation == "fan_in":
         return Normal(fan_in**-0.5)
     returns = name.endswith((".mixer.out.weight", ".mlp.down.weight"))
+    if config.initialisation == "dclm":
+        # Source: open_lm, which DCLM trains with: `reset_parameters` of its attention, block and model.
+        deviation = (fan_in * 2 * (int(parts[1]) + 1)) ** -0.5 if returns else fan_in**-0.5
+        return Normal(deviation, limit=3 * deviation)
     branches = config.layers * (2 if config.hidden_width else 1)
     return Normal(0.02 / branches**0.5 if returns else 0.02)

@@ -196,6 +196,17 @@ def test_first_weights_follow_the_rule(name: str, initialisation: str) -> None:
     assert values["blocks.0.mixer_norm.weight"].eq(1).all()
 
 
+def test_first_weights_of_dclm_shrink_with_depth_on_the_way_back() -> None:
+    model = small_model("gru", initialisation="dclm", width=64, layers=4)
+    for layer, block in enumerate(model.blocks):
+        for weight in (block.mixer.out.weight, block.mlp.down.weight):  # type: ignore[union-attr]
+            deviation = (weight.shape[1] * 2 * (layer + 1)) ** -0.5
+            assert weight.std().item() == pytest.approx(deviation, rel=0.05)
+            assert weight.abs().max().item() == pytest.approx(3 * deviation)
+        assert block.mixer.gate.weight.std().item() == pytest.approx(1 / 8, rel=0.05)  # type: ignore[union-attr]
+    assert model.embedding.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_the_sharding_table_covers_every_weight(name: str) -> None:
     """Each matrix and each weight of the channels once; the norms of the stream, the skip's factor and
