@@ -7,7 +7,7 @@ are several parameter groups, since the moments of all but the first group are n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -86,25 +86,14 @@ def before_adam_step(engine: Any, callback: Callable[[], object]) -> None:
     _adam_of(engine.optimizer).register_step_pre_hook(hook)
 
 
-def keep_within(engine: Any, fragments: Iterable[Fragment], bounds: Mapping[str, float]) -> None:
-    """Set masters that a step of the torch optimizer moves beyond [-bound, bound] back to the bound.
-
-    Each rank does so for the elements it owns, right after the step and before ZeRO copies masters to the
-    model's weights, so that no rank ever needs a whole parameter and no stage differs from another.
-
-    Args:
-        fragments: this engine's.
-        bounds: by the parameters' names in the plain model.
-    """
-    bounded = [(f.tensors["master"], bounds[f.name]) for f in fragments if f.name in bounds]
+def after_adam_step(engine: Any, callback: Callable[[], object]) -> None:
+    """Call `callback` after each step of the torch optimizer: once per parameter group under ZeRO, and before
+    ZeRO copies the masters to the model's weights."""
 
     def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        with torch.no_grad():
-            for master, bound in bounded:
-                master.clamp_(-bound, bound)
+        callback()
 
-    if bounded:
-        _adam_of(engine.optimizer).register_step_post_hook(hook)
+    _adam_of(engine.optimizer).register_step_post_hook(hook)
 
 
 _Parameters = list[tuple[str, Any, Placement]]

@@ -169,6 +169,20 @@ def test_weights_at_the_bound_resume_bit_for_bit(tmp_path: Path, corpus: Path, a
     assert train_at_the_bound(tmp_path, corpus, 1, zero, zero).losses == at_the_bound.losses
 
 
+def test_a_resumed_run_may_change_the_bound(tmp_path: Path, corpus: Path) -> None:
+    """As the alarm advises. A narrower one holds from the first step on, in every layout."""
+    curves = []
+    for world, zero, micro in ((1, 0, 8), (2, 2, 2)):
+        common = [f"parallel.zero={zero}", f"data.micro_batch_rows={micro}", "optim.schedule=constant"]
+        narrower = [*common, "model.recurrent_clip=0.05"]
+        folder = tmp_path / str(world)
+        curves.append(train_at_the_bound(folder, corpus, world, narrower, [*common, "run.steps=3"]))
+    alone, split = curves
+    assert alone.greatest == split.greatest == pytest.approx(0.05, abs=1e-8)
+    assert len(alone.losses) == 6 and split.losses == pytest.approx(alone.losses, abs=1e-5)
+    assert alone.shares[3] > alone.shares[2] + 0.1
+
+
 def test_bf16_weights_at_the_bound(tmp_path: Path, corpus: Path, at_the_bound: Bounded) -> None:
     """0.1 rounds up in bf16: the model's weight at the bound counts as within it, and as saturated."""
     settings = ["parallel.zero=1", "precision.dtype=bf16"]
