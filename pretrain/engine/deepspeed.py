@@ -143,8 +143,10 @@ class DeepSpeedEngine:
     def _keep_bounds(self) -> None:
         """Set what went beyond its bound back to it, in the masters: each rank's own part, so that no rank needs
         the whole of a parameter, and no ZeRO stage differs from another."""
-        for master, bound in self._bounded:
-            master.clamp_(-bound, bound)
+        if self._bounded:
+            masters, bounds = zip(*self._bounded, strict=True)
+            torch._foreach_clamp_max_(masters, bounds)
+            torch._foreach_clamp_min_(masters, [-bound for bound in bounds])
 
 
 def bucket_elements(parameters: int) -> int:
