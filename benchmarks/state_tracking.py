@@ -74,7 +74,7 @@ MODELS: dict[str, Mapping[str, Any] | None] = {
         "width": 64,
         "heads": 4,
         "state_width": 16,
-        "chunk": 25,
+        "chunk": 32,
         "initialisation": "torch",
     },
     "gru": None,  # the shipped config

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Normal:
-    """Gaussian with mean 0."""
+    """Gaussian with mean 0. What falls beyond the limit, if there is one, is set to it."""
 
     deviation: float
+    limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def initial_parameter(name: str, shape: Sequence[int], rule: Rule, seed: int) ->
         generator = torch.Generator().manual_seed(int.from_bytes(key, "little"))
         drawn = torch.empty(tuple(shape))
         if isinstance(rule, Normal):
-            return drawn.normal_(0.0, rule.deviation, generator=generator)
+            drawn.normal_(0.0, rule.deviation, generator=generator)
+            return drawn if rule.limit is None else drawn.clamp_(-rule.limit, rule.limit)
         if isinstance(rule, Uniform):
             return drawn.uniform_(-rule.bound, rule.bound, generator=generator)
         if isinstance(rule, LogOfUniform):

@@ -104,7 +104,9 @@ def not_positive(config: object, whole: Sequence[str], numbers: Sequence[str]) -
     limits = [(key, "at least 1") for key in whole] + [(key, "greater than 0") for key in numbers]
     values = [(key, limit, getattr(config, key)) for key, limit in limits]
     return [
-        (key, f"{value} must be {limit}") for key, limit, value in values if value is not None and value <= 0
+        (key, f"{value} must be {limit}")
+        for key, limit, value in values
+        if value is not None and not value > 0
     ]
 
 

@@ -79,6 +79,11 @@ class LanguageModel(nn.Module):
         hidden: Tensor = self.norm(x_BTC)
         return hidden
 
+    def bounds(self) -> dict[str, float]:
+        """Parameters that must stay within [-bound, bound], by name: whoever trains sets what an update moved
+        beyond back to the bound."""
+        return {}
+
     def new_state(
         self,
         batch: int,

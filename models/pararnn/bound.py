@@ -12,10 +12,11 @@ from torch.autograd.function import once_differentiable
 def bounded(weight: Tensor, limit: float | None) -> Tensor:
     """The weight clamped to [-limit, limit]; as it is if the limit is None.
 
-    The optimizer's own weight may step over the bound; the model never sees more than the bound. A gradient is
-    dropped only where it would push a weight that is at the bound further out, so that weights come back: a
-    plain clamp has no gradient out there, and would hold them for ever. Nothing else is needed under ZeRO,
-    where no rank has all of the weights to clip. The rule is applied to the gradient of each micro-batch.
+    The model never sees more than the bound, whatever an optimizer did to the weight. Within the bound, and at
+    it, the gradient is that of the loss, so that the gradients of micro-batches and ranks add up to the whole
+    step's: whoever trains sets weights that stepped over the bound back to it (`LanguageModel.bounds`). Where
+    nobody does, a gradient that would push a weight beyond the bound further out is dropped, and one that leads
+    back is kept: a plain clamp has no gradient out there, and would hold the weight for ever.
     """
     if limit is None:
         return weight
@@ -27,7 +28,10 @@ def saturation(weights: list[Tensor], limit: float | None) -> Tensor:
     """() fp32: the share of the elements that are at the bound or beyond it; 0 without a bound."""
     if limit is None:
         return weights[0].new_zeros((), dtype=torch.float32)
-    at_bound = [(weight.detach().abs() >= limit).sum(dtype=torch.float32) for weight in weights]
+    # The limit in the weights' own dtype: 0.9 is 0.898 in bf16, and so is a weight at the bound.
+    at_bound = [
+        (weight.detach().abs() >= weight.new_full((), limit)).sum(dtype=torch.float32) for weight in weights
+    ]
     return torch.stack(at_bound).sum() / sum(weight.numel() for weight in weights)
 
 
@@ -42,6 +46,7 @@ class _Bounded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (weight,) = ctx.saved_tensors
+        seen = weight.clamp(-ctx.limit, ctx.limit)
         # Descent moves a weight against its gradient.
-        outward = ((weight >= ctx.limit) & (grad < 0)) | ((weight <= -ctx.limit) & (grad > 0))
+        outward = ((weight > seen) & (grad < 0)) | ((weight < seen) & (grad > 0))
         return grad.masked_fill(outward, 0.0), None

@@ -57,6 +57,8 @@ class Cell(nn.Module, ABC):
     gates: ClassVar[int]
     state_shape: ClassVar[tuple[int, ...]] = ()
     """Of a channel's state: () one number, (2,) two."""
+    bounded_names: ClassVar[tuple[str, ...]] = ("recurrent",)
+    """The parameters that `clip` bounds."""
 
     def __init__(self, shape: CellShape) -> None:
         super().__init__()
@@ -80,7 +82,8 @@ class Cell(nn.Module, ABC):
         solution = self.solve(gates_BTHGN, state, segment_ids_BT)
         if self.training:
             # Here and not by whoever logs: under ZeRO 3 the weights are whole during the forward pass alone.
-            at_bound = saturation(self.bounded_weights(), self.shape.clip)
+            weights = [getattr(self, name) for name in self.bounded_names]
+            at_bound = saturation(weights, self.shape.clip)
             self.telemetry.add(solution.report, at_bound)
         return solution.output_BTD, solution.final_state
 
@@ -90,10 +93,6 @@ class Cell(nn.Module, ABC):
         x_MHI = x_BTC.reshape(-1, heads, features)
         gates_MHO = project_heads(x_MHI, self.input.reshape(heads, features, gates * channels))
         return gates_MHO.view(*x_BTC.shape[:2], heads, gates, channels)
-
-    def bounded_weights(self) -> list[Tensor]:
-        """The weights that `recurrent_clip` bounds."""
-        return [self.recurrent]
 
     def weight(self, parameter: Tensor) -> Tensor:
         """A recurrent weight as the recurrence sees it: within the bound."""
@@ -145,13 +144,11 @@ class ParaLSTM(Cell):
 
     gates = 3
     state_shape = (2,)
+    bounded_names = ("recurrent", "peephole")
 
     def __init__(self, shape: CellShape) -> None:
         super().__init__(shape)
         self.peephole = nn.Parameter(torch.empty(2, shape.width))
-
-    def bounded_weights(self) -> list[Tensor]:
-        return [self.recurrent, self.peephole]
 
     def solve(self, gates_BTHGN: Tensor, state: Tensor | None, segment_ids_BT: Tensor | None) -> Solution:
         return lstm(
@@ -248,9 +245,9 @@ CELLS: dict[str, type[Cell]] = {"gru": ParaGRU, "lstm": ParaLSTM, "elman": Elman
 
 def initial_cell_rule(shape: CellShape, name: str) -> Rule:
     """The first weights of the paper's language models (section C.1): the input projection Kaiming-uniform,
-    recurrent and peephole weights N(0, 1 / channels), the bias 0."""
+    recurrent and peephole weights N(0, 1 / channels) within the bound, the bias 0."""
     if name == "bias":
         return Constant(0.0)
     if name == "input":
         return Uniform((3 / shape.head_width) ** 0.5)
-    return Normal(shape.width**-0.5)
+    return Normal(shape.width**-0.5, limit=shape.clip)

@@ -29,12 +29,13 @@ class ParaRNNConfig:
     the recurrent and peephole weights, None does not; three Newton iterations are enough up to 0.5.
     `block`: "full" is the language model's; "mixer" is the cell alone between embedding and head.
     `initialisation` of the matrices that are not the cell's: "fan_in" draws from N(0, 1 / fan_in), the
-    embedding from N(0, 1 / width); "small" from N(0, 0.02^2), those back to the residual stream divided by
+    embedding from N(0, 1 / width); "dclm" does so within three deviations, and divides those back to the
+    residual stream by sqrt(2 layer), layer 1 being the first; "small" from N(0, 0.02^2), those back divided by
     sqrt(branches); "torch" as `nn.Linear` and `nn.Embedding` do: U(+-1 / sqrt(fan_in)) and N(0, 1).
     """
 
-    CHANGEABLE: ClassVar[tuple[str, ...]] = ("newton",)
-    """Settings that a resumed run may change: how the recurrence is solved, not what it computes."""
+    CHANGEABLE: ClassVar[tuple[str, ...]] = ("newton", "recurrent_clip")
+    """Settings that a resumed run may change: how the recurrence is solved, and what the alarm advises."""
 
     family: Literal["pararnn"] = "pararnn"
     cell: str
@@ -49,7 +50,7 @@ class ParaRNNConfig:
     newton: NewtonConfig = field(default_factory=NewtonConfig)
     tied_head: bool = False
     norm_epsilon: float = 1e-5
-    initialisation: Literal["fan_in", "small", "torch"] = "fan_in"
+    initialisation: Literal["fan_in", "dclm", "small", "torch"] = "fan_in"
 
     @property
     def hidden_width(self) -> int:
@@ -66,7 +67,7 @@ class ParaRNNConfig:
         choices = {
             "cell": tuple(CELLS),
             "block": ("full", "mixer"),
-            "initialisation": ("fan_in", "small", "torch"),
+            "initialisation": ("fan_in", "dclm", "small", "torch"),
         }
         found += unknown_choices(self, choices)
         found += [(f"newton.{key}", message) for key, message in self.newton.problems()]

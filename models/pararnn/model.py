@@ -32,6 +32,14 @@ class ParaRNN(LanguageModel):
         """How `models.initialise` draws the parameter of this name."""
         return initial_rule(self.config, name)
 
+    def bounds(self) -> dict[str, float]:
+        """The recurrent and peephole weights within `recurrent_clip`."""
+        limit = self.config.recurrent_clip
+        if limit is None:
+            return {}
+        cells = self.cells()
+        return {f"{cell}.{name}": limit for cell in cells for name in cells[cell].bounded_names}
+
     def cells(self) -> dict[str, Cell]:
         """The recurrences by their modules' names, first layer first."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Cell)}
@@ -65,5 +73,9 @@ def initial_rule(config: ParaRNNConfig, name: str) -> Rule:
     if config.initialisation == "fan_in":
         return Normal(fan_in**-0.5)
     returns = name.endswith((".mixer.out.weight", ".mlp.down.weight"))
+    if config.initialisation == "dclm":
+        # Source: open_lm, which DCLM trains with: `reset_parameters` of its attention, block and model.
+        deviation = (fan_in * 2 * (int(parts[1]) + 1)) ** -0.5 if returns else fan_in**-0.5
+        return Normal(deviation, limit=3 * deviation)
     branches = config.layers * (2 if config.hidden_width else 1)
     return Normal(0.02 / branches**0.5 if returns else 0.02)

@@ -49,6 +49,9 @@ class Evaluation:
 
 
 class Engine(Protocol):
+    """Besides what the methods say, an engine keeps the model's parameters within `model.bounds()` after every
+    update, exactly and before any forward pass."""
+
     def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
         """Forward, backward, clip and update on this rank's rows of one step."""
         ...

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport
 from pretrain.engine.clip import clip_by_global_norm
-from pretrain.engine.fragments import before_adam_step, deepspeed_fragments, refresh_weights
+from pretrain.engine.fragments import (
+    after_adam_step,
+    before_adam_step,
+    deepspeed_fragments,
+    refresh_weights,
+)
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
 from pretrain.parallel.mesh import micro_batch_rows
 
@@ -69,6 +74,12 @@ class DeepSpeedEngine:
             mpu=mesh.mpu,
             dist_init_required=False,
         )
+        bounds: dict[str, float] = parallelized.model.bounds()  # type: ignore[operator]
+        self._bounded: list[tuple[Tensor, float]] = []
+        if bounds:
+            owned = self.fragments()
+            self._bounded = [(f.tensors["master"], bounds[f.name]) for f in owned if f.name in bounds]
+            after_adam_step(self._engine, self._keep_bounds)
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -125,7 +136,17 @@ class DeepSpeedEngine:
         before_adam_step(self._engine, callback)
 
     def after_load(self) -> None:
+        self._keep_bounds()  # they may be narrower than those the checkpoint was trained with
         refresh_weights(self._engine)
+
+    @torch.no_grad()
+    def _keep_bounds(self) -> None:
+        """Set what went beyond its bound back to it, in the masters: each rank's own part, so that no rank needs
+        the whole of a parameter, and no ZeRO stage differs from another."""
+        if self._bounded:
+            masters, bounds = zip(*self._bounded, strict=True)
+            torch._foreach_clamp_max_(masters, bounds)
+            torch._foreach_clamp_min_(masters, [-bound for bound in bounds])
 
 
 def bucket_elements(parameters: int) -> int:

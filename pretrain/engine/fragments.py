@@ -86,6 +86,16 @@ def before_adam_step(engine: Any, callback: Callable[[], object]) -> None:
     _adam_of(engine.optimizer).register_step_pre_hook(hook)
 
 
+def after_adam_step(engine: Any, callback: Callable[[], object]) -> None:
+    """Call `callback` after each step of the torch optimizer: once per parameter group under ZeRO, and before
+    ZeRO copies the masters to the model's weights."""
+
+    def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        callback()
+
+    _adam_of(engine.optimizer).register_step_post_hook(hook)
+
+
 _Parameters = list[tuple[str, Any, Placement]]
 
 

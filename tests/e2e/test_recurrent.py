@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from models.pararnn.telemetry import FIGURES
 from pretrain.config import load_config
+from pretrain.engine.base import StepReport
 from pretrain.errors import UserError
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from pretrain.hooks.base import Hook
@@ -99,19 +101,97 @@ def test_options_that_must_not_change_the_loss(
     assert found == pytest.approx(alone["gru"][0], abs=1e-5)
 
 
-def test_weights_at_the_bound_are_the_same_in_every_zero_stage(tmp_path: Path, corpus: Path) -> None:
-    curves, shares = [], []
-    for zero in range(4):
-        folder = tmp_path / f"zero{zero}"
-        settings = [f"parallel.zero={zero}", "model.recurrent_clip=0.1", "optim.lr=2e-2"]
-        curves.append(curve(folder, corpus, "lstm", 2, settings)[0])
-        shares.append(
-            [r["newton/clip_saturation"] for r in metrics(folder / "runs" / "tiny") if "newton/acted" in r]
-        )
-    assert all(0.3 < share < 1 for share in shares[0]) and len(set(shares[0])) > 1
-    for found, share in zip(curves[1:], shares[1:], strict=True):
-        assert found == pytest.approx(curves[0], abs=1e-5)
-        assert share == pytest.approx(shares[0], abs=0.02)
+BOUND = 0.1
+AT_THE_BOUND = [f"model.recurrent_clip={BOUND}", "optim.lr=2e-2"]
+
+
+@dataclass(frozen=True)
+class Bounded:
+    losses: dict[int, float]
+    shares: list[float]
+    norms: list[float]
+    greatest: float
+    """Of all bounded masters after the last step, as the optimizer holds them."""
+
+
+def bounded_rank(
+    config: Path, settings: list[str], first_part: list[str] | None
+) -> tuple[list[float], float]:
+    """Gradient norms, and the greatest bounded weight that this rank owns; `first_part`: of an earlier start."""
+    norms = [] if first_part is None else train_rank(config, first_part, 3).gradient_norms
+
+    class Watch(Hook):
+        name = "watch"
+
+        def after_step(self, run: Run, report: StepReport) -> None:
+            norms.append(float(report.gradient_norm))
+
+    with open_run(load_config(config, settings), quiet=True) as run:
+        run.hooks.add(Watch())
+        train(run)
+        owned = [f for f in run.engine.fragments() if f.name.endswith((".recurrent", ".peephole"))]
+        return norms, max((float(f.tensors["master"].abs().max()) for f in owned), default=0.0)
+
+
+def train_at_the_bound(
+    folder: Path, data: Path, world: int, settings: list[str], first_part: list[str] | None = None
+) -> Bounded:
+    settings = [*AT_THE_BOUND, *settings]
+    if first_part is not None:
+        first_part = [*AT_THE_BOUND, *first_part]
+    ended = run_ranks(world, bounded_rank, write(folder, data, "lstm"), settings, first_part)
+    run = folder / "runs" / "tiny"
+    shares = [r["newton/clip_saturation"] for r in metrics(run) if "newton/acted" in r]
+    return Bounded(losses(run), shares, ended[0][0], max(greatest for _, greatest in ended))
+
+
+@pytest.fixture(scope="module")
+def at_the_bound(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Bounded:
+    """One process, ZeRO 0, the whole batch at once."""
+    return train_at_the_bound(tmp_path_factory.mktemp("bound"), corpus, 1, ["parallel.zero=0"])
+
+
+@pytest.mark.parametrize(("world", "zero", "micro"), [(1, 0, 2), (2, 0, 1), (2, 1, 2), (2, 2, 4), (4, 3, 1)])
+def test_weights_at_the_bound_do_not_depend_on_the_layout(
+    tmp_path: Path, corpus: Path, at_the_bound: Bounded, world: int, zero: int, micro: int
+) -> None:
+    settings = [f"parallel.zero={zero}", f"data.micro_batch_rows={micro}"]
+    found = train_at_the_bound(tmp_path, corpus, world, settings)
+    assert all(0.1 < share < 1 for share in at_the_bound.shares) and len(set(at_the_bound.shares)) > 1
+    assert found.losses == pytest.approx(at_the_bound.losses, abs=1e-5)
+    assert found.norms == pytest.approx(at_the_bound.norms, rel=1e-4)
+    assert found.shares == pytest.approx(at_the_bound.shares, abs=0.01)
+    assert found.greatest == at_the_bound.greatest == pytest.approx(BOUND, abs=1e-8)
+
+
+def test_weights_at_the_bound_resume_bit_for_bit(tmp_path: Path, corpus: Path, at_the_bound: Bounded) -> None:
+    zero = ["parallel.zero=0"]
+    assert train_at_the_bound(tmp_path, corpus, 1, zero, zero).losses == at_the_bound.losses
+
+
+def test_a_resumed_run_may_change_the_bound(tmp_path: Path, corpus: Path) -> None:
+    """As the alarm advises. A narrower one holds from the first step on, in every layout."""
+    curves = []
+    for world, zero, micro in ((1, 0, 8), (2, 2, 2)):
+        common = [f"parallel.zero={zero}", f"data.micro_batch_rows={micro}", "optim.schedule=constant"]
+        narrower = [*common, "model.recurrent_clip=0.05"]
+        folder = tmp_path / str(world)
+        curves.append(train_at_the_bound(folder, corpus, world, narrower, [*common, "run.steps=3"]))
+    alone, split = curves
+    assert alone.greatest == split.greatest == pytest.approx(0.05, abs=1e-8)
+    assert len(alone.losses) == 6 and split.losses == pytest.approx(alone.losses, abs=1e-5)
+    assert alone.shares[3] > alone.shares[2] + 0.1
+
+
+def test_bf16_weights_at_the_bound(tmp_path: Path, corpus: Path, at_the_bound: Bounded) -> None:
+    """0.1 rounds up in bf16: the model's weight at the bound counts as within it, and as saturated."""
+    settings = ["parallel.zero=1", "precision.dtype=bf16"]
+    whole = train_at_the_bound(tmp_path / "whole", corpus, 1, settings)
+    split = train_at_the_bound(tmp_path / "split", corpus, 2, [*settings, "data.micro_batch_rows=2"])
+    assert whole.losses == pytest.approx(at_the_bound.losses, abs=3e-2)
+    assert split.losses == pytest.approx(whole.losses, abs=3e-2)
+    assert whole.shares == pytest.approx(at_the_bound.shares, abs=0.1)
+    assert whole.greatest == split.greatest == pytest.approx(BOUND, abs=1e-8)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,11 +38,34 @@ def test_the_bound_holds_in_the_forward_pass_and_lets_weights_come_back() -> Non
     assert out.tolist() == [*weight[:1].tolist(), 0.5, 0.5, 0.5, 0.5, -0.5, -0.5]
     out.backward(grad)
     assert weight.grad is not None
-    # Descent moves against the gradient: what would go further out stands still.
-    assert weight.grad.tolist() == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0, -1.0]
+    # Descent moves against the gradient: what is beyond and would go further out stands still. At the bound
+    # the gradient is whole, so that those of micro-batches add up.
+    assert weight.grad.tolist() == [1.0, -1.0, 1.0, 0.0, 1.0, 0.0, -1.0]
     assert bounded(weight, None) is weight
     assert float(saturation([weight, torch.zeros(1)], 0.5)) == 6 / 8
     assert float(saturation([weight], None)) == 0
+
+
+@pytest.mark.parametrize("limit", [0.1, 0.3, 0.5, 0.9])
+def test_a_weight_at_the_bound_in_bf16(limit: float) -> None:
+    """The bound is rounded as the weight is, up or down."""
+    weight = torch.tensor([limit, -limit]).bfloat16().requires_grad_()
+    bounded(weight, limit).backward(torch.tensor([-1.0, 1.0], dtype=torch.bfloat16))
+    assert weight.grad is not None and weight.grad.tolist() == [-1.0, 1.0]
+    assert float(saturation([weight], limit)) == 1
+
+
+def test_first_weights_are_within_the_bound_and_the_model_names_what_is_bounded() -> None:
+    family = families["pararnn"]
+    config = family.config(cell="lstm", layers=2, width=12, heads=3, vocabulary=8, recurrent_clip=0.2)
+    model = family.build(config)
+    initialise(model, 0)
+    parameters = dict(model.named_parameters())
+    cells = [f"blocks.{layer}.mixer.cell" for layer in range(2)]
+    assert model.bounds() == {f"{c}.{n}": 0.2 for c in cells for n in ("recurrent", "peephole")}
+    for name, bound in model.bounds().items():
+        assert parameters[name].abs().max().item() == pytest.approx(bound)
+    assert family.build(replace(config, recurrent_clip=None)).bounds() == {}
 
 
 def test_weights_pushed_out_stay_at_the_bound_and_return() -> None:

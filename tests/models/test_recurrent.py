@@ -116,9 +116,7 @@ def test_decoding_equals_the_full_forward_in_constant_memory(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_packed_documents_equal_separate_ones_gradients_too(name: str) -> None:
-    # No bound: at the bound what counts is the sign of each call's own gradient.
-    changes = {} if name == "mamba2" else {"recurrent_clip": None}
-    model = small_model(name, **changes)
+    model = small_model(name)
     lengths = (5, 1, 11, 7)
     documents = [some_tokens(1, length, seed=length) for length in lengths]
     segment_ids = torch.cat([torch.full((1, n), i) for i, n in enumerate(lengths)], dim=1)
@@ -196,6 +194,17 @@ def test_first_weights_follow_the_rule(name: str, initialisation: str) -> None:
             and torch.nn.functional.softplus(steps).max() <= 0.1
         )
     assert values["blocks.0.mixer_norm.weight"].eq(1).all()
+
+
+def test_first_weights_of_dclm_shrink_with_depth_on_the_way_back() -> None:
+    model = small_model("gru", initialisation="dclm", width=64, layers=4)
+    for layer, block in enumerate(model.blocks):
+        for weight in (block.mixer.out.weight, block.mlp.down.weight):  # type: ignore[union-attr]
+            deviation = (weight.shape[1] * 2 * (layer + 1)) ** -0.5
+            assert weight.std().item() == pytest.approx(deviation, rel=0.05)
+            assert weight.abs().max().item() == pytest.approx(3 * deviation)
+        assert block.mixer.gate.weight.std().item() == pytest.approx(1 / 8, rel=0.05)  # type: ignore[union-attr]
+    assert model.embedding.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
 
 
 @pytest.mark.parametrize("name", SMALL)
