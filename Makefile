@@ -13,9 +13,12 @@ export MALLOC_TRIM_THRESHOLD_ ?= 2000000000
 quickstart: $(STAMP) $(DEMO)
 	$(BIN)/triptych train configs/sigmoid/demo.yaml
 
+# Two processes, a file of tests at a time: many tests fork ranks of their own, and more would only crowd them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/interpreted
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) tests/kernels/interpreted
 
 # On a real Slurm of four nodes on this machine; as root, with Debian's munge, slurmctld, slurmd and slurm-client.
 drills: $(STAMP)
