@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from pretrain.checkpoint import TrainingState
+from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.checkpoint.boxes import Boxes
 from pretrain.checkpoint.staging import Stager, Views
 from pretrain.engine.fragments import deepspeed_fragments, refresh_weights
@@ -90,13 +91,22 @@ def test_the_same_layout_continues_bit_for_bit(layout: Layout, tmp_path: Path) -
 def test_an_asynchronous_save_is_a_synchronous_one_bit_for_bit(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Stager.stage
+    stage, wait_staged = Stager.stage, CheckpointStore.wait_staged
+    asked = threading.Event()
 
     def stage_late(self: Stager, views: Views) -> dict[str, Boxes]:
-        time.sleep(0.3)  # longer than forward and backward, so that the update has to wait
-        return original(self, views)
+        if self._copies:  # not before the update asks for it, which then has to wait
+            assert asked.wait(60)
+            time.sleep(0.2)
+        return stage(self, views)
+
+    def ask(self: CheckpointStore) -> float:
+        if self._staged is not None:
+            asked.set()
+        return wait_staged(self)
 
     monkeypatch.setattr(Stager, "stage", stage_late)
+    monkeypatch.setattr(CheckpointStore, "wait_staged", ask)
     for waits in run_ranks(2, save_twice, layout, tmp_path, SAVED_AT, STEPS):
         assert waits[0] > 0.1 and not any(waits[1:])
     steps = [tmp_path / name / f"step_{SAVED_AT:08d}" for name in ("sync", "async")]
