@@ -291,7 +291,7 @@ def test_the_preflight_stops_a_run_that_no_node_could_run(drill: Drill) -> None:
 def test_what_slurm_would_refuse_is_refused_with_the_reason(drill: Drill) -> None:
     for options, part in (
         (("--partition", "fast"), "partition = fast: there is none; there are: train"),
-        (("--nodes", "5"), "--nodes 5: partition train has 4"),
+        (("--nodes", "8"), "--nodes 8: partition train has 4"),
         (("--sbatch", "qos=gold"), "likely: this QOS is not yours"),
         (("--time", "1"), "lower signal_seconds"),
     ):
