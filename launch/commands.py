@@ -20,7 +20,6 @@ from launch.job import LaunchedRun
 from launch.settings import ClusterSettings, load_settings, minutes_of
 from launch.status import find_runs, goodput_table, read_status, status_table
 from launch.submit import (
-    LIVE_STATES,
     Request,
     absolute,
     check_cluster,
@@ -82,7 +81,7 @@ def _wait_for_verdict(request: Request, job: str, console: Console) -> int:
     with console.status(f"job {job} checks {request.nodes} nodes ..."):
         while not path.is_file():
             found = slurm.queue([job])
-            if not found or found[0].state not in LIVE_STATES:
+            if not found or not found[0].is_live:
                 break
             time.sleep(FOLLOW_S)
     if not path.is_file():
@@ -210,8 +209,7 @@ def cancel_runs(folder: Path, names: list[str]) -> None:
     if not names:
         raise UserError("name the runs to cancel, e.g. `triptych cancel demo`; `triptych status` lists them")
     for run in find_runs(folder, names):
-        jobs = run.job()["jobs"]
-        alive = [job.job for job in slurm.queue(jobs) if job.state in LIVE_STATES] if jobs else []
+        alive = [job.job for job in slurm.queue(run.job()["jobs"]) if job.is_live]
         if not alive:
             print(f"{run.run.name}: no job of it is in the queue")
             continue

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.policy import Attempt, Ending
+from launch.progress import newest_step
 from launch.settings import ClusterSettings
 from pretrain.attempts import Launch, read_json, write_json
 from pretrain.errors import UserError
@@ -81,9 +82,8 @@ class LaunchedRun:
         write_json(self.folder / "excluded.json", list(nodes))
 
     def newest_step(self) -> int:
-        """Of the whole checkpoints; 0 without any. By the manifest's presence alone: no file is read."""
-        found = (self.run / "checkpoints").glob("step_*/MANIFEST.json")
-        return max((int(path.parent.name.removeprefix("step_")) for path in found), default=0)
+        """Of the whole checkpoints; 0 without any."""
+        return newest_step(self.run)
 
     @property
     def outcome_file(self) -> Path:

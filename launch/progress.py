@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +44,6 @@ def read_progress(run: Path) -> Progress:
     found: dict[str, Any] = {}
     for record in _last_records(run / "logs" / "metrics.jsonl"):
         found |= record
-    saved = [path.parent.name for path in (run / "checkpoints").glob("step_*/MANIFEST.json")]
     return Progress(
         steps=values.get("run", {}).get("steps", 0),
         step=found.get("step", 0),
@@ -52,9 +51,31 @@ def read_progress(run: Path) -> Progress:
         validation_loss=found.get("loss/validation"),
         tokens_per_second=found.get("speed/tokens_per_second"),
         step_seconds=found.get("speed/step_seconds"),
-        saved_step=max((int(name.removeprefix("step_")) for name in saved), default=0),
+        saved_step=newest_step(run),
         save_every=values.get("checkpoint", {}).get("save_every_steps"),
     )
+
+
+def newest_step(run: Path) -> int:
+    """Of the whole checkpoints; 0 without any. By the manifest's presence alone: no file is read.
+
+    A step that is still being written has a longer name, also when its manifest is there.
+    """
+    found = (path.parent.name.removeprefix("step_") for path in run.glob("checkpoints/step_*/MANIFEST.json"))
+    return max((int(name) for name in found if name.isdigit()), default=0)
+
+
+def _records(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
+    """One JSON object per line; a line that is still being written is passed over."""
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _records_of(path: Path) -> list[dict[str, Any]]:
+    return list(_records(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
 
 
 def _last_records(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -65,11 +86,7 @@ def _last_records(path: Path) -> Iterator[Mapping[str, Any]]:
         start = max(0, path.stat().st_size - TAIL_BYTES)
         file.seek(start)
         lines = file.read().split(b"\n")
-    for line in lines[1 if start else 0 :]:
-        try:
-            yield json.loads(line)
-        except ValueError:  # a line that is being written
-            continue
+    yield from _records(lines[1 if start else 0 :])
 
 
 # ------------------------------------------------------------------------------------------------ goodput
@@ -103,18 +120,8 @@ class Goodput:
 
 def read_ledger(run: Path) -> list[dict[str, Any]]:
     """Oldest first; each with `at`, seconds since 1970."""
-    path = run / "ledger.jsonl"
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        event["at"] = datetime.fromisoformat(event["time"]).timestamp()
-        found.append(event)
-    return found
+    events = _records_of(run / "ledger.jsonl")
+    return [{**event, "at": datetime.fromisoformat(event["time"]).timestamp()} for event in events]
 
 
 def goodput(ledger: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], now: float) -> Goodput:
@@ -166,13 +173,4 @@ def _mean(values: Sequence[float]) -> float:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All logged scalars, oldest first."""
-    path = run / "logs" / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    return _records_of(run / "logs" / "metrics.jsonl")

@@ -92,19 +92,33 @@ class QueuedJob:
     nodes: str
     elapsed: str
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it runs, or will."""
+        return self.state in LIVE_STATES
+
 
 FORMAT = "%i|%j|%T|%r|%S|%N|%M"
 
 
-def queue(jobs: Sequence[str] = (), names: Sequence[str] = ()) -> list[QueuedJob]:
+LIVE_STATES = (
+    "PENDING",
+    "RUNNING",
+    "CONFIGURING",
+    "COMPLETING",
+    "SUSPENDED",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "STOPPED",
+)
+
+
+def queue(jobs: Sequence[str]) -> list[QueuedJob]:
     """What squeue knows of these jobs, also of ones that ended a while ago; array tasks one by one."""
-    command = ["squeue", "-h", "-r", "-t", "all", "-o", FORMAT]
-    if jobs:
-        command += ["-j", ",".join(jobs)]
-    if names:
-        command += ["-n", ",".join(names)]
+    if not jobs:
+        return []
     try:
-        lines = call(*command).splitlines()
+        lines = call("squeue", "-h", "-r", "-t", "all", "-o", FORMAT, "-j", ",".join(jobs)).splitlines()
     except UserError as error:
         if "Invalid job id" in str(error):  # none of them is remembered
             return []

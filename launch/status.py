@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -51,13 +52,11 @@ def find_runs(folder: Path, names: Sequence[str]) -> list[LaunchedRun]:
 def read_status(runs: Sequence[LaunchedRun]) -> tuple[list[RunStatus], str | None]:
     """Of each run; and why Slurm could not be asked, if it could not. One call for all of them."""
     jobs = {run.run: [str(job) for job in run.job()["jobs"]] for run in runs}
-    wanted = [job for found in jobs.values() for job in found]
     queued, problem = [], None
-    if wanted:
-        try:
-            queued = slurm.queue(wanted)
-        except UserError as error:
-            problem = str(error)
+    try:
+        queued = slurm.queue([job for found in jobs.values() for job in found])
+    except UserError as error:
+        problem = str(error)
     by_job = {job.job: job for job in queued}
     return [_status(run, [by_job[job] for job in jobs[run.run] if job in by_job]) for run in runs], problem
 
@@ -65,15 +64,15 @@ def read_status(runs: Sequence[LaunchedRun]) -> tuple[list[RunStatus], str | Non
 def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob]) -> RunStatus:
     live = sorted(jobs, key=lambda job: job.state != "RUNNING")
     outcome = read_json(run.outcome_file)["ending"] if run.outcome_file.is_file() else None
-    used = goodput(read_ledger(run.run), read_metrics(run.run), now=_last_moment(run, live))
+    ledger = read_ledger(run.run)
+    used = goodput(ledger, read_metrics(run.run), now=_last_moment(ledger, live))
     return RunStatus(run, live, run.launch.current, read_progress(run.run), used, outcome)
 
 
-def _last_moment(run: LaunchedRun, jobs: Sequence[slurm.QueuedJob]) -> float:
+def _last_moment(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[slurm.QueuedJob]) -> float:
     """Time counts while the job lives; afterwards it stopped with the ledger's last line."""
-    if any(job.state in ("RUNNING", "PENDING", "COMPLETING") for job in jobs):
+    if any(job.is_live for job in jobs):
         return time.time()
-    ledger = read_ledger(run.run)
     return float(ledger[-1]["at"]) if ledger else time.time()
 
 

@@ -6,7 +6,7 @@ import itertools
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,26 +237,13 @@ def check_cluster(request: Request) -> None:
 def _refuse_a_second_job(run: LaunchedRun) -> None:
     if not run.job_file.is_file():
         return
-    jobs = run.job()["jobs"]
-    alive = [job for job in slurm.queue(jobs) if job.state in LIVE_STATES] if jobs else []
+    alive = [job for job in slurm.queue(run.job()["jobs"]) if job.is_live]
     if alive:
         states = ", ".join(f"{job.job} ({job.state.lower()})" for job in alive)
         raise UserError(
             f"{run.run}: launched already, job {states}; `triptych cancel {run.run.name}` ends it, or choose another "
             "run.name"
         )
-
-
-LIVE_STATES = (
-    "PENDING",
-    "RUNNING",
-    "CONFIGURING",
-    "COMPLETING",
-    "SUSPENDED",
-    "REQUEUED",
-    "REQUEUE_HOLD",
-    "STOPPED",
-)
 
 
 def prepare(request: Request) -> None:
@@ -303,8 +290,3 @@ def submit(request: Request) -> list[str]:
 
 def _run(job: TrainJob) -> None:
     job()
-
-
-def refuse_unknown(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what the user gave: None leaves a setting to the file."""
-    return {key: value for key, value in values.items() if value is not None}

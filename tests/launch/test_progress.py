@@ -53,7 +53,9 @@ def test_progress_from_the_newest_lines(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {steps: 100}\ncheckpoint: {save_every_steps: 30}\n")
     (tmp_path / "checkpoints" / "step_00000030").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step_00000030" / "MANIFEST.json").touch()
-    (tmp_path / "checkpoints" / "step_00000060.partial").mkdir()
+    for unfinished in ("step_00000060.partial", "step_00000060.attempt-0002"):
+        (tmp_path / "checkpoints" / unfinished).mkdir()
+        (tmp_path / "checkpoints" / unfinished / "MANIFEST.json").touch()  # the rename is still to come
     records = [{"step": s, "loss/train": 5 - s / 20, "speed/step_seconds": 2.0} for s in range(1, 51)]
     lines = [json.dumps(record) for record in records]
     (tmp_path / "logs" / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 51, "loss']))
