@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -36,6 +36,29 @@ class Task(ABC):
     def problems(self, length: int) -> list[Problem]:
         """(option, what is wrong and what would be right) of every invalid option, at this sequence length."""
         return [("vocabulary", f"{self.vocabulary} must be at least 2")] if self.vocabulary < 2 else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredTask(Task):
+    """Answers wherever there is one, or the last of each row alone; uniform symbols, unless it draws others."""
+
+    score: Literal["every", "last"] = "every"
+
+    @property
+    def inputs(self) -> int:
+        """Input symbols are below this."""
+        return self.vocabulary
+
+    @abstractmethod
+    def all_answers(self, symbols_BT: np.ndarray) -> Answers:
+        """What is right, wherever there is an answer."""
+
+    def symbols(self, random: np.random.Generator, length: int) -> np.ndarray:
+        return random.integers(self.inputs, size=length)
+
+    def answers(self, symbols_BT: np.ndarray) -> Answers:
+        found = self.all_answers(symbols_BT)
+        return replace(found, scored=only_last(found.scored)) if self.score == "last" else found
 
 
 def only_last(scored_BT: np.ndarray) -> np.ndarray:

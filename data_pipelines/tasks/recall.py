@@ -7,28 +7,22 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from data_pipelines.tasks.base import Answers, Problem, Task, only_last
-
-Score = Literal["every", "last"]
+from data_pipelines.tasks.base import Answers, Problem, ScoredTask, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeepNth(Task):
+class KeepNth(ScoredTask):
     """Say the n-th symbol, at every place from the n-th on or at the last one."""
 
     name: ClassVar[str] = "keep_nth"
     vocabulary: int = 128
     n: int = 5
-    score: Score = "every"
 
-    def symbols(self, random: np.random.Generator, length: int) -> np.ndarray:
-        return random.integers(self.vocabulary, size=length)
-
-    def answers(self, symbols_BT: np.ndarray) -> Answers:
+    def all_answers(self, symbols_BT: np.ndarray) -> Answers:
         scored = np.zeros(symbols_BT.shape, bool)
         scored[:, self.n - 1 :] = True
         kept = np.broadcast_to(symbols_BT[:, self.n - 1 : self.n], symbols_BT.shape)
-        return Answers(kept.astype(np.int64), only_last(scored) if self.score == "last" else scored)
+        return Answers(kept.astype(np.int64), scored)
 
     def problems(self, length: int) -> list[Problem]:
         found = super().problems(length)
@@ -84,7 +78,7 @@ class Mqar(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class KHop(Task):
+class KHop(ScoredTask):
     """k-hop induction heads: say the symbol found by going back k times to what followed the last occurrence.
 
     find(i) is the last j <= i with symbol j - 1 equal to symbol i; the answer at i is the symbol at find^k(i),
@@ -94,12 +88,8 @@ class KHop(Task):
     name: ClassVar[str] = "k_hop"
     vocabulary: int = 10
     hops: int = 1
-    score: Score = "every"
 
-    def symbols(self, random: np.random.Generator, length: int) -> np.ndarray:
-        return random.integers(self.vocabulary, size=length)
-
-    def answers(self, symbols_BT: np.ndarray) -> Answers:
+    def all_answers(self, symbols_BT: np.ndarray) -> Answers:
         """One table per hop and row, from a symbol to its answer so far: O(T k) for each row.
 
         The table of hop m says, for each symbol, what m hops from its next occurrence will find: hop 1's is the
@@ -116,8 +106,7 @@ class KHop(Task):
                 table[row, before] = found
                 found = table[row, here]
             targets[:, place] = found
-        scored = targets >= 0
-        return Answers(np.maximum(targets, 0), only_last(scored) if self.score == "last" else scored)
+        return Answers(np.maximum(targets, 0), targets >= 0)
 
     def problems(self, length: int) -> list[Problem]:
         found = super().problems(length)

@@ -10,31 +10,19 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_pipelines.tasks.base import Answers, Problem, Task, only_last
-from data_pipelines.tasks.recall import Score
+from data_pipelines.tasks.base import Answers, Problem, ScoredTask
 
 
 @dataclass(frozen=True, kw_only=True)
-class StateTask(Task):
-    """Uniform input symbols move a state; the answer is the state after each of them, or after the last."""
-
-    score: Score = "every"
-
-    @property
-    @abstractmethod
-    def inputs(self) -> int:
-        """Input symbols are below this."""
+class StateTask(ScoredTask):
+    """Symbols move a state; the answer is the state after each of them."""
 
     @abstractmethod
     def states(self, symbols_BT: np.ndarray) -> np.ndarray:
         """The state after each symbol, (B, T)."""
 
-    def symbols(self, random: np.random.Generator, length: int) -> np.ndarray:
-        return random.integers(self.inputs, size=length)
-
-    def answers(self, symbols_BT: np.ndarray) -> Answers:
-        scored = np.ones(symbols_BT.shape, bool)
-        return Answers(self.states(symbols_BT), only_last(scored) if self.score == "last" else scored)
+    def all_answers(self, symbols_BT: np.ndarray) -> Answers:
+        return Answers(self.states(symbols_BT), np.ones(symbols_BT.shape, bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +73,6 @@ class A5(StateTask):
     name: ClassVar[str] = "a5"
     vocabulary: int = 60
 
-    @property
-    def inputs(self) -> int:
-        return 60
-
     def states(self, symbols_BT: np.ndarray) -> np.ndarray:
         table = multiplication_table()
         states_BT = np.empty(symbols_BT.shape, np.int64)
@@ -117,7 +101,7 @@ def _inversions(permutation: tuple[int, ...]) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModularArithmetic(Task):
+class ModularArithmetic(ScoredTask):
     """The value, modulo m, of an expression of numbers and the operators + - *, after each number.
 
     Numbers are the symbols 0 to m - 1, then come +, - and *; * binds stronger. A number and an operator take
@@ -127,7 +111,6 @@ class ModularArithmetic(Task):
     name: ClassVar[str] = "modular_arithmetic"
     vocabulary: int = 8
     """The modulus + 3."""
-    score: Score = "every"
 
     @property
     def modulus(self) -> int:
@@ -138,7 +121,7 @@ class ModularArithmetic(Task):
         row[1::2] = self.modulus + random.integers(3, size=length // 2)
         return row
 
-    def answers(self, symbols_BT: np.ndarray) -> Answers:
+    def all_answers(self, symbols_BT: np.ndarray) -> Answers:
         rows, length = symbols_BT.shape
         number_BT = symbols_BT < self.modulus
         targets = np.zeros((rows, length), np.int64)
@@ -151,7 +134,7 @@ class ModularArithmetic(Task):
             sign_B = np.where(ends_term, np.where(symbol == self.modulus, 1, -1), sign_B)
             product_B = np.where(ends_term, 1, product_B)
             targets[:, place] = (done_B + sign_B * product_B) % self.modulus
-        return Answers(targets, only_last(number_BT) if self.score == "last" else number_BT)
+        return Answers(targets, number_BT)
 
     def problems(self, length: int) -> list[Problem]:
         if self.vocabulary < 5:

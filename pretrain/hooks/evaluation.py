@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from pretrain.hooks.base import Hook, due
@@ -13,8 +14,28 @@ if TYPE_CHECKING:
     from pretrain.run import Run
 
 
-class EvaluationHook(Hook):
-    """Before the first step, every `every` steps, and at the end.
+class PeriodicEvaluation(Hook):
+    """Every `every` steps and at the end. `last` is the newest result, with its step."""
+
+    def __init__(self, every: int | None) -> None:
+        self._every = every
+        self.last: dict[str, float] | None = None
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        if due(run.clock.step, self._every):
+            self._evaluate(run)
+
+    def after_training(self, run: Run) -> None:
+        if run.clock.done and (self.last is None or self.last["step"] != run.clock.step):
+            self._evaluate(run)
+
+    @abstractmethod
+    def _evaluate(self, run: Run) -> None:
+        """Evaluate, set `last`, and report."""
+
+
+class EvaluationHook(PeriodicEvaluation):
+    """The loss; also before the first step.
 
     bytes_per_token: of the validation split; None where the tokens are not text.
 
@@ -24,21 +45,12 @@ class EvaluationHook(Hook):
     name = "evaluation"
 
     def __init__(self, every: int | None, bytes_per_token: float | None) -> None:
-        self._every = every
+        super().__init__(every)
         self._bytes_per_token = bytes_per_token
         self.first: dict[str, float] | None = None
-        self.last: dict[str, float] | None = None
 
     def before_training(self, run: Run) -> None:
         if run.clock.step == 0:
-            self._evaluate(run)
-
-    def after_step(self, run: Run, report: StepReport) -> None:
-        if due(run.clock.step, self._every):
-            self._evaluate(run)
-
-    def after_training(self, run: Run) -> None:
-        if run.clock.done and (self.last is None or self.last["step"] != run.clock.step):
             self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:

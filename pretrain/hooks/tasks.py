@@ -7,33 +7,23 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from pretrain.accuracy import Accuracy, accuracy_of, count_right
-from pretrain.hooks.base import Hook, due
+from pretrain.hooks.evaluation import PeriodicEvaluation
 from pretrain.parallel.mesh import micro_batch_rows
 from pretrain.run_data import TaskData
 
 if TYPE_CHECKING:
     from data_pipelines.tasks import TaskRows
-    from pretrain.engine.base import StepReport
     from pretrain.run import Run
 
 
-class TaskHook(Hook):
-    """Every `every` steps and at the end. Its state remembers the last result, for the summary."""
+class TaskHook(PeriodicEvaluation):
+    """Its state remembers the last result, so that a resumed run does not evaluate its last step again."""
 
     name = "tasks"
 
     def __init__(self, every: int | None, data: TaskData) -> None:
-        self._every = every
+        super().__init__(every)
         self._data = data
-        self.last: dict[str, float] | None = None
-
-    def after_step(self, run: Run, report: StepReport) -> None:
-        if due(run.clock.step, self._every):
-            self._evaluate(run)
-
-    def after_training(self, run: Run) -> None:
-        if run.clock.done and (self.last is None or self.last["step"] != run.clock.step):
-            self._evaluate(run)
 
     def _evaluate(self, run: Run) -> None:
         here = self._accuracy(run, self._data.evaluation)

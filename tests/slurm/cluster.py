@@ -122,7 +122,7 @@ class Cluster:
         self.start_controller()
         with contextlib.suppress(subprocess.SubprocessError):
             self.call("scancel", "--me")
-        _until(lambda: not self.call("squeue", "-h", "-t", "R,CG"), 15)
+        until(lambda: not self.call("squeue", "-h", "-t", "R,CG"), 15)
         self._end("slurmctld", *(f"slurmd.{node}" for node in self.names))
         self._end_left_steps()
         self._end("munged")
@@ -186,7 +186,7 @@ class Cluster:
         return self.call("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
 
     def wait_state(self, job: str, *wanted: str, timeout_s: float = 60) -> str:
-        if not _until(lambda: self.state(job) in wanted, timeout_s):
+        if not until(lambda: self.state(job) in wanted, timeout_s):
             raise TimeoutError(
                 f"job {job} is {self.state(job)}, not {' or '.join(wanted)}, after {timeout_s} s"
             )
@@ -196,7 +196,7 @@ class Cluster:
         def idle() -> bool:
             return self.call("sinfo", "-h", "-p", "train", "-o", "%T %D") == f"idle {self.nodes}"
 
-        if not _until(idle, timeout_s):
+        if not until(idle, timeout_s):
             raise TimeoutError(f"the nodes are not idle after {timeout_s} s:\n{self.call('sinfo')}")
 
     # ------------------------------------------------------------------------------------------------ insides
@@ -298,7 +298,7 @@ class Cluster:
                 pid = self._pid(daemon)
                 os.kill(pid, signal.SIGTERM)
                 ending.add(pid)
-        _until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ending), 3)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ending), 3)
         for pid in ending:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -347,7 +347,7 @@ def free_ports(count: int) -> int:
     raise RuntimeError("no free ports between 17000 and 31000")
 
 
-def _until(condition: Callable[[], object], timeout_s: float) -> bool:
+def until(condition: Callable[[], object], timeout_s: float) -> bool:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if condition():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build import BuildOptions, build
+from tests.corpus import build_corpus
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.drill import Drill, Losses
 
@@ -47,32 +47,20 @@ def network_cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small tokenised dataset."""
-    folder = tmp_path_factory.mktemp("corpus")
-    texts = folder / "texts"
-    texts.mkdir()
-    for number, source in enumerate(sorted(Path("pretrain").rglob("*.py"))[:20]):
-        (texts / f"{number:03d}.txt").write_text(source.read_text())
-    build(texts, folder / "data", BuildOptions(tokenizer="bytes"))
-    return folder / "data"
+    return build_corpus(tmp_path_factory.mktemp("corpus"), documents=20)
+
+
+def open_drill(drill: Drill) -> Iterator[Drill]:
+    try:
+        yield drill
+    finally:
+        drill.end()
 
 
 @pytest.fixture
 def drill(cluster: Cluster, corpus: Path, tmp_path: Path) -> Iterator[Drill]:
     """A folder and a config for one drill; its jobs end with it."""
-    made = Drill(cluster, corpus, tmp_path)
-    try:
-        yield made
-    finally:
-        made.end()
-
-
-@pytest.fixture
-def network_drill(network_cluster: Cluster, corpus: Path, tmp_path: Path) -> Iterator[Drill]:
-    made = Drill(network_cluster, corpus, tmp_path)
-    try:
-        yield made
-    finally:
-        made.end()
+    yield from open_drill(Drill(cluster, corpus, tmp_path))
 
 
 @pytest.fixture(scope="session")
@@ -82,3 +70,9 @@ def undisturbed(cluster: Cluster, corpus: Path, tmp_path_factory: pytest.TempPat
     run = drill.launch()
     drill.wait_finished(run)
     return drill.losses(run)
+
+
+@pytest.fixture
+def network_drill(network_cluster: Cluster, corpus: Path, tmp_path: Path) -> Iterator[Drill]:
+    """The same on nodes whose links can be cut."""
+    yield from open_drill(Drill(network_cluster, corpus, tmp_path))

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.job import LaunchedRun
-from tests.slurm.cluster import Cluster, Process, processes
+from tests.slurm.cluster import Cluster, Process, processes, until
 
 Losses = Mapping[int, float]
 
@@ -175,13 +174,3 @@ class Drill:
             for process in ours
             if "SLURM_PROCID" in process.environment and process.pid != os.getpid()
         ]
-
-
-def until(condition: Callable[[], object], timeout_s: float) -> bool:
-    """Wait for a condition; whether it came."""
-    end = time.monotonic() + timeout_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False

@@ -19,10 +19,6 @@ from tests.slurm.drill import SETTINGS, STEPS, Drill, Losses, until
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
 
-FROM_KILL_TO_TRAINING_S = 25
-SLURMS_SHARE_S = 15
-"""Of that: ending the step, the wait of a requeued job, scheduling."""
-
 
 def test_a_run_finishes_and_can_be_watched(drill: Drill, undisturbed: Losses) -> None:
     run = drill.launch()
