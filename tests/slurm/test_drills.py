@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
@@ -297,7 +296,9 @@ def test_what_slurm_would_refuse_is_refused_with_the_reason(drill: Drill) -> Non
     for options, part in (
         (("--partition", "fast"), "partition = fast: there is none; there are: train"),
         (("--nodes", "8"), "--nodes 8: partition train has 4"),
-        (("--sbatch", "qos=gold"), "likely: this QOS is not yours"),
+        (("--constraint", "warp"), "likely: no node has this feature"),
+        (("--sbatch", "mem=900G"), "likely: no node has that many"),
+        (("--sbatch", "speed=high"), "is no option of this Slurm"),
         (("--time", "1"), "lower signal_seconds"),
     ):
         done = drill.launch_command(*options)
