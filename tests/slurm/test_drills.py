@@ -211,6 +211,8 @@ def test_a_hung_rank_is_found_and_its_node_left(drill: Drill, undisturbed: Losse
     assert node not in drill.nodes(run)[1]
     stacks = list(run.launch.attempt(1).stacks.glob("*.txt"))
     assert len(stacks) >= 3 and all("Thread" in path.read_text() for path in stacks)
+    recorded = [json.loads(path.read_bytes()) for path in run.launch.attempt(1).stacks.glob("*.json")]
+    assert any(entry["profiling_name"] == "gloo:all_reduce" for rank in recorded for entry in rank["entries"])
 
 
 def test_a_full_disk(drill: Drill, undisturbed: Losses) -> None:
