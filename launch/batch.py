@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import slurm
@@ -29,6 +31,7 @@ from pretrain.errors import UserError
 
 EXIT_NOTHING_TO_DO = 100
 """`begin`: the run has finished, or was given up; the batch script ends in peace."""
+ROOM_WAIT_S, ROOM_PERIOD_S = 1800, 5
 
 
 def begin(run: LaunchedRun, job: str) -> int:
@@ -213,6 +216,23 @@ def _outlive_the_requeue() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def when_there_is_room(run: LaunchedRun, act: Callable[[], int]) -> int:
+    """What the verdict is written to may be the disk whose fullness ended the attempt. Whoever makes room there
+    should not also have to find out which runs to start again: try for a while before the job is lost."""
+    end_at = time.monotonic() + ROOM_WAIT_S
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > end_at:
+                raise
+            with contextlib.suppress(OSError):  # the log may lie on the same disk
+                say(
+                    f"{run.run}: {error.strerror}; make room there: tried again for {ROOM_WAIT_S // 60} minutes"
+                )
+            time.sleep(ROOM_PERIOD_S)
+
+
 def say(message: str) -> None:
     """To the job's log; standard output is for the script."""
     print(f"triptych: {message}", file=sys.stderr, flush=True)
@@ -227,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, job = LaunchedRun(given.run), os.environ["SLURM_JOB_ID"]
     try:
         if given.moment == "end":
-            return end(run, job, given.code)
+            return when_there_is_room(run, lambda: end(run, job, given.code))
         return begin(run, job) if given.moment == "begin" else check(run, job)
     except UserError as error:
         say(f"error: {error}")

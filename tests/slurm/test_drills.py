@@ -223,8 +223,8 @@ def test_a_full_disk(drill: Drill, undisturbed: Losses) -> None:
     subprocess.run(
         ["dd", "if=/dev/zero", f"of={filler}", "bs=1M", "status=none"], capture_output=True, timeout=60
     )
-    on_small.wait(lambda: drill.cluster.state(drill.job(run)) != "RUNNING", 60, "the end of the attempt", run)
-    filler.unlink()
+    on_small.wait(lambda: not on_small.has_ranks(run), 90, "the end of the ranks", run)
+    filler.unlink()  # before the batch script gives up
     on_small.wait_finished(run)
     assert on_small.losses(run) == undisturbed and on_small.endings(run)[-1] == "done"
 
