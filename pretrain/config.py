@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from data_pipelines.tasks import build_task
 from pretrain.errors import ConfigError
+from pretrain.optim.scaling import ScalingSection
 
 Auto = Literal["auto"]
 
@@ -87,6 +88,16 @@ class DataSection(Section):
         return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path or ()
 
 
+class MultiplierSection(Section):
+    """Factors on the learning rate, by type of tensor."""
+
+    embedding: float = Field(default=1.0, gt=0)
+    matrix: float = Field(default=1.0, gt=0)
+    vector: float = Field(default=1.0, gt=0)
+    head: float = Field(default=1.0, gt=0)
+    """Of an untied head."""
+
+
 class OptimSection(Section):
     lr: float = Field(gt=0)
     """Peak learning rate of embeddings and norms; matrices get it times `matrix_lr_multiplier`."""
@@ -102,6 +113,11 @@ class OptimSection(Section):
     decay_steps: int | None = Field(default=None, ge=0)
     """wsd only: length of the final linear decay. null: a fifth of the run."""
     clip_norm: float | None = Field(default=1.0, gt=0)
+    scaling: ScalingSection | None = None
+    """null: the settings above as they are. Else they are a base batch's and horizon's (`pretrain.optim.scaling`)."""
+    multipliers: MultiplierSection = MultiplierSection()
+    depth_multipliers: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Factors on the blocks' learning rates, spread evenly from the first block to the last."""
 
     def wsd_decay_steps(self, steps: int) -> int:
         """Length of wsd's final decay in a run of `steps`."""
@@ -333,7 +349,10 @@ def _shipped_configs(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- validation
 
 
-_SOURCE_NAMES = tuple(SourceSection.model_fields)
+_NESTED_NAMES = {
+    "data": tuple(SourceSection.model_fields),
+    "optim": (*ScalingSection.model_fields, *MultiplierSection.model_fields),
+}
 
 
 def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
@@ -343,9 +362,8 @@ def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | No
     try:
         return section.model_validate(raw), booleans
     except ValidationError as error:
-        return None, booleans + list(
-            _problems(name, error, list(section.model_fields), _SOURCE_NAMES if name == "data" else ())
-        )
+        nested = _NESTED_NAMES.get(name, ())
+        return None, booleans + list(_problems(name, error, list(section.model_fields), nested))
 
 
 def _unwanted_booleans(name: str, section: type[Section], raw: Any) -> list[Problem]:
@@ -386,7 +404,8 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
 
 def _nested_names(kind: type) -> list[str]:
     """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
-    nested = [hint for hint in get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
+    hints = [part for hint in get_type_hints(kind).values() for part in (hint, *get_args(hint))]
+    nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
     return [field.name for hint in nested for field in dataclasses.fields(hint)]
 
 
