@@ -11,6 +11,7 @@ Imports no torch: it answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -142,12 +143,12 @@ def _preflight(run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: in
     """All nodes check themselves and each other in a step of their own, with a time limit of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     # One that fails does not end the others at once: what they have to say tells which node it is.
-    command = ["srun", "--kill-on-bad-exit=0", "--wait=20", f"--output={folder}/%t.log", *_container(run)]
+    # Its output comes here over the network: a node that does not see the folder could not open a file in it.
+    command = ["srun", "--kill-on-bad-exit=0", "--wait=20", "--label", *_container(run)]
     command += [sys.executable, "-m", "launch.preflight", str(run.run), str(folder)]
-    try:
-        code: int | None = subprocess.run(command, timeout=seconds, check=False, stdout=sys.stderr).returncode
-    except subprocess.TimeoutExpired:
-        code = None
+    code: int | None = None
+    with (folder / "ranks.log").open("w") as log, contextlib.suppress(subprocess.TimeoutExpired):
+        code = subprocess.run(command, timeout=seconds, check=False, stdout=log, stderr=log).returncode
     verdict = judge(folder, nodes, code=code, seconds=seconds)
     say(f"preflight: {verdict}")
     return verdict

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from data_pipelines.tasks import build_task
 from pretrain.errors import ConfigError
 from pretrain.optim.scaling import ScalingSection
 
@@ -79,6 +78,10 @@ class DataSection(Section):
     @classmethod
     def _task_is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None:
+            from data_pipelines.tasks import (
+                build_task,
+            )  # with torch, which Slurm's batch script should not wait for
+
             build_task(value)
         return value
 
@@ -537,6 +540,8 @@ def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]
                 True,
             )
         return
+    from data_pipelines.tasks import build_task
+
     lengths = {
         "data.sequence_length": data.sequence_length,
         "monitor.evaluate_length": monitor.evaluate_length,
