@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_guidance_doubles_the_rows_and_masks_the_condition_in_the_second_half() 
     (tokens_BT,) = toy.calls
     assert torch.equal(tokens_BT[:2], torch.stack([one.tokens_T] * 2))
     assert tokens_BT[2].tolist() == [
-        PAIRS.mask if c else t for t, c in zip(one.tokens_T.tolist(), one.condition_T)
+        PAIRS.mask if c else t for t, c in zip(one.tokens_T.tolist(), one.condition_T, strict=True)
     ]
     assert one.condition_T.sum() == 2
 
@@ -237,7 +238,7 @@ def test_every_step_makes_something_and_the_last_leaves_nothing(
 ) -> None:
     plan = plan_steps(tokens, SamplerSettings(steps=steps, schedule=schedule))
     masked = [tokens, *(step.masked_after for step in plan)]
-    assert all(before > after for before, after in zip(masked, masked[1:], strict=False)) and masked[-1] == 0
+    assert all(before > after for before, after in itertools.pairwise(masked)) and masked[-1] == 0
     assert len(plan) == min(steps, tokens)
 
 
