@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.vocabulary import Modality, Vocabulary
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
 from pretrain.generate.diffusion import Sampler
@@ -150,6 +151,16 @@ def test_ranges_are_those_of_the_modality_and_the_level() -> None:
     assert canvas(PAIRS, DOCUMENTS[0]).ranges_T2[6:10].tolist() == [[20, 28]] * 4
     with pytest.raises(ValueError, match="place 1 is \\[MASK\\] but stands in no modality"):
         canvas(PAIRS, [PAIRS.task("text-to-image"), PAIRS.mask, PAIRS.begin("text"), 3, PAIRS.end("text")])
+
+
+def test_a_delayed_pattern_has_its_filling_where_a_level_has_no_frame() -> None:
+    audio = Modality("audio", 20, 8, "frames", codebooks=2, delay=True)  # per level 3 codes and the filling
+    v = Vocabulary(text=Modality("text", 0, 20, "words"), eot=19, audio=audio)
+    tokens = [v.task("text-to-audio"), v.begin("text"), 3, v.end("text"), v.begin("audio"), *[v.mask] * 6]
+    one = canvas(v, [*tokens, v.end("audio")])
+    # Frames 0, 1 of level 0 at columns 0, 1; of level 1 at columns 1, 2.
+    levels = [[20, 23], [27, 28], [20, 23], [24, 27], [23, 24], [24, 27]]
+    assert one.ranges_T2[5:11].tolist() == levels
 
 
 @settings(deadline=None, max_examples=25)
