@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
 SCALARS: Mapping[str, str] = {
@@ -65,6 +66,10 @@ class Sink(Protocol):
 
     def text(self, step: int, name: str, text: str) -> None: ...
 
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -90,6 +95,16 @@ class TensorBoardSink:
     def text(self, step: int, name: str, text: str) -> None:
         self._writer.add_text(name, text, step)
 
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """image: uint8, (height, width) or (height, width, 3)."""
+        self._writer.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None:
+        """sound: float32 in [-1, 1], (samples,)."""
+        import torch
+
+        self._writer.add_audio(name, torch.from_numpy(sound)[None], step, sample_rate)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -104,6 +119,10 @@ class JsonLinesSink:
         self._file.write(json.dumps({"step": step, **record}) + "\n")
 
     def text(self, step: int, name: str, text: str) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None: ...
 
     def close(self) -> None:
         self._file.close()
@@ -168,6 +187,10 @@ class ProgressSink:
             return
         self._console.print(f"[dim]step {step}, {name}:[/dim] {escape(text)}")
 
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None: ...
+
     def close(self) -> None:
         self._progress.stop()
 
@@ -185,6 +208,16 @@ class Reporter:
     def text(self, step: int, name: str, text: str) -> None:
         for sink in self._sinks:
             sink.text(step, name, text)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """image: uint8, (height, width) or (height, width, 3)."""
+        for sink in self._sinks:
+            sink.image(step, name, image)
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None:
+        """sound: float32 in [-1, 1], (samples,)."""
+        for sink in self._sinks:
+            sink.sound(step, name, sound, sample_rate)
 
     def close(self) -> None:
         for sink in self._sinks:
