@@ -7,6 +7,8 @@ from models.sigmoid.family import sigmoid
 from models.softmax.family import softmax
 from models.trimodal.family import trimodal
 
-families: dict[str, Family] = {family.name: family for family in (sigmoid, softmax, pararnn, mamba2, trimodal)}
+families: dict[str, Family] = {
+    family.name: family for family in (sigmoid, softmax, pararnn, mamba2, trimodal)
+}
 
 __all__ = ["Family", "families"]

@@ -43,7 +43,7 @@ from pretrain.run_folder import RunFolder, write_config
 from pretrain.signals import StopRequest
 
 if TYPE_CHECKING:
-    from data_pipelines.stream import Stream
+    from data_pipelines.stream import Rows, Stream
     from pretrain.config import Config
 
 
@@ -94,7 +94,8 @@ class Run:
 
     def validation_batches(self) -> Iterator[Batch]:
         rows = micro_batch_rows(self.config.data, self.mesh.data.size)
-        return self.data.validation_batches(rows, self.mesh.data.rank, self.mesh.data.size)
+        batches = self.data.validation_batches(rows, self.mesh.data.rank, self.mesh.data.size)
+        return self.objective.evaluation_batches(batches)
 
     def record(self, event: str, **facts: Any) -> None:
         if self.ranks.is_main:
@@ -151,7 +152,9 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             _resume(store, latest, engine, hooks, clock)
         engine.before_update(store.wait_staged)
         stack.push(lambda error, *_: finish_save(store) if error else None)
-        stream = stack.enter_context(_open_stream(config, data, mesh, clock, device))
+        objective = build_objective(config, data.vocabulary)
+        rows = objective.rows(data.train)
+        stream = stack.enter_context(_open_stream(config, rows, mesh, clock, device))
         # Everything that could refuse this start has had its say: only now do the run's files change.
         _write_folder(folder, config, data, clock, mesh)
         stop = stack.enter_context(StopRequest(mesh.control))
@@ -167,7 +170,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             mesh=mesh,
             device=device,
             engine=engine,
-            objective=build_objective(config.objective),
+            objective=objective,
             data=data,
             stream=stream,
             store=store,
@@ -346,9 +349,9 @@ def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
 
 
-def _open_stream(config: Config, data: RunData, mesh: Mesh, clock: Clock, device: torch.device) -> Stream:
+def _open_stream(config: Config, rows: Rows, mesh: Mesh, clock: Clock, device: torch.device) -> Stream:
     return open_stream(
-        data.train,
+        rows,
         global_batch_rows=config.data.global_batch_rows,
         rank=mesh.data.rank,
         world=mesh.data.size,

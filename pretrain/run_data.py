@@ -16,6 +16,7 @@ from pretrain.errors import ConfigError
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
     from data_pipelines.stream import Rows
+    from data_pipelines.vocabulary import Vocabulary
     from pretrain.config import Config
 
 VOCABULARY_MULTIPLE = 64
@@ -29,6 +30,11 @@ class RunData(ABC):
     config: Config
     """With the vocabulary and everything that follows from it filled in."""
     train: Rows
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Ranges of the modalities, for data that may have several."""
+        return None
 
     @property
     @abstractmethod

@@ -54,7 +54,9 @@ class TrimodalConfig(DecoderConfig):
             found.append(("positions", message))
         if self.attention_bias is not None:
             if self.attention == "softmax":
-                message = f"{self.attention_bias}: a constant cancels in a softmax; set attention: sigmoid or null"
+                message = (
+                    f"{self.attention_bias}: a constant cancels in a softmax; set attention: sigmoid or null"
+                )
                 found.append(("attention_bias", message))
             elif not math.isfinite(self.attention_bias):
                 message = f"{self.attention_bias} must be finite, or null for -ln(length)"
