@@ -49,11 +49,12 @@ class Dataset:
     tokenizer: dict[str, Any]  # kind, file, fingerprint, vocabulary, eot
     token_bytes: int
     fingerprint: str
+    ranges: dict[str, Any] | None = None  # fingerprint and size of vocabulary.json; None: text alone
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids."""
-        return int(self.tokenizer["vocabulary"])
+        return int((self.tokenizer if self.ranges is None else self.ranges)["vocabulary"])
 
     @property
     def eot(self) -> int:
@@ -74,15 +75,27 @@ class Dataset:
         return found
 
 
-def write_dataset(folder: Path, splits: dict[str, list[ShardRecord]], tokenizer: dict[str, Any]) -> str:
-    """Write `dataset.json` and return the dataset's fingerprint."""
+def write_dataset(
+    folder: Path,
+    splits: dict[str, list[ShardRecord]],
+    tokenizer: dict[str, Any],
+    ranges: dict[str, Any] | None = None,
+) -> str:
+    """Write `dataset.json` and return the dataset's fingerprint.
+
+    Args:
+        tokenizer: the entry that the text tokenizer's `save` gave.
+        ranges: `Vocabulary.describe()` of the vocabulary.json beside it; None for text alone.
+    """
     content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "tokenizer": tokenizer,
-        "token_bytes": token_bytes(int(tokenizer["vocabulary"])),
+        "token_bytes": token_bytes(int((ranges or tokenizer)["vocabulary"])),
         "splits": {},
     }
+    if ranges is not None:
+        content["ranges"] = ranges
     for name, shards in splits.items():
         split = Split.of(shards)
         sums = {"documents": split.documents, "tokens": split.tokens, "text_bytes": split.text_bytes}
@@ -135,7 +148,12 @@ def read_dataset(folder: Path) -> Dataset:
             for name, split in content["splits"].items()
         }
         return Dataset(
-            folder, splits, content["tokenizer"], int(content["token_bytes"]), content["fingerprint"]
+            folder,
+            splits,
+            content["tokenizer"],
+            int(content["token_bytes"]),
+            content["fingerprint"],
+            content.get("ranges"),
         )
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read ({error!r}). {BUILD_AGAIN}") from None

@@ -206,7 +206,7 @@ class TokenStream:
         split_document = np.concatenate(
             [self._first_document[n] + np.arange(d) for n, d in zip(numbers.tolist(), documents, strict=True)]
         )
-        piece = _expand(first_piece[order], piece_count[order])
+        piece = expand(first_piece[order], piece_count[order])
         length = np.concatenate([s.index.piece_length_P for s in shards])[piece].astype(np.int64)
         cumulative = np.append(0, np.cumsum(length))
         document_start = np.cumsum(piece_count[order]) - piece_count[order]
@@ -221,7 +221,7 @@ class TokenStream:
         )
 
 
-def _expand(first: np.ndarray, count: np.ndarray) -> np.ndarray:
+def expand(first: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The concatenation of range(first[i], first[i] + count[i]) for all i."""
     before = np.cumsum(count) - count
     return np.repeat(first - before, count) + np.arange(int(count.sum()))
@@ -237,7 +237,7 @@ def _runs_in_window(window: Window, start: int, begin_I: np.ndarray, end_I: np.n
     high = np.minimum(end_I[touched] - start, size)
     first = np.searchsorted(window.cumulative_P1, low, side="right") - 1
     count = np.searchsorted(window.cumulative_P1, high, side="left") - first
-    piece = _expand(first, count)
+    piece = expand(first, count)
     run_start, run_end = window.cumulative_P1[piece], window.cumulative_P1[piece + 1]
     after = np.cumsum(count)
     skipped = np.zeros(len(piece), np.int64)  # only the first run of an interval may begin inside its piece

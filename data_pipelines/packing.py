@@ -34,7 +34,7 @@ def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) ->
         weights &= (np.arange(1, length + 1) < filled_B[:, None]).reshape(-1)
         early = (filled_B > 0) & (filled_B < length)
         cuts = np.concatenate([cuts, (np.arange(count) * length + filled_B)[early]])
-    segments, positions = _segments(cuts, count, length)
+    segments, positions = segments_and_positions(cuts, count, length)
     return Batch(
         sequences=torch.from_numpy(tokens.astype(np.int64).reshape(count, length + 1)),
         weights=torch.from_numpy(weights.reshape(count, length)),
@@ -86,7 +86,7 @@ def _borders(runs: Runs, count: int, length: int) -> tuple[np.ndarray, np.ndarra
     return weights, np.concatenate([np.arange(count + 1) * length, begins[place < length]])
 
 
-def _segments(cuts: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def segments_and_positions(cuts: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Segment ids and positions, (B, T) each, from the places in the flat batch where segments begin, and its
     end, in any order."""
     kind = np.int16 if length <= 2**15 else np.int32  # half the work for what is as good for its readers

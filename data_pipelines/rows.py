@@ -104,6 +104,12 @@ class RowReader:
     ) -> None:
         if sequence_length < 1:
             raise DataError(f"sequence_length is {sequence_length}; it must be at least 1.")
+        for source in sources:
+            if source.dataset.ranges is not None:
+                raise DataError(
+                    f"{source.dataset.path}: a dataset of pairs, which only masked diffusion trains on "
+                    "(model.family trimodal); name a dataset of text in data.path."
+                )
         self.sources = list(sources)
         self.sequence_length, self.seed = sequence_length, seed
         self.mixture = Mixture([source.weight for source in self.sources])

@@ -194,6 +194,10 @@ class Vocabulary:
         """Equal for vocabularies in which every id means the same."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
+    def describe(self) -> dict[str, Any]:
+        """The entry for dataset.json: what ties a dataset's ids to its vocabulary.json."""
+        return {"fingerprint": self.fingerprint, "vocabulary": self.size}
+
     def save(self, folder: Path) -> None:
         """Write vocabulary.json."""
         (folder / FILE).write_text(json.dumps(self.to_dict(), indent=1) + "\n")

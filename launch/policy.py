@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +10,9 @@ from typing import Literal
 
 from pretrain.attempts import RankExit
 from pretrain.exit_codes import EXIT_DONE, EXIT_NODE_FAULT, EXIT_RESUME, EXIT_USER_ERROR
+
+SIGNALLED = 128
+"""A process that a signal ended has this exit code plus the signal's number."""
 
 
 class Ending(StrEnum):
@@ -57,23 +61,25 @@ def classify(code: int, exits: Sequence[RankExit], *, fault: bool, ranks: int) -
 
     code: srun's. exits: of the ranks that said something. fault: the watchdog found a silent rank. ranks: in all.
     """
+    # Slurm asks the others to stop when a rank dies: what they answer then is not why the attempt ended.
+    died = len(exits) < ranks and code > SIGNALLED and code - SIGNALLED != signal.SIGTERM
     for wanted, ending in (
         (EXIT_USER_ERROR, Ending.configuration),
         (EXIT_NODE_FAULT, Ending.node_fault),
         (EXIT_RESUME, Ending.resume),
     ):
         said = [found for found in exits if found.code == wanted]
-        if said:
+        if said and not (died and ending is Ending.resume):
             return ending, said[0].reason
     if fault or code == EXIT_NODE_FAULT:
         return Ending.node_fault, "a rank fell silent"
     if code == EXIT_DONE and len(exits) == ranks and all(found.code == EXIT_DONE for found in exits):
         return Ending.done, exits[0].reason
-    failed = [found for found in exits if found.code != EXIT_DONE]
+    failed = [found for found in exits if found.code not in (EXIT_DONE, EXIT_RESUME)]
     if failed:
         return Ending.crash, f"rank {failed[0].rank} on {failed[0].host}: {failed[0].reason}"
-    if code > 128:
-        return Ending.crash, f"a rank was killed by signal {code - 128}"
+    if code > SIGNALLED:
+        return Ending.crash, f"a rank was killed by signal {code - SIGNALLED}"
     return Ending.crash, f"srun ended with code {code}, and no rank said why"
 
 

@@ -10,10 +10,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from launch.job import LaunchedRun
 from pretrain.attempts import AttemptFolder, RankExit, own_attempt
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME, EXIT_USER_ERROR
+
+EARLY_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,19 @@ class TrainJob:
         folder = run.launch.attempt(attempt)
         redirect_output(run.run / "logs" / f"rank-{rank:05d}.attempt-{attempt:04d}.log")
         leave_early_on_signals(folder, rank)
-        code = train(run, folder, rank)
-        # A code other than 0 makes Slurm kill the other ranks, which may still be on their way out.
-        os._exit(EXIT_DONE if code == EXIT_RESUME else code) if code else None
+        leave(train(run, folder, rank))
+
+
+def leave(code: int) -> NoReturn:
+    """End the process, without the interpreter's own way down: libraries' threads that are still there have made
+    it abort, and a finished rank would count as crashed.
+
+    A code other than 0 makes Slurm kill the other ranks, which may still be on their way out of a run that was
+    asked to stop: that code is for the batch script, which reads it from the attempt's folder.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_DONE if code == EXIT_RESUME else code)
 
 
 def take_place() -> int:
@@ -62,6 +75,8 @@ def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
 
     try:
         code = run_training(str(run.config), [], print_config=False, quiet=False)
+        for number in EARLY_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # it has ended well, whatever comes now
         return record(code, "finished" if code == EXIT_DONE else "asked to stop, and saved")
     except (
         CheckpointError
@@ -84,13 +99,13 @@ def leave_early_on_signals(folder: AttemptFolder, rank: int) -> None:
     """Until the run is up, a request to stop finds nothing to save: the rank leaves at once. The run then puts its
     own handlers in place of these, as these are in place of submitit's, which would requeue from rank 0."""
 
-    def leave(number: int, _frame: FrameType | None) -> None:
+    def leave_early(number: int, _frame: FrameType | None) -> None:
         reason = f"{signal.Signals(number).name} before the first step"
         folder.record_exit(RankExit(rank, platform.node(), EXIT_RESUME, reason, None))
-        os._exit(EXIT_DONE)
+        leave(EXIT_RESUME)
 
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, leave)
+    for number in EARLY_SIGNALS:
+        signal.signal(number, leave_early)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
 
 

@@ -17,6 +17,8 @@ CAUSES = {
     "invalid partition": "there is no such partition; `sinfo -s` lists them",
     "node count specification invalid": "more nodes than the partition has, or than it gives one job",
     "requested node configuration is not available": "no node has that many GPUs, CPUs or that feature",
+    "memory specification can not be satisfied": "no node has that much memory",
+    "invalid feature": "no node has this feature; `sinfo -o '%N %f'` lists them",
     "invalid account": "this account or partition is not yours to use; `sacctmgr show associations user=$USER`",
     "invalid qos": "this QOS is not yours to use; `sacctmgr show qos`",
     "time limit": "the partition allows less time; `sinfo -o '%P %l'`",

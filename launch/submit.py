@@ -26,6 +26,7 @@ from pretrain.parallel.mesh import data_parallel_size
 
 LEAST_SECONDS_BEFORE_SIGNAL = 30
 """A job must have at least this long between its start and the request to save, or no step is ever saved."""
+RECORDED_COLLECTIVES = 2000
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,8 @@ def _before(request: Request) -> list[str]:
     return [
         "trap : TERM  # what is below still runs after a preemption",
         f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1",
+        # How many collectives torch's flight recorder keeps; a hang then shows which rank waits in which.
+        f"export TORCH_FR_BUFFER_SIZE={RECORDED_COLLECTIVES} TORCH_NCCL_TRACE_BUFFER_SIZE={RECORDED_COLLECTIVES}",
         *request.settings.setup,
         run,
         f'{ATTEMPT_VARIABLE}=$({python} -m launch.batch {moment} "$run"); code=$?',

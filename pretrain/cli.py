@@ -109,7 +109,7 @@ def generate(
     triptych generate demo --prompt "def read(self" --temperature 0.7
     """
     from pretrain.commands.inference import print_generated
-    from pretrain.generation import Sampling
+    from pretrain.generate.causal import Sampling
 
     sampling = Sampling(tokens=tokens, temperature=temperature, top_p=top_p, seed=seed)
     print_generated(run, prompt or [""], sampling, step=step, device=device)

@@ -54,7 +54,10 @@ class StopRequest:
         if self._pending is not None and not self.stopped and error is None:
             self._pending.wait()
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # After an error the process is on its way out: a signal that reaches it there, from Slurm that ends the
+            # other ranks too, must not find a handler that tells another story of why it ended.
+            if error is None or number == signal.SIGINT:
+                signal.signal(number, handler)
 
     @property
     def reason(self) -> str:

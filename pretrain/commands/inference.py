@@ -14,13 +14,13 @@ from rich.table import Table
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, evaluate, evaluate_task
-from pretrain.generation import generate
+from pretrain.generate.causal import generate
 from pretrain.run_data import TASK_ROWS
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
-    from pretrain.generation import Sampling
+    from pretrain.generate.causal import Sampling
 
 
 def print_generated(

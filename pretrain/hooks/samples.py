@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from pretrain.generation import Sampling, generate
+from pretrain.generate.causal import Sampling, generate
 from pretrain.hooks.base import Hook, due
 
 if TYPE_CHECKING:

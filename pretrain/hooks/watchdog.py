@@ -104,6 +104,26 @@ class WatchdogHook(Hook):
             )
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+        recorded = recorded_collectives()
+        if recorded is not None:
+            path.with_suffix(".collectives.json").write_bytes(recorded)
+
+
+def recorded_collectives() -> bytes | None:
+    """What torch's flight recorder holds, as JSON: the last collectives of this process, which of them have ended,
+    and which it waits in. None where this torch has no recorder.
+
+    It records if TORCH_FR_BUFFER_SIZE (older: TORCH_NCCL_TRACE_BUFFER_SIZE) says how many to keep; the
+    launcher sets both.
+    """
+    from torch._C import _distributed_c10d
+
+    for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
+        dump = getattr(_distributed_c10d, name, None)
+        if dump is not None:
+            found: bytes = dump()
+            return found
+    return None
 
 
 def read_heartbeats(folder: AttemptFolder) -> list[Heartbeat]:

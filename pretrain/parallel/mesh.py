@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 
 from pretrain.errors import ConfigError
@@ -84,13 +86,26 @@ def micro_batch_rows(data: DataSection, data_ranks: int) -> int:
     return max(n for n in range(1, min(data.micro_batch_rows, rows) + 1) if rows % n == 0)
 
 
-def build_mesh(parallel: ParallelSection) -> Mesh:
-    """Make every process group. Needs torch.distributed; collective over all ranks."""
-    with warnings.catch_warnings():
+def import_parallel_state() -> ModuleType:
+    """megatron.core.parallel_state, quiet and, on a machine without CUDA, quick.
+
+    The package wraps functions in torch.compile as it is imported, and the first such call imports the whole of
+    Inductor: two of a CPU's seconds in every rank of every start, for functions that CPUs never run compiled.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         # Megatron warns once per optional library that is not installed; none of them is used here.
         warnings.simplefilter("ignore")
+        if not torch.cuda.is_available():
+            stack.callback(setattr, torch, "compile", torch.compile)
+            torch.compile = lambda function: function  # type: ignore[assignment]
         from megatron.core import parallel_state
+    return parallel_state
 
+
+def build_mesh(parallel: ParallelSection) -> Mesh:
+    """Make every process group. Needs torch.distributed; collective over all ranks."""
+    parallel_state = import_parallel_state()
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,

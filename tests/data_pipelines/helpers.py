@@ -13,6 +13,7 @@ from data_pipelines.batch import Batch
 from data_pipelines.dataset import write_dataset
 from data_pipelines.shards import TokenShardWriter
 from data_pipelines.tokenizers import BytesTokenizer
+from data_pipelines.vocabulary import TASKS, Modality, Vocabulary
 
 FIELDS = ("tokens", "targets", "weights", "segment_ids", "positions", "rows")
 EOT = 256
@@ -55,3 +56,36 @@ def same(a: Batch, b: Batch) -> bool:
 def joined(batches: Sequence[Batch]) -> dict[str, torch.Tensor]:
     """The tensors of several batches, one below the other."""
     return {field: torch.cat([getattr(batch, field) for batch in batches]) for field in FIELDS}
+
+
+VOCABULARY = Vocabulary(
+    text=Modality("text", 0, 257, BytesTokenizer.fingerprint),
+    eot=EOT,
+    image=Modality("image", 257, 8, "patches", grid=(2, 2)),
+    audio=Modality("audio", 265, 8, "frames", codebooks=2),
+)
+
+
+def pair(
+    task: str, given: Sequence[int], made: Sequence[int], vocabulary: Vocabulary = VOCABULARY
+) -> np.ndarray:
+    """A document of two parts, from ids."""
+    v, (x, y) = vocabulary, TASKS[task]
+    parts = [v.task(task), v.begin(x), *given, v.end(x), v.begin(y), *made, v.end(y)]
+    return np.asarray(parts, np.uint16)
+
+
+def make_pairs(
+    folder: Path,
+    documents: Sequence[np.ndarray],
+    shard_bytes: int = 10**9,
+    vocabulary: Vocabulary = VOCABULARY,
+) -> Path:
+    """A dataset of documents that are written as they are, with a vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = TokenShardWriter(folder, "train", 2, shard_bytes)
+    for ids in documents:
+        writer.write(ids.astype(np.uint16), len(ids))
+    vocabulary.save(folder)
+    write_dataset(folder, {"train": writer.close()}, BytesTokenizer().save(folder), vocabulary.describe())
+    return folder

@@ -24,6 +24,12 @@ CASES = {
     "some saved, the rest were killed on their way out": (143, said(75), False, Ending.resume),
     "one found a mistake, Slurm killed the others": (143, said(2, 1), False, Ending.configuration),
     "a rank was killed": (137, [], False, Ending.crash),
+    "a rank was killed while it started, and Slurm asked the others to stop": (
+        137,
+        said(75, 75, 75),
+        False,
+        Ending.crash,
+    ),
     "a rank was killed and others saw its connection close": (137, said(1, 1, 1), False, Ending.crash),
     "the watchdog ended it": (71, said(71, 71), True, Ending.node_fault),
     "the watchdog named a rank before its own end": (143, [], True, Ending.node_fault),

@@ -9,13 +9,12 @@ import signal
 import subprocess
 import time
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
 from launch.job import LaunchedRun
 from pretrain.checkpoint.steps import list_steps
-from tests.slurm.drill import SETTINGS, STEPS, Drill, Losses, until
+from tests.slurm.drill import STEPS, Drill, Losses, until
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
 
@@ -165,22 +164,31 @@ def test_a_chain_of_jobs_where_requeueing_is_forbidden(drill: Drill, undisturbed
     )
 
 
+def kill_before_it_saves(drill: Drill, run: LaunchedRun, number: int) -> None:
+    """A rank of an attempt, as soon as there is one."""
+
+    def kill() -> bool:
+        if len(drill.ledger(run, "attempt")) < number:
+            return False
+        try:
+            os.kill(drill.rank(run, 1).pid, signal.SIGKILL)
+        except LookupError:
+            return False
+        return True
+
+    drill.wait(kill, 60, f"a rank of attempt {number}", run)
+    drill.wait(lambda: len(drill.endings(run)) >= number, 60, "the attempt's end", run)
+
+
 def test_a_crash_loop_is_ended_with_a_clear_last_line(drill: Drill) -> None:
-    # Every process may use two seconds of a processor: too little for a rank to come up.
-    run = drill.launch("--cluster", str(with_setup(drill, "ulimit -t 2")))
+    run = drill.launch()
+    for number in (1, 2, 3):
+        kill_before_it_saves(drill, run, number)
     drill.wait(run.outcome_file.is_file, 120, "the end", run)
     outcome = json.loads(run.outcome_file.read_text())
     assert outcome["ending"] == "crash" and "3 attempts in a row saved nothing" in outcome["message"]
     assert drill.endings(run) == ["crash"] * 3
     assert drill.cluster.wait_state(drill.job(run), "FAILED")
-
-
-def with_setup(drill: Drill, line: str) -> Path:
-
-    text = SETTINGS.format(interface="lo").replace('"export OMP', f'"{line}", "export OMP')
-    path = drill.folder / "other.yaml"
-    path.write_text(text)
-    return path
 
 
 def test_a_configuration_error_is_not_repeated(drill: Drill) -> None:
@@ -203,6 +211,8 @@ def test_a_hung_rank_is_found_and_its_node_left(drill: Drill, undisturbed: Losse
     assert node not in drill.nodes(run)[1]
     stacks = list(run.launch.attempt(1).stacks.glob("*.txt"))
     assert len(stacks) >= 3 and all("Thread" in path.read_text() for path in stacks)
+    recorded = [json.loads(path.read_bytes()) for path in run.launch.attempt(1).stacks.glob("*.json")]
+    assert any(entry["profiling_name"] == "gloo:all_reduce" for rank in recorded for entry in rank["entries"])
 
 
 def test_a_full_disk(drill: Drill, undisturbed: Losses) -> None:
@@ -288,7 +298,9 @@ def test_what_slurm_would_refuse_is_refused_with_the_reason(drill: Drill) -> Non
     for options, part in (
         (("--partition", "fast"), "partition = fast: there is none; there are: train"),
         (("--nodes", "8"), "--nodes 8: partition train has 4"),
-        (("--sbatch", "qos=gold"), "likely: this QOS is not yours"),
+        (("--constraint", "warp"), "likely: no node has this feature"),
+        (("--sbatch", "mem=900G"), "likely: no node has that many"),
+        (("--sbatch", "speed=high"), "is no option of this Slurm"),
         (("--time", "1"), "lower signal_seconds"),
     ):
         done = drill.launch_command(*options)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data_pipelines.tokenizers import BytesTokenizer
 from models import families
 from models.initialise import initialise
-from pretrain.generation import Sampling, generate, sample_token
+from pretrain.generate.causal import Sampling, generate, sample_token
 
 CPU = torch.device("cpu")
 

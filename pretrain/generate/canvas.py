@@ -1,0 +1,47 @@
+"""A document to fill in. T time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_pipelines.layout import CONDITION, read_layout
+from data_pipelines.vocabulary import MODALITIES, Vocabulary
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """One document, on the CPU.
+
+    tokens_T: int64; [MASK] where a token is to be made.
+    ranges_T2: int64, the first id and the one after the last that may stand at each [MASK].
+    condition_T: bool, what guidance masks.
+    """
+
+    tokens_T: Tensor
+    ranges_T2: Tensor
+    condition_T: Tensor
+
+
+def canvas(vocabulary: Vocabulary, tokens: Sequence[int]) -> Canvas:
+    """A document as `data_pipelines.layout` knows them, some of its content [MASK]ed.
+
+    A place takes ids of its own modality only, of several codebooks those of its level. Raises ValueError where
+    something that is no content is masked.
+    """
+    tokens_T = torch.as_tensor(tokens, dtype=torch.int64)
+    layout = read_layout(vocabulary, tokens_T[None], torch.arange(len(tokens_T))[None])
+    modality_T, offset_T = layout.modality[0], layout.offset[0]
+    ranges_T2 = torch.zeros(len(tokens_T), 2, dtype=torch.int64)
+    for modality in vocabulary.modalities:
+        its_T = modality_T == MODALITIES.index(modality.name)
+        level_size = modality.size // modality.codebooks
+        first_T = modality.first + offset_T[its_T] % modality.codebooks * level_size
+        ranges_T2[its_T] = torch.stack((first_T, first_T + level_size), dim=-1)
+    lost = ((tokens_T == vocabulary.mask) & (ranges_T2[:, 1] == 0)).nonzero()[:, 0]
+    if len(lost):
+        raise ValueError(f"place {int(lost[0])} is [MASK] but stands in no modality's part of the document")
+    return Canvas(tokens_T, ranges_T2, layout.part[0] == CONDITION)
