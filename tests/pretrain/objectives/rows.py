@@ -123,7 +123,7 @@ def objective_of(seed: int = 0, axes: int = 1, **settings: Any) -> MaskedDiffusi
 
 
 def every_modality(**settings: Any) -> dict[str, Any]:
-    return {name: settings for name in ("text", "image", "audio")}
+    return dict.fromkeys(("text", "image", "audio"), settings)
 
 
 def small_model(**settings: Any) -> Trimodal:
