@@ -43,6 +43,26 @@ SCALARS: Mapping[str, str] = {
 }
 """Every scalar in TensorBoard, with its help text. tests/ compare this table with the docs."""
 
+PART_SCALARS: Mapping[str, str] = {
+    "elbo/all": "Masked diffusion: the likelihood bound in nats per target token, whatever weights are trained.",
+    "elbo/text": "The bound over text tokens.",
+    "elbo/image": "The bound over image tokens.",
+    "elbo/audio": "The bound over audio tokens.",
+    "elbo_task/text": "The bound over documents of plain text.",
+    "elbo_task/text-to-image": "The bound over images given their texts.",
+    "elbo_task/image-to-text": "The bound over texts given their images.",
+    "elbo_task/text-to-audio": "The bound over sounds given their texts.",
+    "elbo_task/audio-to-text": "The bound over texts given their sounds.",
+    "cross_entropy/masked_00": "Nats per masked token where less than 20 % of the document is masked.",
+    "cross_entropy/masked_20": "Nats per masked token where 20 to 40 % are masked.",
+    "cross_entropy/masked_40": "Nats per masked token where 40 to 60 % are masked.",
+    "cross_entropy/masked_60": "Nats per masked token where 60 to 80 % are masked.",
+    "cross_entropy/masked_80": "Nats per masked token where 80 % or more are masked.",
+}
+"""What is logged of masked diffusion beside the loss. An evaluation logs the same under `validation_...`, without
+dropped conditions and with evenly drawn counts."""
+
+_VALIDATION = "validation_"
 _LAYER = re.compile(r"/layer_\d+$")
 
 
@@ -52,7 +72,10 @@ def layer_scalar(name: str, layer: int) -> str:
 
 
 def help_text(name: str) -> str:
-    """What a scalar means; a layer's series has the text of the whole."""
+    """What a scalar means; a layer's series has the text of the whole, and an evaluation's that of training."""
+    known = name.removeprefix(_VALIDATION)
+    if known in PART_SCALARS:
+        return PART_SCALARS[known]
     known = _LAYER.sub("", name)
     assert known in SCALARS, f"{name} has no help text"
     return SCALARS[known]
@@ -174,6 +197,10 @@ class ProgressSink:
             self._console.print(
                 f"step {step}: validation loss {record['loss/validation']:.4f} nats/token{per_byte}"
             )
+        bounds = [(name, f"validation_elbo/{name}") for name in ("text", "image", "audio")]
+        if any(key in record for _, key in bounds):
+            parts = ", ".join(f"{name} {record[key]:.4f}" for name, key in bounds if key in record)
+            self._console.print(f"step {step}: validation bound: {parts} nats/token", soft_wrap=True)
         for prefix, label in (("task/", "accuracy"), ("task/longer_", "accuracy at the greater length")):
             if f"{prefix}token_accuracy" in record:
                 kinds = ("token", "last", "sequence")
