@@ -30,7 +30,7 @@ from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
 from pretrain.hooks.metrics import MetricsHook
 from pretrain.hooks.newton import NewtonHook
-from pretrain.hooks.samples import SampleHook
+from pretrain.hooks.samples import DiffusionSampleHook, SampleHook
 from pretrain.hooks.tasks import TaskHook
 from pretrain.hooks.watchdog import WatchdogHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
@@ -237,6 +237,8 @@ def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: Ru
         # Last: sampling has no state, and whatever goes wrong in it must not cost the final save.
         settings = (monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens)
         hooks.append(SampleHook(data.tokenizer, *settings))
+    if isinstance(data, DiffusionData):
+        hooks.append(DiffusionSampleHook(data, monitor.sample_every_steps))
     attempt, limit_s = own_attempt(), monitor.watchdog_seconds
     if attempt is not None and limit_s is not None:
         hooks.append(WatchdogHook(limit_s, Launch(folder.path).attempt(attempt)))

@@ -1,4 +1,4 @@
-"""`triptych generate` and `triptych evaluate`."""
+"""`triptych evaluate`."""
 
 from __future__ import annotations
 
@@ -15,24 +15,12 @@ from pretrain.bound import DRAWS, evaluate_bound
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, evaluate, evaluate_task
-from pretrain.generate.causal import generate
 from pretrain.run_data import TASK_ROWS
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
     from pretrain.checkpoint_reader import TrainedModel
-    from pretrain.generate.causal import Sampling
-
-
-def print_generated(
-    run: str, prompts: list[str], sampling: Sampling, *, step: int | None, device: str
-) -> None:
-    trained = load_trained_model(find_run(run), step, device)
-    together = getattr(trained.model, "constant_state", False)
-    for batch in [prompts] if together else [[prompt] for prompt in prompts]:
-        for text in generate(trained.model, trained.tokenizer, batch, sampling, trained.device):
-            print(text)
 
 
 def print_task_accuracy(

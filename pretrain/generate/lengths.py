@@ -9,28 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.batch import Batch
-from data_pipelines.layout import TARGET, TASK_NAMES, read_layout
-from data_pipelines.vocabulary import Vocabulary
 from pretrain.errors import UserError
+from pretrain.generate.documents import Document
 
 FILE = "target_lengths.json"
 Lengths = Mapping[str, Mapping[int, int]]
 """By task (of TASK_NAMES): how many documents had so many target tokens, end-of-text included."""
 
 
-def count_lengths(batches: Iterable[Batch], vocabulary: Vocabulary) -> dict[str, dict[int, int]]:
-    """The lengths of the documents in some batches of whole documents."""
+def count_lengths(documents: Iterable[Document]) -> dict[str, dict[int, int]]:
+    """The lengths of some documents' targets."""
     found: dict[str, Counter[int]] = {}
-    for batch in batches:
-        layout = read_layout(vocabulary, batch.tokens, batch.positions.long())
-        rows = zip(batch.segment_ids, layout.part == TARGET, layout.task, strict=True)
-        for segment_ids_T, is_target_T, task_T in rows:
-            targets_S = np.bincount(segment_ids_T.numpy(), weights=is_target_T.numpy()).astype(int)
-            begins_S = np.unique(segment_ids_T.numpy(), return_index=True)[1]
-            for tokens, begin in zip(targets_S.tolist(), begins_S.tolist(), strict=True):
-                if tokens:  # the padding at the end of a row has none
-                    found.setdefault(TASK_NAMES[int(task_T[begin])], Counter())[tokens] += 1
+    for document in documents:
+        found.setdefault(document.task, Counter())[len(document.target)] += 1
     return {task: dict(sorted(counts.items())) for task, counts in found.items()}
 
 

@@ -15,6 +15,7 @@ from data_pipelines.codecs.spectral import Frames
 from data_pipelines.modalities import Modalities, combine
 from data_pipelines.tokenizers import BytesTokenizer, word_tokenizer
 from pretrain.errors import UserError
+from pretrain.generate.documents import documents_of
 from pretrain.generate.lengths import count_lengths, draw_length, load_lengths, save_lengths, usual_length
 from pretrain.generate.media import contact_sheet, read_image, read_sound, write_image, write_sound
 from pretrain.generate.requests import Requests
@@ -165,7 +166,15 @@ def test_lengths_are_counted_from_rows_of_whole_documents(modalities: Modalities
         torch.tensor([0]),
         Cursor(1, "x"),
     )
-    found = count_lengths([batch, batch], v)
+    documents_there = list(documents_of([batch, batch], v))
+    assert documents_there[0].blank(v.mask) == [*pair[:8], v.mask, v.mask, pair[-1]]
+    assert documents_there[0].condition.tolist() == pair[2:6] and documents_there[1].target.tolist() == [
+        0,
+        3,
+        1,
+        v.eot,
+    ]
+    found = count_lengths(documents_there)
     assert found == {"image-to-text": {2: 2}, "text": {4: 2}}
     save_lengths(found, tmp_path)
     assert load_lengths(tmp_path) == found and load_lengths(tmp_path / "elsewhere") == {}
