@@ -212,6 +212,9 @@ def lint(
 def stats(
     folder: Folder,
     samples: Annotated[int, typer.Option(help="Show the beginnings of so many documents of each split.")] = 1,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, help="Also tell how much padding rows of whole documents have.")
+    ] = None,
 ) -> None:
     """Documents, tokens, lengths and samples of a dataset.
 
@@ -221,7 +224,7 @@ def stats(
     from rich.markup import escape
 
     from data_pipelines.dataset import open_dataset
-    from data_pipelines.stats import describe_split, sample_texts
+    from data_pipelines.stats import describe_split, padding_share, sample_texts
     from data_pipelines.tokenizers import load_tokenizer
     from pretrain.commands.data_tables import histogram_table, split_table
 
@@ -229,6 +232,12 @@ def stats(
     console.print(f"[bold]{escape(str(folder))}[/]  {tokenizer.describe()}  {dataset.fingerprint[:12]}")
     described = [describe_split(dataset, name) for name in dataset.splits]
     console.print(split_table(described))
+    if sequence_length is not None:
+        for name in dataset.splits:
+            share = padding_share(dataset, name, sequence_length)
+            console.print(
+                f"{name}: {share:.1%} of rows of {sequence_length} tokens of whole documents is padding"
+            )
     for split in described:
         console.print(histogram_table(split))
     for name in dataset.splits:
