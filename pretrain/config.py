@@ -17,16 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
+from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
+from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
+from pretrain.config_section import Auto, Section
 from pretrain.errors import ConfigError
-from pretrain.optim.scaling import ScalingSection
-
-Auto = Literal["auto"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -36,12 +32,6 @@ class RunSection(Section):
     seed: int = Field(default=1, ge=0, lt=2**63)
     steps: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class ObjectiveSection(Section):
-    kind: Literal["next_token"] = "next_token"
-    z_loss: float = Field(default=0.0, ge=0)
-    """Weight of log(Z)^2 per token, which keeps logits from drifting. 1e-4 is usual; 0 switches it off."""
 
 
 class SourceSection(Section):
@@ -89,42 +79,6 @@ class DataSection(Section):
     def sources(self) -> tuple[SourceSection, ...]:
         """None for a synthetic task."""
         return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path or ()
-
-
-class MultiplierSection(Section):
-    """Factors on the learning rate, by type of tensor."""
-
-    embedding: float = Field(default=1.0, gt=0)
-    matrix: float = Field(default=1.0, gt=0)
-    vector: float = Field(default=1.0, gt=0)
-    head: float = Field(default=1.0, gt=0)
-    """Of an untied head."""
-
-
-class OptimSection(Section):
-    lr: float = Field(gt=0)
-    """Peak learning rate of embeddings and norms; matrices get it times `matrix_lr_multiplier`."""
-    matrix_lr_multiplier: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """auto: min(768 / width, 1)."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0, lt=1)
-    """Share of a weight lost per step at the schedule's peak, whatever the learning rate."""
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
-    decay_steps: int | None = Field(default=None, ge=0)
-    """wsd only: length of the final linear decay. null: a fifth of the run."""
-    clip_norm: float | None = Field(default=1.0, gt=0)
-    scaling: ScalingSection | None = None
-    """null: the settings above as they are. Else they are a base batch's and horizon's (`pretrain.optim.scaling`)."""
-    multipliers: MultiplierSection = MultiplierSection()
-    depth_multipliers: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Factors on the blocks' learning rates, spread evenly from the first block to the last."""
-
-    def wsd_decay_steps(self, steps: int) -> int:
-        """Length of wsd's final decay in a run of `steps`."""
-        return steps // 5 if self.decay_steps is None else self.decay_steps
 
 
 class ParallelSection(Section):
@@ -206,7 +160,7 @@ class Config:
 
 SECTIONS: Mapping[str, type[Section]] = {
     "run": RunSection,
-    "objective": ObjectiveSection,
+    "objective": NextTokenSection,  # or as its kind says: OBJECTIVES
     "data": DataSection,
     "optim": OptimSection,
     "parallel": ParallelSection,
@@ -354,6 +308,7 @@ def _shipped_configs(path: Path) -> str:
 
 _NESTED_NAMES = {
     "data": tuple(SourceSection.model_fields),
+    "objective": tuple(ModalitySection.model_fields),
     "optim": (*ScalingSection.model_fields, *MultiplierSection.model_fields),
 }
 
@@ -361,6 +316,12 @@ _NESTED_NAMES = {
 def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
     if raw is None:
         raw = {}
+    if name == "objective" and isinstance(raw, dict) and "kind" in raw:
+        kind = str(raw["kind"])
+        if kind not in OBJECTIVES:
+            near = _did_you_mean(kind, list(OBJECTIVES)) or f"; choose one of {', '.join(OBJECTIVES)}"
+            return None, [Problem("objective.kind", "no such objective" + near, kind, True)]
+        section = OBJECTIVES[kind]
     booleans = _unwanted_booleans(name, section, raw)
     try:
         return section.model_validate(raw), booleans
@@ -418,7 +379,7 @@ def _problems(
     seen: set[str] = set()
     for item in error.errors():
         # Branches of a union (int | "auto") add their own tag to the location; only the keys matter to a user.
-        keys = [str(part) for part in item["loc"] if isinstance(part, int) or part in names or part in inner]
+        keys = _keys(item["loc"], names, inner)
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             key, nested = str(item["loc"][-1]), len(item["loc"]) > 1
             path = ".".join([section, *keys])
@@ -431,11 +392,23 @@ def _problems(
             yield Problem(path, "missing; it has no default")
         elif path not in seen:
             seen.add(path)
-            alternatives = [other for other in error.errors() if other["loc"][:1] == item["loc"][:1]]
+            alternatives = [
+                other for other in error.errors() if _within(_keys(other["loc"], names, inner), keys)
+            ]
             if any(len(other["loc"]) > len(item["loc"]) + 1 for other in alternatives):
                 continue  # another branch of the union came further: what it says is nearer to the mistake
             message = " or ".join(dict.fromkeys(_plain(other["msg"]) for other in alternatives))
             yield Problem(path, message, item["input"], True)
+
+
+def _keys(location: Sequence[int | str], names: Sequence[str], inner: Sequence[str]) -> list[str]:
+    return [str(part) for part in location if isinstance(part, int) or part in names or part in inner]
+
+
+def _within(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one of two settings is the other or a part of it."""
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
 
 
 def _plain(message: str) -> str:
@@ -466,6 +439,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
         (_check_parallel, ("parallel", "model")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
+        (_check_objective, ("objective", "model", "data")),
         (_check_task, ("data", "monitor")),
         (_check_optim, ("optim", "run")),
     ]
@@ -528,6 +502,32 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
             micro,
             True,
         )
+
+
+def _check_objective(objective: ObjectiveSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    from models import families
+
+    causal = families[model.family].causal
+    if isinstance(objective, NextTokenSection):
+        if not causal:
+            message = f"a {model.family} model sees the token it is to predict; use masked_diffusion"
+            yield Problem("objective.kind", message, objective.kind, True)
+        return
+    if causal:
+        message = (
+            f"a {model.family} model does not see what follows a masked token; use model.family=trimodal"
+        )
+        yield Problem("objective.kind", message, objective.kind, True)
+    if data.task is not None:
+        yield Problem(
+            "data.task", "synthetic tasks are for objective.kind=next_token; name data.path instead"
+        )
+    if objective.complementary and data.global_batch_rows % 2:
+        message = "complementary masks pair the rows of a step: use an even number"
+        yield Problem("data.global_batch_rows", message, data.global_batch_rows, True)
+    if objective.condition == "clean" and objective.whole_modality:
+        message = "only objective.condition=joint has it; use condition_dropout, or set 0"
+        yield Problem("objective.whole_modality", message, objective.whole_modality, True)
 
 
 def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]:

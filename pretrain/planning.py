@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
 from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
 from models import families
 from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
@@ -143,9 +145,16 @@ def planned_vocabulary(config: Config) -> int:
         return int(config.model.vocabulary)
     if config.data.task is not None:
         return build_task(config.data.task).vocabulary
-    path = config.data.sources[0].path
+    paths = [source.path for source in config.data.sources]
     try:
-        return rounded_vocabulary(load_tokenizer(path))
+        if config.objective.kind == "masked_diffusion":
+            known = [found for path in paths if (found := load_vocabulary(Path(path))) is not None]
+            if known:
+                return rounded_vocabulary(known[0].size)
+            tokenizer = load_tokenizer(paths[0])
+            text = Modality("text", 0, tokenizer.vocabulary, tokenizer.fingerprint)
+            return rounded_vocabulary(Vocabulary(text, tokenizer.eot).size)
+        return rounded_vocabulary(load_tokenizer(paths[0]).vocabulary)
     except DataError as error:
         raise ConfigError(
             f"model.vocabulary: null leaves it to the dataset, which is not there ({error}); build it first, or name a "

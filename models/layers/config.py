@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from models.layers.mlp import swiglu_width
 from models.layers.transfer import Transfer
@@ -41,6 +41,9 @@ class DecoderConfig:
     norm_epsilon: float = 1e-5
     initialisation: Literal["fan_in", "small"] = "fan_in"
     transfer: Transfer | None = None
+
+    causal: ClassVar[bool] = True
+    """Whether a token sees those before it only. A family's nature, no setting."""
 
     @property
     def key_heads(self) -> int:

@@ -115,6 +115,7 @@ def attention_shape(config: DecoderConfig) -> AttentionShape:
         rope_base=config.rope_base,
         qk_norm=config.qk_norm,
         norm_epsilon=config.norm_epsilon,
+        causal=config.causal,
     )
 
 

@@ -19,16 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING
 
 from models.layers.transfer import Transfer
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from pretrain.config import Config, OptimSection
+    from pretrain.config import Config
+    from pretrain.config_optim import OptimSection, ScalingSection
 
 VALIDATED_BATCH = (1 / 8, 4.0)
 """Ratios to the base batch at which Complete(d)P was validated."""
@@ -36,22 +35,6 @@ VALIDATED_WIDTH, VALIDATED_DEPTH = 16, 32
 """Ratios to the base model: widths 128 to 2048, depths 4 to 128."""
 STEP_LAW_BATCH_SLACK = 2.0
 LOWEST_USUAL_BETA = 0.5
-
-
-class ScalingSection(BaseModel):
-    """`optim.lr`, `betas`, `epsilon` and `weight_decay` are a base batch's and horizon's; the rule finds the run's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    rule: Literal["sde", "complete", "marin", "step_law"] = "sde"
-    base_rows: int | None = Field(default=None, ge=1)
-    """Global batch at which the settings were tuned. null: the run's own."""
-    base_tokens: float | None = Field(default=None, gt=0)
-    """Horizon of the runs they were tuned on. null: the run's own."""
-    gamma: float = Field(default=0.44, ge=0, le=2)
-    """sde only. Fit it again for another schedule."""
-    critical_steps: int | None = Field(default=None, ge=1)
-    """Below so many steps the batch is above the critical one, and the rule does not hold. null: not known."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import torch
 from models import families
 from models.initialise import initialise
 from models.layers.transfer import Transfer, multipliers
-from pretrain.config import OptimSection, config_from_dict, load_config
+from pretrain.config import config_from_dict, load_config
+from pretrain.config_optim import OptimSection, ScalingSection
 from pretrain.errors import ConfigError
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import (
-    ScalingSection,
     Shape,
     critical_rows,
     scale,
