@@ -95,7 +95,7 @@ def bare_loop(shape: dict[str, Any], data: Path) -> float:
     optimizer = build_optimizer(
         parameter_groups(model.named_parameters(), config.optim, shape["width"]), config.optim
     )
-    objective = build_objective(config.objective)
+    objective = build_objective(config)
     keep_freed_memory()  # triptych sets it too; without it the bare loop loses up to a tenth to page faults
     reader = RowReader(sources, sequence_length=shape["length"], seed=1)
     batches = [reader.batch(range(s * shape["rows"], (s + 1) * shape["rows"])) for s in range(shape["steps"])]

@@ -88,7 +88,7 @@ def measure_rank(
 
     setattr(engine._engine, moment, counting)  # type: ignore[attr-defined]
     for _ in range(2):
-        engine.train_step(batch, build_objective(config.objective), 1.0)
+        engine.train_step(batch, build_objective(config), 1.0)
     plan = make_plan(config, gpus=world, gpu="h100", mfu=0.4).memory
     # DeepSpeed's gradient buffer is there when we count, but for ZeRO 2, which frees it before the update.
     queue.put((rank, counted[-1], plan.state + (plan.buffers if zero != 2 else 0)))

@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-import os
 import shutil
-import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ import numpy as np
 from data_pipelines.dataset import Dataset, open_dataset, token_bytes, write_dataset
 from data_pipelines.documents import Skipped, file_documents, find_files
 from data_pipelines.errors import DataError
+from data_pipelines.publish import make_partial, publish, refuse_used
 from data_pipelines.shards import TokenShardWriter
 from data_pipelines.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
 
@@ -102,7 +101,7 @@ class Survey:
         rest of many; where few documents leave room, the other parts come from all over them.
         """
         for start in range(0, len(text), SAMPLE_PART):
-            rank = mark if start == 0 else 2**64 + _hash64(f"{mark}/{start}".encode())
+            rank = mark if start == 0 else 2**64 + hash64(f"{mark}/{start}".encode())
             part = text[start : start + SAMPLE_PART]
             heapq.heappush(self.sample, (-rank, self.documents, start, part))
             self.sample_characters += len(part)
@@ -132,18 +131,18 @@ def build_from_files(
     """
     options.check()
     out = Path(out)
-    _refuse_used(out, options.force)
+    refuse_used(out, options.force)
     size = bpe_size(options.tokenizer)
     given = None if size else tokenizer_from_spec(options.tokenizer)
     report = progress or (lambda what, done, total: None)
-    removed, partial = _make_partial(out)
+    removed, partial = make_partial(out)
     try:
         survey = _survey(files, options, bool(size), report)
         _refuse_no_text(survey, files)
         report("training the tokenizer" if size else "loading the tokenizer", 0, 1)
         tokenizer = given or train_bpe(_training_texts(survey), size or 0)
         skipped = _write(files, partial, (tokenizer, options, survey), report)
-        _publish(partial, out)
+        publish(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -160,98 +159,6 @@ def _refuse_no_text(survey: Survey, files: list[Path]) -> None:
     raise DataError(f"no text found in {len(files)} file(s): {why}. Text must be UTF-8, not empty.")
 
 
-def _refuse_used(out: Path, force: bool) -> None:
-    if out.name in ("", ".."):
-        raise DataError(f"{out}: not the name of a new folder; choose another --out.")
-    try:
-        _restore_old(out)
-        used = out.is_dir() and any(out.iterdir())
-    except OSError as error:
-        raise DataError(f"{out}: cannot be read ({error.strerror}); choose another --out.") from None
-    if out.exists() and not out.is_dir():
-        raise DataError(f"{out}: a file is in the way; choose another output folder.")
-    if used:
-        if not force:
-            raise DataError(f"{out}: the folder is not empty. Use --force to replace it, or another --out.")
-        if not (out / "dataset.json").exists():
-            raise DataError(f"{out}: not a dataset folder, so --force will not delete it; use another --out.")
-
-
-def _prefix(out: Path, kind: str) -> str:
-    """The name of a build's own folder, up to its process. With the host: the folder may be a shared one, and
-    a process of another host cannot be seen from here."""
-    return f".{out.name}.{kind}-{socket.gethostname()}-"
-
-
-def _make_partial(out: Path) -> tuple[list[Path], Path]:
-    """Make the folder of the unfinished build, before any work so that a bad --out is known at once; also
-    returns the folders of killed builds that were removed."""
-    partial = out.with_name(f"{_prefix(out, 'part')}{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        removed = _remove_leftovers(out)
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise DataError(
-            f"{out}: the output folder cannot be made ({error.strerror}); choose another --out."
-        ) from None
-    return removed, partial
-
-
-def _left_by_killed_builds(out: Path, kind: str) -> list[Path]:
-    """Folders of one kind that builds of this host into `out` left when they were killed."""
-    prefix = _prefix(out, kind)
-    found = sorted(out.parent.glob(f".*.{kind}-*")) if out.parent.is_dir() else []
-    processes = ((path, path.name.removeprefix(prefix)) for path in found if path.name.startswith(prefix))
-    return [path for path, process in processes if process.isdigit() and not _is_running(int(process))]
-
-
-def _restore_old(out: Path) -> None:
-    """Put back the dataset that a build killed between the two renames of `_publish` had moved away."""
-    left = _left_by_killed_builds(out, "old")
-    if left and not out.exists():
-        left[-1].rename(out)
-
-
-def _remove_leftovers(out: Path) -> list[Path]:
-    """Remove what builds of this host into `out` left when they were killed; returns the folders."""
-    left = _left_by_killed_builds(out, "part") + _left_by_killed_builds(out, "old")
-    for path in left:
-        shutil.rmtree(path, ignore_errors=True)
-    return [path for path in left if not path.exists()]
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
-def _publish(partial: Path, out: Path) -> None:
-    """Give the finished folder its name; an old dataset is moved away first and then deleted."""
-    for path in (*partial.glob("*.json"), partial):  # the shards were synced when they were closed
-        _sync(path)
-    old = out.with_name(f"{_prefix(out, 'old')}{os.getpid()}")
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    _sync(out.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or a folder's list of names to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _documents(
     files: Iterable[Path], skipped: Skipped, done: Callable[[int], None] | None = None
 ) -> Iterator[str]:
@@ -263,10 +170,10 @@ def _documents(
 
 def document_hash(text: str, seed: int) -> int:
     """64 bits that decide which split a document belongs to: equal texts always go to the same one."""
-    return _hash64(text.encode(), seed)
+    return hash64(text.encode(), seed)
 
 
-def _hash64(data: bytes, seed: int = 0) -> int:
+def hash64(data: bytes, seed: int = 0) -> int:
     key = hashlib.blake2b(data, digest_size=8, salt=seed.to_bytes(16, "little", signed=True))
     return int.from_bytes(key.digest(), "little")
 

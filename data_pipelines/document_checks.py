@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_pipelines.dataset import OpenShard
 from data_pipelines.errors import DataError
+from data_pipelines.index import TOKEN_EXTENSIONS
 from data_pipelines.vocabulary import SPECIALS, TASKS, Modality, Vocabulary
 
 PAIR_SPECIALS = 5
@@ -33,6 +35,25 @@ class Documents:
 
     def name(self, document: int) -> str:
         return f"{self.where}: document {self.first + document}"
+
+
+def token_members(opened: OpenShard) -> list[int]:
+    """The numbers of a shard's members that hold tokens."""
+    index = opened.index
+    name = TOKEN_EXTENSIONS[index.header.token_bytes]
+    return [n for n, kind in enumerate(index.extension_N.tolist()) if index.extensions[kind] == name]
+
+
+def member_documents(opened: OpenShard, member: int) -> Documents:
+    """The documents, or their pieces, in a tokens member."""
+    index, item = opened.index, opened.tokens.itemsize
+    begin = int(index.data_offset_N[member]) // item
+    end = begin + int(index.size_N[member]) // item
+    low, high = np.searchsorted(index.piece_start_P, np.asarray([begin, end], index.piece_start_P.dtype))
+    first = int(np.searchsorted(index.first_piece_D1, low, side="right")) - 1
+    start = index.piece_start_P[low:high].astype(np.int64) - begin
+    tokens = opened.tokens[begin:end].astype(np.int64)
+    return Documents(str(opened.path), first, tokens, start, index.piece_length_P[low:high].astype(np.int64))
 
 
 def check_text(documents: Documents, vocabulary: int) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset import Dataset, check_shard, read_dataset
+from data_pipelines.dataset import Dataset, Shard, check_shard, read_dataset
+from data_pipelines.document_checks import check_pairs, member_documents, token_members
 from data_pipelines.errors import DataError
 from data_pipelines.index import (
     TOKEN_EXTENSIONS,
@@ -20,9 +21,11 @@ from data_pipelines.index import (
     read_index,
     write_index,
 )
+from data_pipelines.modalities import load_modalities
 from data_pipelines.shards import ShardRecord
 from data_pipelines.tarwalk import BLOCK, crc32, header_problem, padded, walk
 from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,7 +46,7 @@ def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
 
     Checks of each shard: size, every tar header, the blocks at its end, every checksum in the index, the
     list of members; of tokenised ones also that lengths add up, ids lie in the vocabulary, and each
-    document ends in the end-of-text token and holds no other.
+    document ends in the end-of-text token and holds no other; of pairs that each is one.
 
     Raises:
         DataError: the folder does not exist or holds no shard.
@@ -52,10 +55,13 @@ def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
     report = progress or (lambda what, done, total: None)
     problems: list[Problem] = []
     dataset: Dataset | None = None
+    vocabulary: Vocabulary | None = None
     if (folder / "dataset.json").exists() or not any(folder.glob("*.tar")):
         try:
             dataset = read_dataset(folder)
             load_tokenizer(folder)
+            if dataset.ranges is not None:
+                vocabulary = load_modalities(folder).vocabulary
         except DataError as error:
             if not any(folder.glob("*.tar")):
                 raise
@@ -66,7 +72,7 @@ def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
     names = sorted({*records, *(path.stem for path in folder.glob("*.tar"))})
     for done, name in enumerate(names):
         report("checking shards", done, len(names))
-        problems += _lint_shard(folder / f"{name}.tar", records.get(name), dataset)
+        problems += _lint_shard(folder / f"{name}.tar", records.get(name), dataset, vocabulary)
     report("checking shards", len(names), len(names))
     return problems
 
@@ -84,7 +90,9 @@ def _problem(path: Path, error: DataError) -> Problem:
     return Problem(path, text.removeprefix(f"{path}: "))
 
 
-def _lint_shard(shard: Path, record: ShardRecord | None, dataset: Dataset | None) -> Iterator[Problem]:
+def _lint_shard(
+    shard: Path, record: ShardRecord | None, dataset: Dataset | None, vocabulary: Vocabulary | None
+) -> Iterator[Problem]:
     if dataset and record is None:
         yield Problem(shard, "not in dataset.json; training will not read it. Remove it, or build again.")
     if record and dataset:
@@ -111,7 +119,10 @@ def _lint_shard(shard: Path, record: ShardRecord | None, dataset: Dataset | None
     if index:
         damaged = yield from _lint_members(shard, tar, index)
         if dataset and index.header.token_bytes and not damaged:
-            yield from _lint_tokens(shard, tar, index, dataset)
+            if vocabulary is None:
+                yield from _lint_tokens(shard, tar, index, dataset)
+            else:
+                yield from _lint_pairs(shard, vocabulary, dataset)
 
 
 def _lint_members(shard: Path, tar: memoryview, index: Index) -> Generator[Problem, None, int]:
@@ -158,10 +169,22 @@ def _lint_tokens(shard: Path, tar: memoryview, index: Index, dataset: Dataset) -
             yield Problem(shard, f"member {member}: {text}, token {outside[0]} of the member.")
         found = np.flatnonzero(ids == dataset.eot)
         missing, extra = np.setdiff1d(wanted, found), np.setdiff1d(found, wanted)
+        extra = extra[np.append(ids, 0)[extra + 1] != dataset.eot]  # others fill the end of a slot
         if len(missing):
             yield Problem(shard, f"member {member}: {len(missing)} documents do not end in id {dataset.eot}.")
         if len(extra):
             yield Problem(shard, f"member {member}: {len(extra)} end-of-text ids inside documents.")
+
+
+def _lint_pairs(shard: Path, vocabulary: Vocabulary, dataset: Dataset) -> Iterator[Problem]:
+    """Check that documents are text or pairs, one member at a time; of each the first problem."""
+    records = {r.name: r for split in dataset.splits.values() for r in split.shards}
+    opened = Shard(dataset, records[shard.stem]).open()
+    for member in token_members(opened):
+        try:
+            check_pairs(member_documents(opened, member), vocabulary)
+        except DataError as error:
+            yield _problem(shard, error)
 
 
 def rebuild_indices(folder: Path | str, progress: Progress | None = None) -> int:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipelines.dataset import Dataset, Shard
+from data_pipelines.document_checks import member_documents, token_members
 from data_pipelines.order import TokenStream
+from data_pipelines.rows import OpenSource
 from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.vocabulary import SPECIALS, TASKS, Vocabulary, load_vocabulary
+from data_pipelines.whole_rows import WholeStream, vocabulary_of
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
 SAMPLE_TOKENS = 120
@@ -25,6 +29,8 @@ class SplitFigures:
     text_bytes: int
     length_percentiles: dict[int, int]
     histogram: list[tuple[int, int, int]]  # (from, below, documents), in powers of two
+    tasks: dict[str, int]  # documents by what they teach; empty for a dataset of text alone
+    modality_tokens: dict[str, int]  # tokens of each modality, and "structure"; empty as before
 
     @property
     def bytes_per_token(self) -> float:
@@ -39,6 +45,7 @@ def describe_split(dataset: Dataset, name: str) -> SplitFigures:
     power = np.log2(lengths).astype(np.int64)
     counts = np.bincount(power)
     histogram = [(1 << p, 2 << p, int(counts[p])) for p in range(int(power.min()), len(counts))]
+    tasks, modality_tokens = _kinds(dataset, name)
     chosen = np.percentile(lengths, PERCENTILES, method="nearest").astype(int).tolist()
     return SplitFigures(
         name,
@@ -48,12 +55,72 @@ def describe_split(dataset: Dataset, name: str) -> SplitFigures:
         split.text_bytes,
         dict(zip(PERCENTILES, chosen, strict=True)),
         histogram,
+        tasks,
+        modality_tokens,
     )
+
+
+def _kinds(dataset: Dataset, name: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Documents by task and tokens by modality of a dataset of pairs, from its tokens, a member at a time."""
+    vocabulary = load_vocabulary(dataset.path)
+    tasks: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    if vocabulary is None:
+        return tasks, tokens
+    borders = [modality.end for modality in vocabulary.modalities]
+    names = [*(modality.name for modality in vocabulary.modalities), "structure"]
+    for record in dataset.split(name).shards:
+        opened = Shard(dataset, record).open()
+        for member in token_members(opened):
+            documents = member_documents(opened, member)
+            first = documents.tokens_N[documents.begin_D]
+            for task in TASKS:
+                _add(tasks, task, int((first == vocabulary.task(task)).sum()))
+            _add(tasks, "text", int((first < vocabulary.first_special).sum()))
+            counts = np.bincount(
+                np.searchsorted(borders, documents.tokens_N, side="right"), minlength=len(names)
+            )
+            for kind, count in zip(names, counts.tolist(), strict=True):
+                _add(tokens, kind, count)
+    return tasks, tokens
+
+
+def _add(counts: dict[str, int], key: str, count: int) -> None:
+    if count:
+        counts[key] = counts.get(key, 0) + count
+
+
+def padding_share(dataset: Dataset, name: str, sequence_length: int) -> float:
+    """Which part of rows of whole documents is padding at a sequence length.
+
+    Raises:
+        DataError: a pair is longer.
+    """
+    source = OpenSource(dataset, name, 1.0)
+    stream = WholeStream(source, vocabulary_of([source]), sequence_length, None, 1)
+    return 1 - stream.tokens / (stream.rows * sequence_length)
+
+
+def render(vocabulary: Vocabulary, tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    """A document of pairs for people: text as text, specials by name, the rest as how many there are."""
+    parts = []
+    borders = [modality.end for modality in vocabulary.modalities]
+    kinds = np.searchsorted(borders, ids, side="right")
+    for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(kinds)) + 1):
+        kind = int(kinds[run[0]])
+        if kind == 0:
+            parts.append(tokenizer.decode(ids[run]))
+        elif kind == len(borders):
+            parts += [SPECIALS[token - vocabulary.first_special] for token in ids[run].tolist()]
+        else:
+            parts.append(f"[{len(run)} {vocabulary.modalities[kind].name} tokens]")
+    return " ".join(parts)
 
 
 def sample_texts(dataset: Dataset, tokenizer: Tokenizer, split: str, count: int) -> list[str]:
     """The beginnings of some documents of a split, spread over a shuffled order."""
     stream = TokenStream(dataset, split, ("sample",), 1)
+    vocabulary = load_vocabulary(dataset.path)
     texts: list[str] = []
     begin = 0
     while len(texts) < count and begin < stream.tokens:
@@ -61,6 +128,8 @@ def sample_texts(dataset: Dataset, tokenizer: Tokenizer, split: str, count: int)
         for number in np.flatnonzero(runs.begins_R).tolist()[: count - len(texts)]:
             start, length = int(runs.start_R[number]), int(runs.length_R[number])
             tokens = runs.shards[int(runs.shard_R[number])].tokens[start : start + min(length, SAMPLE_TOKENS)]
-            texts.append(tokenizer.decode(tokens))
+            texts.append(
+                tokenizer.decode(tokens) if vocabulary is None else render(vocabulary, tokenizer, tokens)
+            )
         begin += 4096
     return texts

@@ -108,6 +108,8 @@ class BpeTokenizer:
         self.vocabulary = max(ids.values()) + 1
         self.eot_name = _eot_name(spec, ids, name)
         self.eot = ids[self.eot_name]
+        model = str((spec.get("model") or {}).get("type"))
+        self._model = {"BPE": "byte-level BPE", "WordLevel": "whole words"}.get(model, model)
         self._kind = np.uint16 if self.vocabulary <= 65_536 else np.uint32
         self._fast = _tiktoken(spec, self._reference, name)
 
@@ -124,15 +126,24 @@ class BpeTokenizer:
 
     def encode_reference(self, text: str) -> np.ndarray:
         """Token ids by the `tokenizers` library: what `encode` must agree with."""
-        return np.asarray(self._reference.encode(text, add_special_tokens=False).ids, self._kind)
+        return self._encode_reference([text])[0]
+
+    def _encode_reference(self, texts: list[str]) -> list[np.ndarray]:
+        try:
+            batch = self._reference.encode_batch_fast(texts, add_special_tokens=False)
+        except Exception as error:  # the library raises a bare Exception: a word-level vocabulary is closed
+            shown = texts[0] if len(texts) == 1 else f"{texts[0]} ..."
+            raise DataError(
+                f"{shown[:200]!r}: the tokenizer has no token for a word of it ({error})."
+            ) from None
+        return [np.asarray(item.ids, self._kind) for item in batch]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, for each text, on several threads."""
         if self._fast and not any(map(_has_long_whitespace, texts)):
             encoded = self._fast.encode_ordinary_batch(list(texts), num_threads=4)
             return [np.asarray(ids, self._kind) for ids in encoded]
-        batch = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(item.ids, self._kind) for item in batch]
+        return self._encode_reference(list(texts))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids."""
@@ -140,7 +151,7 @@ class BpeTokenizer:
 
     def describe(self) -> str:
         """One line for people."""
-        return f"byte-level BPE ({self.vocabulary:,} ids, encoded by {self.engine})"
+        return f"{self._model} ({self.vocabulary:,} ids, encoded by {self.engine})"
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write tokenizer.json."""
@@ -204,6 +215,17 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> BpeTokenizer:
     return BpeTokenizer(trained.to_str(), "the trained tokenizer")
 
 
+def word_tokenizer(words: Sequence[str]) -> BpeTokenizer:
+    """A closed vocabulary of whole words, split at spaces; text with any other word is an error."""
+    from tokenizers import Tokenizer as HuggingFaceTokenizer
+    from tokenizers import models, pre_tokenizers
+
+    made = HuggingFaceTokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=""))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens([EOT])
+    return BpeTokenizer(made.to_str(), "the word tokenizer")
+
+
 def bpe_size(spec: str) -> int | None:
     """N of `bpe:N`, or None if `spec` is something else.
 
@@ -246,6 +268,26 @@ def _read_text(path: Path) -> str:
         raise DataError(
             f"{path}: not a Hugging Face tokenizer file ({error}). Give a tokenizer.json."
         ) from None
+
+
+def tokenizer_of(folder: Path, fingerprint: str) -> Tokenizer:
+    """The tokenizer with this fingerprint: of bytes, or the tokenizer.json of a folder.
+
+    Raises:
+        DataError: the folder has no tokenizer.json, or another one.
+    """
+    if fingerprint == BytesTokenizer.fingerprint:
+        return BytesTokenizer()
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise DataError(f"{path}: missing; copy the tokenizer that the vocabulary was made with there.")
+    tokenizer = BpeTokenizer(_read_text(path), str(path))
+    if tokenizer.fingerprint != fingerprint:
+        raise DataError(
+            f"{path}: fingerprint {tokenizer.fingerprint[:12]}, the vocabulary was made with {fingerprint[:12]}. "
+            "Put the original file back."
+        )
+    return tokenizer
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:

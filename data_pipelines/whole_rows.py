@@ -20,7 +20,7 @@ import torch
 from data_pipelines.batch import Batch, Cursor
 from data_pipelines.best_fit import Pattern, best_fit, count_rows
 from data_pipelines.dataset import OpenShard, Shard
-from data_pipelines.document_checks import Documents, check_pairs, check_text
+from data_pipelines.document_checks import check_pairs, check_text, member_documents
 from data_pipelines.errors import DataError
 from data_pipelines.mixing import Mixture
 from data_pipelines.order import LruCache, Runs, expand, join_runs, permutation
@@ -144,7 +144,7 @@ class WholeShard:
         if self._checked[member]:
             return
         opened.check(member)
-        documents = _documents_of(opened, member)
+        documents = member_documents(opened, member)
         if self.text_only:
             check_text(documents, self.vocabulary.text.size)
         else:
@@ -199,18 +199,6 @@ class WholeShard:
 
 
 _SHORTER = "Build the dataset again with shorter pairs."
-
-
-def _documents_of(opened: OpenShard, member: int) -> Documents:
-    """The documents, or their pieces, in a tokens member."""
-    index, item = opened.index, opened.tokens.itemsize
-    begin = int(index.data_offset_N[member]) // item
-    end = begin + int(index.size_N[member]) // item
-    low, high = np.searchsorted(index.piece_start_P, np.asarray([begin, end], index.piece_start_P.dtype))
-    first = int(np.searchsorted(index.first_piece_D1, low, side="right")) - 1
-    start = index.piece_start_P[low:high].astype(np.int64) - begin
-    tokens = opened.tokens[begin:end].astype(np.int64)
-    return Documents(str(opened.path), first, tokens, start, index.piece_length_P[low:high].astype(np.int64))
 
 
 class WholeStream:

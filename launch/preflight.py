@@ -202,8 +202,10 @@ def dry_step(report: Report, config: Config) -> None:
         device = choose_device(config.run.device, ranks_from_environment())
         engine = build_engine(data.config, mesh, device)
         rows = config.data.global_batch_rows
-        with open_stream(data.train, rows, mesh.data.rank, mesh.data.size, steps=1) as stream:
-            engine.train_step(next(iter(stream)), build_objective(config.objective), 0.0)
+        objective = build_objective(data.config, data.vocabulary)
+        train = objective.rows(data.train)
+        with open_stream(train, rows, mesh.data.rank, mesh.data.size, steps=1) as stream:
+            engine.train_step(next(iter(stream)), objective, 0.0)
     except (RuntimeError, UserError, ValueError) as error:
         report.everywhere.append(f"one step of the model failed: {str(error).splitlines()[0]}")
     report.figures["dry_step_seconds"] = time.perf_counter() - began

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from pretrain.config import ConfigLoader, Section
+from pretrain.config import ConfigLoader
+from pretrain.config_section import Section
 from pretrain.errors import ConfigError
 
 DEFAULT = Path("configs/cluster/default.yaml")

@@ -24,6 +24,7 @@ class Family:
     activation_bytes: (config, tokens of a micro-batch, sequence length, bytes per element) to an estimate of
         the bytes kept for the backward pass.
     recipe: recommended settings of the optimizer.
+    causal: whether a token sees only those before it: what next-token prediction needs, and masked diffusion not.
     """
 
     name: str
@@ -34,3 +35,4 @@ class Family:
     parameter_group: Callable[[str], str]
     activation_bytes: Callable[[Any, int, int, int], int]
     recipe: Mapping[str, Any]
+    causal: bool = True

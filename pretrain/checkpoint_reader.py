@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from data_pipelines.modalities import Modalities
 from data_pipelines.tokenizers import Tokenizer
 from models import families
 from pretrain.checkpoint import CheckpointStore
@@ -28,6 +30,8 @@ class TrainedModel:
     step: int
     path: Path
     device: torch.device
+    modalities: Modalities | None = None
+    """Vocabulary, tokenizer and codecs of a model of masked diffusion."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -60,5 +64,20 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     weights = {name: parameter.data for name, parameter in model.named_parameters()}
     store.load_weights(path, weights, checksums=step is not None)  # `latest` has compared them already
     model.eval()
+    modalities = (
+        load_run_modalities(folder, meta, path) if config.objective.kind == "masked_diffusion" else None
+    )
     tokenizer = folder.load_tokenizer() if config.data.task is None else None
-    return TrainedModel(model, tokenizer, config, meta["step"], path, chosen)
+    return TrainedModel(model, tokenizer, config, meta["step"], path, chosen, modalities)
+
+
+def load_run_modalities(folder: RunFolder, meta: dict[str, Any], path: Path) -> Modalities:
+    """What the run folder keeps. Raises CheckpointError if it is not what the checkpoint was trained with."""
+    modalities = folder.load_modalities()
+    found = modalities.vocabulary.fingerprint
+    if found != meta["tokenizer"]:
+        raise CheckpointError(
+            f"{path}: trained with the vocabulary {meta['tokenizer'][:12]}, and {folder.tokenizer} has {found[:12]}; "
+            "put the original files back: any dataset of the run has them"
+        )
+    return modalities

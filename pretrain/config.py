@@ -14,18 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
+from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
+from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
+from pretrain.config_section import Auto, Section
 from pretrain.errors import ConfigError
-
-Auto = Literal["auto"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -35,12 +32,6 @@ class RunSection(Section):
     seed: int = Field(default=1, ge=0, lt=2**63)
     steps: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class ObjectiveSection(Section):
-    kind: Literal["next_token"] = "next_token"
-    z_loss: float = Field(default=0.0, ge=0)
-    """Weight of log(Z)^2 per token, which keeps logits from drifting. 1e-4 is usual; 0 switches it off."""
 
 
 class SourceSection(Section):
@@ -88,27 +79,6 @@ class DataSection(Section):
     def sources(self) -> tuple[SourceSection, ...]:
         """None for a synthetic task."""
         return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path or ()
-
-
-class OptimSection(Section):
-    lr: float = Field(gt=0)
-    """Peak learning rate of embeddings and norms; matrices get it times `matrix_lr_multiplier`."""
-    matrix_lr_multiplier: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """auto: min(768 / width, 1)."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0, lt=1)
-    """Share of a weight lost per step at the schedule's peak, whatever the learning rate."""
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
-    decay_steps: int | None = Field(default=None, ge=0)
-    """wsd only: length of the final linear decay. null: a fifth of the run."""
-    clip_norm: float | None = Field(default=1.0, gt=0)
-
-    def wsd_decay_steps(self, steps: int) -> int:
-        """Length of wsd's final decay in a run of `steps`."""
-        return steps // 5 if self.decay_steps is None else self.decay_steps
 
 
 class ParallelSection(Section):
@@ -190,7 +160,7 @@ class Config:
 
 SECTIONS: Mapping[str, type[Section]] = {
     "run": RunSection,
-    "objective": ObjectiveSection,
+    "objective": NextTokenSection,  # or as its kind says: OBJECTIVES
     "data": DataSection,
     "optim": OptimSection,
     "parallel": ParallelSection,
@@ -336,19 +306,28 @@ def _shipped_configs(path: Path) -> str:
 # ------------------------------------------------------------------------------------------- validation
 
 
-_SOURCE_NAMES = tuple(SourceSection.model_fields)
+_NESTED_NAMES = {
+    "data": tuple(SourceSection.model_fields),
+    "objective": tuple(ModalitySection.model_fields),
+    "optim": (*ScalingSection.model_fields, *MultiplierSection.model_fields),
+}
 
 
 def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
     if raw is None:
         raw = {}
+    if name == "objective" and isinstance(raw, dict) and "kind" in raw:
+        kind = str(raw["kind"])
+        if kind not in OBJECTIVES:
+            near = _did_you_mean(kind, list(OBJECTIVES)) or f"; choose one of {', '.join(OBJECTIVES)}"
+            return None, [Problem("objective.kind", "no such objective" + near, kind, True)]
+        section = OBJECTIVES[kind]
     booleans = _unwanted_booleans(name, section, raw)
     try:
         return section.model_validate(raw), booleans
     except ValidationError as error:
-        return None, booleans + list(
-            _problems(name, error, list(section.model_fields), _SOURCE_NAMES if name == "data" else ())
-        )
+        nested = _NESTED_NAMES.get(name, ())
+        return None, booleans + list(_problems(name, error, list(section.model_fields), nested))
 
 
 def _unwanted_booleans(name: str, section: type[Section], raw: Any) -> list[Problem]:
@@ -389,7 +368,8 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
 
 def _nested_names(kind: type) -> list[str]:
     """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
-    nested = [hint for hint in get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
+    hints = [part for hint in get_type_hints(kind).values() for part in (hint, *get_args(hint))]
+    nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
     return [field.name for hint in nested for field in dataclasses.fields(hint)]
 
 
@@ -399,7 +379,7 @@ def _problems(
     seen: set[str] = set()
     for item in error.errors():
         # Branches of a union (int | "auto") add their own tag to the location; only the keys matter to a user.
-        keys = [str(part) for part in item["loc"] if isinstance(part, int) or part in names or part in inner]
+        keys = _keys(item["loc"], names, inner)
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             key, nested = str(item["loc"][-1]), len(item["loc"]) > 1
             path = ".".join([section, *keys])
@@ -412,11 +392,23 @@ def _problems(
             yield Problem(path, "missing; it has no default")
         elif path not in seen:
             seen.add(path)
-            alternatives = [other for other in error.errors() if other["loc"][:1] == item["loc"][:1]]
+            alternatives = [
+                other for other in error.errors() if _within(_keys(other["loc"], names, inner), keys)
+            ]
             if any(len(other["loc"]) > len(item["loc"]) + 1 for other in alternatives):
                 continue  # another branch of the union came further: what it says is nearer to the mistake
             message = " or ".join(dict.fromkeys(_plain(other["msg"]) for other in alternatives))
             yield Problem(path, message, item["input"], True)
+
+
+def _keys(location: Sequence[int | str], names: Sequence[str], inner: Sequence[str]) -> list[str]:
+    return [str(part) for part in location if isinstance(part, int) or part in names or part in inner]
+
+
+def _within(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one of two settings is the other or a part of it."""
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
 
 
 def _plain(message: str) -> str:
@@ -447,6 +439,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
         (_check_parallel, ("parallel", "model")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
+        (_check_objective, ("objective", "model", "data")),
         (_check_task, ("data", "monitor")),
         (_check_optim, ("optim", "run")),
     ]
@@ -509,6 +502,32 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
             micro,
             True,
         )
+
+
+def _check_objective(objective: ObjectiveSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    from models import families
+
+    causal = families[model.family].causal
+    if isinstance(objective, NextTokenSection):
+        if not causal:
+            message = f"a {model.family} model sees the token it is to predict; use masked_diffusion"
+            yield Problem("objective.kind", message, objective.kind, True)
+        return
+    if causal:
+        message = (
+            f"a {model.family} model does not see what follows a masked token; use model.family=trimodal"
+        )
+        yield Problem("objective.kind", message, objective.kind, True)
+    if data.task is not None:
+        yield Problem(
+            "data.task", "synthetic tasks are for objective.kind=next_token; name data.path instead"
+        )
+    if objective.complementary and data.global_batch_rows % 2:
+        message = "complementary masks pair the rows of a step: use an even number"
+        yield Problem("data.global_batch_rows", message, data.global_batch_rows, True)
+    if objective.condition == "clean" and objective.whole_modality:
+        message = "only objective.condition=joint has it; use condition_dropout, or set 0"
+        yield Problem("objective.whole_modality", message, objective.whole_modality, True)
 
 
 def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]:

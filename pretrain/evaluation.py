@@ -82,7 +82,7 @@ def evaluate(
             f"with `triptych data build ... --tokenizer {trained.path.parent.parent / 'tokenizer'}/tokenizer.json`"
         )
     length = trained.config.data.sequence_length
-    objective = build_objective(trained.config.objective)
+    objective = build_objective(trained.config)
     loss_sum = weight = 0.0
     rows = min(evaluation_rows(sources, length), limit_rows or sys.maxsize)
     batches = evaluation_batches(sources, length, rows_per_batch, limit_rows=limit_rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
 SCALARS: Mapping[str, str] = {
@@ -42,6 +43,26 @@ SCALARS: Mapping[str, str] = {
 }
 """Every scalar in TensorBoard, with its help text. tests/ compare this table with the docs."""
 
+PART_SCALARS: Mapping[str, str] = {
+    "elbo/all": "Masked diffusion: the likelihood bound in nats per target token, whatever weights are trained.",
+    "elbo/text": "The bound over text tokens.",
+    "elbo/image": "The bound over image tokens.",
+    "elbo/audio": "The bound over audio tokens.",
+    "elbo_task/text": "The bound over documents of plain text.",
+    "elbo_task/text-to-image": "The bound over images given their texts.",
+    "elbo_task/image-to-text": "The bound over texts given their images.",
+    "elbo_task/text-to-audio": "The bound over sounds given their texts.",
+    "elbo_task/audio-to-text": "The bound over texts given their sounds.",
+    "cross_entropy/masked_00": "Nats per masked token where less than 20 % of the document is masked.",
+    "cross_entropy/masked_20": "Nats per masked token where 20 to 40 % are masked.",
+    "cross_entropy/masked_40": "Nats per masked token where 40 to 60 % are masked.",
+    "cross_entropy/masked_60": "Nats per masked token where 60 to 80 % are masked.",
+    "cross_entropy/masked_80": "Nats per masked token where 80 % or more are masked.",
+}
+"""What is logged of masked diffusion beside the loss. An evaluation logs the same under `validation_...`, without
+dropped conditions and with evenly drawn counts."""
+
+_VALIDATION = "validation_"
 _LAYER = re.compile(r"/layer_\d+$")
 
 
@@ -51,7 +72,10 @@ def layer_scalar(name: str, layer: int) -> str:
 
 
 def help_text(name: str) -> str:
-    """What a scalar means; a layer's series has the text of the whole."""
+    """What a scalar means; a layer's series has the text of the whole, and an evaluation's that of training."""
+    known = name.removeprefix(_VALIDATION)
+    if known in PART_SCALARS:
+        return PART_SCALARS[known]
     known = _LAYER.sub("", name)
     assert known in SCALARS, f"{name} has no help text"
     return SCALARS[known]
@@ -64,6 +88,10 @@ class Sink(Protocol):
     def write(self, step: int, record: Record) -> None: ...
 
     def text(self, step: int, name: str, text: str) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -90,6 +118,16 @@ class TensorBoardSink:
     def text(self, step: int, name: str, text: str) -> None:
         self._writer.add_text(name, text, step)
 
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """image: uint8, (height, width) or (height, width, 3)."""
+        self._writer.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None:
+        """sound: float32 in [-1, 1], (samples,)."""
+        import torch
+
+        self._writer.add_audio(name, torch.from_numpy(sound)[None], step, sample_rate)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -104,6 +142,10 @@ class JsonLinesSink:
         self._file.write(json.dumps({"step": step, **record}) + "\n")
 
     def text(self, step: int, name: str, text: str) -> None: ...
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None: ...
 
     def close(self) -> None:
         self._file.close()
@@ -155,6 +197,10 @@ class ProgressSink:
             self._console.print(
                 f"step {step}: validation loss {record['loss/validation']:.4f} nats/token{per_byte}"
             )
+        bounds = [(name, f"validation_elbo/{name}") for name in ("text", "image", "audio")]
+        if any(key in record for _, key in bounds):
+            parts = ", ".join(f"{name} {record[key]:.4f}" for name, key in bounds if key in record)
+            self._console.print(f"step {step}: validation bound: {parts} nats/token", soft_wrap=True)
         for prefix, label in (("task/", "accuracy"), ("task/longer_", "accuracy at the greater length")):
             if f"{prefix}token_accuracy" in record:
                 kinds = ("token", "last", "sequence")
@@ -167,6 +213,10 @@ class ProgressSink:
         if name == "config":  # for TensorBoard; here it would push everything else off the screen
             return
         self._console.print(f"[dim]step {step}, {name}:[/dim] {escape(text)}")
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None: ...
 
     def close(self) -> None:
         self._progress.stop()
@@ -185,6 +235,16 @@ class Reporter:
     def text(self, step: int, name: str, text: str) -> None:
         for sink in self._sinks:
             sink.text(step, name, text)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """image: uint8, (height, width) or (height, width, 3)."""
+        for sink in self._sinks:
+            sink.image(step, name, image)
+
+    def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None:
+        """sound: float32 in [-1, 1], (samples,)."""
+        for sink in self._sinks:
+            sink.sound(step, name, sound, sample_rate)
 
     def close(self) -> None:
         for sink in self._sinks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,11 +13,13 @@ import torch
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
 from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
 from models import families
 from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
+from pretrain.optim.scaling import Scaled, run_shape, scale, transfer_warnings
 from pretrain.parallel.mesh import data_parallel_size, micro_batch_rows
 from pretrain.run_data import rounded_vocabulary
 
@@ -51,6 +54,19 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike."""
+
+    type: str
+    lr: float
+    """At the schedule's peak."""
+    epsilon: float
+
+
+GROUP_KEYS = ("type", "peak_lr", "eps")
+
+
+@dataclass(frozen=True)
 class Plan:
     parameters: Mapping[str, int]
     """By group: embedding, attention, mlp, norm, head."""
@@ -61,7 +77,11 @@ class Plan:
     accumulation: int
     tokens_per_step: int
     tokens: int
-    learning_rates: Mapping[str, float]
+    optim: Scaled
+    """The optimizer's settings after `optim.scaling`."""
+    groups: tuple[Group, ...]
+    warnings: tuple[str, ...]
+    """Where a rule is used outside of its range."""
     attention_bias: float | None
     gpus: int
     accelerator: Accelerator
@@ -88,7 +108,9 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
     for name, parameter in model.named_parameters():
         group = family.parameter_group(name)
         groups[group] = groups.get(group, 0) + parameter.numel()
-    types = parameter_groups(model.named_parameters(), config.optim, config.model.width)
+    scaled = scale(config.optim, run_shape(config, model))
+    transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
+    types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
     data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
     rows = config.data.global_batch_rows // data_ranks
     micro = micro_batch_rows(config.data, data_ranks)
@@ -106,7 +128,9 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         accumulation=rows // micro,
         tokens_per_step=tokens_per_step,
         tokens=tokens,
-        learning_rates={group["type"]: group["peak_lr"] for group in types},
+        optim=scaled,
+        groups=tuple(Group(*(group[key] for key in GROUP_KEYS)) for group in types),
+        warnings=(*scaled.warnings, *transfer_warnings(transfer, width, layers)),
         attention_bias=getattr(model_config, "attention_bias", None),
         gpus=gpus,
         accelerator=accelerator,
@@ -121,9 +145,16 @@ def planned_vocabulary(config: Config) -> int:
         return int(config.model.vocabulary)
     if config.data.task is not None:
         return build_task(config.data.task).vocabulary
-    path = config.data.sources[0].path
+    paths = [source.path for source in config.data.sources]
     try:
-        return rounded_vocabulary(load_tokenizer(path))
+        if config.objective.kind == "masked_diffusion":
+            known = [found for path in paths if (found := load_vocabulary(Path(path))) is not None]
+            if known:
+                return rounded_vocabulary(known[0].size)
+            tokenizer = load_tokenizer(paths[0])
+            text = Modality("text", 0, tokenizer.vocabulary, tokenizer.fingerprint)
+            return rounded_vocabulary(Vocabulary(text, tokenizer.eot).size)
+        return rounded_vocabulary(load_tokenizer(paths[0]).vocabulary)
     except DataError as error:
         raise ConfigError(
             f"model.vocabulary: null leaves it to the dataset, which is not there ({error}); build it first, or name a "

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from data_pipelines.batch import Batch, Cursor
 from data_pipelines.stream import open_stream
+from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
 from models.initialise import initialise
 from pretrain.attempts import Fence, Launch, own_attempt
@@ -29,7 +30,7 @@ from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
 from pretrain.hooks.metrics import MetricsHook
 from pretrain.hooks.newton import NewtonHook
-from pretrain.hooks.samples import SampleHook
+from pretrain.hooks.samples import DiffusionSampleHook, SampleHook
 from pretrain.hooks.tasks import TaskHook
 from pretrain.hooks.watchdog import WatchdogHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
@@ -38,12 +39,12 @@ from pretrain.optim import schedule_factor
 from pretrain.parallel.mesh import Mesh, build_mesh, data_parallel_size, micro_batch_rows
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
-from pretrain.run_data import RunData, TaskData, TextData, open_run_data
+from pretrain.run_data import DiffusionData, RunData, TaskData, TextData, open_run_data
 from pretrain.run_folder import RunFolder, write_config
 from pretrain.signals import StopRequest
 
 if TYPE_CHECKING:
-    from data_pipelines.stream import Stream
+    from data_pipelines.stream import Rows, Stream
     from pretrain.config import Config
 
 
@@ -94,7 +95,8 @@ class Run:
 
     def validation_batches(self) -> Iterator[Batch]:
         rows = micro_batch_rows(self.config.data, self.mesh.data.size)
-        return self.data.validation_batches(rows, self.mesh.data.rank, self.mesh.data.size)
+        batches = self.data.validation_batches(rows, self.mesh.data.rank, self.mesh.data.size)
+        return self.objective.evaluation_batches(batches)
 
     def record(self, event: str, **facts: Any) -> None:
         if self.ranks.is_main:
@@ -112,6 +114,7 @@ class Run:
                 "hooks": self.hooks.state(),
                 "config": self.config.to_dict(),
                 "tokenizer": self.data.fingerprint,
+                "vocabulary": None if self.data.vocabulary is None else self.data.vocabulary.to_dict(),
                 "versions": library_versions(),
             },
             rank_bytes=random_state(),
@@ -151,7 +154,9 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             _resume(store, latest, engine, hooks, clock)
         engine.before_update(store.wait_staged)
         stack.push(lambda error, *_: finish_save(store) if error else None)
-        stream = stack.enter_context(_open_stream(config, data, mesh, clock, device))
+        objective = build_objective(config, data.vocabulary)
+        rows = objective.rows(data.train)
+        stream = stack.enter_context(_open_stream(config, rows, mesh, clock, device))
         # Everything that could refuse this start has had its say: only now do the run's files change.
         _write_folder(folder, config, data, clock, mesh)
         stop = stack.enter_context(StopRequest(mesh.control))
@@ -167,7 +172,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             mesh=mesh,
             device=device,
             engine=engine,
-            objective=build_objective(config.objective),
+            objective=objective,
             data=data,
             stream=stream,
             store=store,
@@ -232,6 +237,8 @@ def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: Ru
         # Last: sampling has no state, and whatever goes wrong in it must not cost the final save.
         settings = (monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens)
         hooks.append(SampleHook(data.tokenizer, *settings))
+    if isinstance(data, DiffusionData):
+        hooks.append(DiffusionSampleHook(data, monitor.sample_every_steps))
     attempt, limit_s = own_attempt(), monitor.watchdog_seconds
     if attempt is not None and limit_s is not None:
         hooks.append(WatchdogHook(limit_s, Launch(folder.path).attempt(attempt)))
@@ -263,6 +270,8 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
             f"{path}: this checkpoint was not trained on {data.describe()}; set data.task back, or train under another "
             "run.name; the checkpoint is untouched"
         )
+    if meta["tokenizer"] != data.fingerprint and data.vocabulary is not None:
+        raise CheckpointError(_other_vocabulary(data.vocabulary, meta.get("vocabulary"), path))
     if meta["tokenizer"] != data.fingerprint:
         raise CheckpointError(
             f"{path}: this run reads text through tokenizer {meta['tokenizer'][:12]}, and "
@@ -282,6 +291,34 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
             + "\n".join(changed)
             + "\nset them back to resume, or train under another run.name; the checkpoint is untouched"
         )
+
+
+def _other_vocabulary(ours: Vocabulary, saved: dict[str, Any] | None, path: Path) -> str:
+    """What differs between the data's vocabulary and a checkpoint's, by modality."""
+    if saved is None:
+        return (
+            f"{path}: this checkpoint is of text alone, and the data has {len(ours.modalities)} modalities in one "
+            "vocabulary; train under another run.name; the checkpoint is untouched"
+        )
+    here, there = ours.to_dict(), Vocabulary.from_dict(saved, str(path)).to_dict()
+    lines = []
+    for name in MODALITIES:
+        one, other = there.get(name), here.get(name)
+        if one != other:
+            lines.append(f"  {name}: {_described(one)} in the checkpoint, {_described(other)} in the data")
+    return (
+        f"{path}: this checkpoint was trained on other token ids than the data has:\n"
+        + "\n".join(lines or [f"  end of text: {there['eot']} in the checkpoint, {here['eot']} in the data"])
+        + "\nset data.path back, build the data with the run's tokenizer and codecs (they are in the run's tokenizer "
+        "folder), or train under another run.name; the checkpoint is untouched"
+    )
+
+
+def _described(modality: dict[str, Any] | None) -> str:
+    if modality is None:
+        return "none"
+    what = "tokenizer" if modality["name"] == "text" else "codec"
+    return f"{what} {modality['codec'][:12]}, {modality['size']:,} ids from {modality['first']:,}"
 
 
 def _resume(store: CheckpointStore, path: Path, engine: Engine, hooks: Hooks, clock: Clock) -> None:
@@ -343,12 +380,14 @@ def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock
         write_config(folder, config.to_yaml())
         if isinstance(data, TextData):
             folder.save_tokenizer(data.tokenizer)
+        if isinstance(data, DiffusionData):
+            folder.save_modalities(data.modalities)
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
 
 
-def _open_stream(config: Config, data: RunData, mesh: Mesh, clock: Clock, device: torch.device) -> Stream:
+def _open_stream(config: Config, rows: Rows, mesh: Mesh, clock: Clock, device: torch.device) -> Stream:
     return open_stream(
-        data.train,
+        rows,
         global_batch_rows=config.data.global_batch_rows,
         rank=mesh.data.rank,
         world=mesh.data.size,

@@ -5,12 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipelines.evaluation import evaluation_batches
+from data_pipelines.modalities import Modalities, load_modalities
 from data_pipelines.rows import OpenSource, RowReader, Source, open_sources
 from data_pipelines.tasks import TaskRows, build_task, task_batches
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+from data_pipelines.vocabulary import Vocabulary, load_vocabulary
+from data_pipelines.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,6 +33,11 @@ class RunData(ABC):
     config: Config
     """With the vocabulary and everything that follows from it filled in."""
     train: Rows
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Ranges of the modalities, for data that may have several."""
+        return None
 
     @property
     @abstractmethod
@@ -96,8 +105,32 @@ class TaskData(RunData):
         return task_batches(rows, count, min(rows_per_batch, count), rank, world)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiffusionData(RunData):
+    """Whole documents of text, and of pairs with images and sounds."""
+
+    modalities: Modalities
+    validation: WholeEvaluation
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.modalities.vocabulary
+
+    @property
+    def fingerprint(self) -> str:
+        return self.vocabulary.fingerprint
+
+    def describe(self) -> str:
+        return self.modalities.describe()
+
+    def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
+        return self.validation.batches(rows_per_batch, rank, world)
+
+
 def open_run_data(config: Config) -> RunData:
     """Open what the config's data section names. Raises DataError or ConfigError before anything is built."""
+    if config.objective.kind == "masked_diffusion":
+        return open_diffusion(config)
     return _open_text(config) if config.data.task is None else open_task(config)
 
 
@@ -127,7 +160,7 @@ def _open_text(config: Config) -> TextData:
     tokenizer = load_tokenizer(sources[0].path)
     vocabulary = config.model.vocabulary
     if vocabulary is None:
-        vocabulary = rounded_vocabulary(tokenizer)
+        vocabulary = rounded_vocabulary(tokenizer.vocabulary)
     elif vocabulary < tokenizer.vocabulary:
         raise ConfigError(
             f"model.vocabulary = {vocabulary}: {sources[0].path} was built with a tokenizer of {tokenizer.vocabulary} "
@@ -149,8 +182,43 @@ def _open_text(config: Config) -> TextData:
     )
 
 
-def rounded_vocabulary(tokenizer: Tokenizer) -> int:
-    return -(-tokenizer.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+def open_diffusion(config: Config) -> DiffusionData:
+    """The config's datasets of pairs and text, which must have one vocabulary."""
+    sources = [Source(path=source.path, weight=source.weight) for source in config.data.sources]
+    train, validation = open_sources(sources, split="train"), open_sources(sources, split="validation")
+    modalities = modalities_of([source.path for source in config.data.sources], vocabulary_of(train))
+    size, vocabulary = modalities.vocabulary.size, config.model.vocabulary
+    if vocabulary is not None and vocabulary < size:
+        raise ConfigError(
+            f"model.vocabulary = {vocabulary}: {sources[0].path} has {size} ids, specials included "
+            f"({modalities.describe()}); use at least that, or null to take the dataset's"
+        )
+    length = config.data.sequence_length
+    model = config.model.resolved(vocabulary=rounded_vocabulary(size), sequence_length=length)
+    return DiffusionData(
+        config=config.replace(model=model),
+        modalities=modalities,
+        train=WholeRowReader(
+            train,
+            sequence_length=length,
+            seed=config.run.seed,
+            window_shards=config.data.shuffle_window_shards,
+        ),
+        validation=WholeEvaluation(validation, length, config.monitor.evaluate_rows),
+    )
+
+
+def modalities_of(paths: list[str], vocabulary: Vocabulary) -> Modalities:
+    """Tokenizer and codecs of datasets with one vocabulary: those of the first folder that has the most codecs."""
+    folders = [Path(path) for path in paths if load_vocabulary(Path(path)) is not None]
+    if not folders:
+        return Modalities(vocabulary, load_tokenizer(paths[0]))
+    found = [load_modalities(folder) for folder in folders]
+    return max(found, key=lambda one: (one.image is not None) + (one.audio is not None))
+
+
+def rounded_vocabulary(size: int) -> int:
+    return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
 
 
 def bytes_per_token(sources: list[OpenSource]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 import filelock
 import yaml
 
+from data_pipelines.modalities import Modalities, load_modalities
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.attempts import append_ledger
 from pretrain.errors import UserError
@@ -102,6 +103,16 @@ class RunFolder:
         self.tokenizer.mkdir(exist_ok=True)
         entry = tokenizer.save(self.tokenizer)
         (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+
+    def save_modalities(self, modalities: Modalities) -> None:
+        """The same of a run over several modalities: its vocabulary and codecs beside the tokenizer."""
+        self.tokenizer.mkdir(exist_ok=True)
+        entry = modalities.save(self.tokenizer)
+        (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+
+    def load_modalities(self) -> Modalities:
+        """What `save_modalities` kept. Raises DataError that names a missing or changed file."""
+        return load_modalities(self.tokenizer)
 
     def load_tokenizer(self) -> Tokenizer:
         entry = self.tokenizer / "entry.json"

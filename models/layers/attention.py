@@ -20,7 +20,10 @@ from models.layers.positions import alibi_slopes, rotary_table, rotate
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionShape:
-    """Sizes and options of one attention layer."""
+    """Sizes and options of one attention layer.
+
+    causal: a position sees itself and those before it; else all of its document.
+    """
 
     width: int
     heads: int
@@ -29,6 +32,7 @@ class AttentionShape:
     rope_base: float
     qk_norm: bool
     norm_epsilon: float
+    causal: bool = True
 
     @property
     def head_width(self) -> int:
@@ -61,7 +65,10 @@ class Attention(nn.Module, ABC):
         positions_BT: Tensor | None,
         state: KVCache | None = None,
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). With a state, the T positions follow those it holds, and join it."""
+        """(B, T, C) to (B, T, C). With a state, the T positions follow those it holds, and join it.
+
+        positions_BT: (B, T), or (B, T, 2) for rotary embedding on two axes.
+        """
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC, positions_BT)
         if state is not None:
             k_BTKD, v_BTKD = state.append(k_BTKD, v_BTKD)
@@ -71,7 +78,7 @@ class Attention(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
-        """Causal attention of the last T of S positions, (B, T, H, D)."""
+        """Attention of the last T of S positions, (B, T, H, D): causal or not, as the shape says."""
 
     def slopes(self, q_BTHD: Tensor) -> Tensor | None:
         """ALiBi slopes of the heads that are here, (H,), or None without ALiBi."""

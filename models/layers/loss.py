@@ -1,6 +1,6 @@
 """Cross-entropy from hidden states, without keeping the logits of a whole batch.
 
-Shape suffixes: B batch, T time, N tokens (B T), C model width, V vocabulary.
+Shape suffixes: B batch, T time, N tokens (B T, or some of them), C model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -58,6 +58,38 @@ def token_cross_entropy(
         )
         loss, z_term = loss + chunk, z_term + chunk_z
     return loss, z_term
+
+
+def each_cross_entropy(
+    logits_of: Callable[[Tensor], Tensor], hidden_NC: Tensor, targets_N: Tensor, *, chunk_tokens: int
+) -> Tensor:
+    """The cross-entropy of every token in nats, (N,) fp32; N may be 0.
+
+    Args:
+        logits_of: hidden states (n, C) to logits (n, V), through the head as a module, so that hooks on it run.
+        chunk_tokens: as in `token_cross_entropy`.
+    """
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    if hidden_NC.shape[:1] != targets_N.shape:
+        raise ValueError(
+            f"targets_N {tuple(targets_N.shape)} must have one target per row of hidden_NC {tuple(hidden_NC.shape)}"
+        )
+    if hidden_NC.shape[0] <= chunk_tokens:
+        return _each_of_chunk(logits_of, hidden_NC, targets_N)
+    chunks = zip(hidden_NC.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True)
+    return torch.cat(
+        [
+            checkpoint(
+                _each_of_chunk, logits_of, hidden, targets, use_reentrant=False, preserve_rng_state=False
+            )
+            for hidden, targets in chunks
+        ]
+    )
+
+
+def _each_of_chunk(logits_of: Callable[[Tensor], Tensor], hidden_NC: Tensor, targets_N: Tensor) -> Tensor:
+    return cross_entropy(logits_of(hidden_NC).float(), targets_N, reduction="none")
 
 
 def _chunk_loss(

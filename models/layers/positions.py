@@ -26,11 +26,21 @@ def alibi_slopes(heads: int, *, device: torch.device | None = None) -> Tensor:
 
 
 def rotary_table(positions_BT: Tensor, width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (B, T, 1, D / 2) in fp32, of the angles position * base^(-2 i / D)."""
+    """Cosines and sines, each (B, T, 1, D / 2) in fp32, of the angles position * base^(-2 i / D).
+
+    positions_BT: (B, T); or (B, T, 2), a position on each of two axes: the frequencies of even i turn with the
+        first axis and those of odd i with the second, so that both axes have low and high ones, and a token
+        whose two positions are equal is embedded exactly as in one dimension.
+    """
     frequencies = base ** (
         -torch.arange(0, width, 2, dtype=torch.float32, device=positions_BT.device) / width
     )
-    angles = positions_BT[:, :, None, None].float() * frequencies
+    if positions_BT.ndim == 3:
+        # Repeated and cut, for D / 2 may be odd; no gather, so the same code compiles for one axis and two.
+        pairs = positions_BT.float().repeat(1, 1, (len(frequencies) + 1) // 2)[:, :, : len(frequencies)]
+        angles = pairs[:, :, None] * frequencies
+    else:
+        angles = positions_BT[:, :, None, None].float() * frequencies
     return angles.cos(), angles.sin()
 
 

@@ -16,12 +16,13 @@ class SigmoidAttention(Attention):
         self.bias = bias
 
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
-        """Causal sigmoid attention of the last T of S positions, (B, T, H, D)."""
+        """Sigmoid attention of the last T of S positions, (B, T, H, D)."""
         return sigmoid_attention(
             q_BTHD,
             k_BSKD,
             v_BSKD,
             bias=self.bias,
+            causal=self.shape.causal,
             alibi_slopes=self.slopes(q_BTHD),
             segment_ids=segment_ids_BT,
         )

@@ -29,23 +29,25 @@ class SoftmaxAttention(Attention):
     """
 
     def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
-        """Causal softmax attention of the last T of S positions, (B, T, H, D)."""
-        slopes_H = self.slopes(q_BTHD)
+        """Softmax attention of the last T of S positions, (B, T, H, D)."""
+        slopes_H, causal = self.slopes(q_BTHD), self.shape.causal
         if takes_flash(q_BTHD):
-            return flash(q_BTHD, k_BSKD, v_BSKD, segment_ids_BT, slopes_H)
+            return flash(q_BTHD, k_BSKD, v_BSKD, segment_ids_BT, slopes_H, causal=causal)
         square = q_BTHD.shape[1] == k_BSKD.shape[1]
         plain = segment_ids_BT is None and slopes_H is None
         wide = q_BTHD.shape[3] >= FLEX_SMALLEST_WIDTH
         if q_BTHD.device.type == "cuda" and square and wide and not plain:
-            return flex(q_BTHD, k_BSKD, v_BSKD, segment_ids_BT, slopes_H, compiled_flex())
+            functions = compiled_flex()
+            return flex(q_BTHD, k_BSKD, v_BSKD, segment_ids_BT, slopes_H, functions, causal=causal)
         one_query = q_BTHD.shape[1] == 1  # the last of all positions sees every key
-        mask = None if plain and (square or one_query) else self._mask(q_BTHD, k_BSKD, segment_ids_BT)
+        unmasked = plain and (square or one_query or not causal)
+        mask = None if unmasked else self._mask(q_BTHD, k_BSKD, segment_ids_BT)
         out_BHTD = scaled_dot_product_attention(
             q_BTHD.transpose(1, 2),
             k_BSKD.transpose(1, 2),
             v_BSKD.transpose(1, 2),
             attn_mask=mask,
-            is_causal=mask is None and square,
+            is_causal=causal and mask is None and square,
             enable_gqa=q_BTHD.shape[2] != k_BSKD.shape[2],
         )
         return out_BHTD.transpose(1, 2)
@@ -55,13 +57,13 @@ class SoftmaxAttention(Attention):
         queries, keys = q_BTHD.shape[1], k_BSKD.shape[1]
         key_S = torch.arange(keys, device=q_BTHD.device)
         distance_TS = torch.arange(keys - queries, keys, device=q_BTHD.device)[:, None] - key_S
-        visible = (distance_TS >= 0)[None, None]
+        visible = (distance_TS >= (0 if self.shape.causal else -keys))[None, None]
         if segment_ids_BT is not None:
             visible = visible & (segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :])
         slopes_H = self.slopes(q_BTHD)
         if slopes_H is None:
             return visible
-        penalty = -slopes_H[:, None, None] * distance_TS
+        penalty = -slopes_H[:, None, None] * distance_TS.abs()
         return penalty.masked_fill(~visible, float("-inf")).to(q_BTHD.dtype)
 
 
@@ -77,13 +79,19 @@ def takes_flash(q_BTHD: Tensor) -> bool:
 
 
 def flash(
-    q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None, slopes_H: Tensor | None
+    q_BTHD: Tensor,
+    k_BSKD: Tensor,
+    v_BSKD: Tensor,
+    segment_ids_BT: Tensor | None,
+    slopes_H: Tensor | None,
+    *,
+    causal: bool,
 ) -> Tensor:
     """By `flash-attn`, whose ALiBi is -slope |i + S - T - j| and whose causality is aligned to the last key."""
     package = import_module(
         "flash_attn"
     )  # optional: no dependency of this project declares it for every machine
-    options: dict[str, Any] = {"causal": True, "alibi_slopes": slopes_H}
+    options: dict[str, Any] = {"causal": causal, "alibi_slopes": slopes_H}
     if segment_ids_BT is None:
         out: Tensor = package.flash_attn_func(q_BTHD, k_BSKD, v_BSKD, **options)
         return out
@@ -118,18 +126,21 @@ def flex(
     segment_ids_BT: Tensor | None,
     slopes_H: Tensor | None,
     functions: tuple[Callable[..., Tensor], Callable[..., Any]],
+    *,
+    causal: bool,
 ) -> Tensor:
     """By FlexAttention, with blocks outside a document skipped. `functions`: attention and mask builder."""
     attention, block_mask = functions
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        before = j <= i if causal else j >= 0
         if segment_ids_BT is None:
-            return j <= i
-        return (j <= i) & (segment_ids_BT[b, i] == segment_ids_BT[b, j])
+            return before
+        return before & (segment_ids_BT[b, i] == segment_ids_BT[b, j])
 
     def penalised(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         assert slopes_H is not None
-        return score - slopes_H[h] * (i - j)
+        return score - slopes_H[h] * (i - j).abs()
 
     batch, time = q_BTHD.shape[:2]
     mask = block_mask(

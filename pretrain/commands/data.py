@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from data_pipelines.build import BuildOptions, Built
+    from data_pipelines.dataset import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and look at datasets.", rich_markup_mode="rich")
 
@@ -27,7 +28,12 @@ Folder = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=F
 
 @app.command()
 def demo(
-    out: Out = Path("data/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: data/demo, or data/digits with --digits.")
+    ] = None,
+    digits: Annotated[
+        bool, typer.Option("--digits", help="Five small datasets of text, images and sounds of digits.")
+    ] = False,
     tokenizer: TokenizerSpec = "bpe:4096",
     megabytes: Annotated[float, typer.Option(help="At most so much text.")] = 12.0,
     validation_fraction: Fraction = 0.05,
@@ -36,8 +42,17 @@ def demo(
 ) -> None:
     """Build a dataset from this Python's standard library: real text, no download.
 
+    With --digits: number words and arithmetic, handwritten digits and dual tones for masked diffusion; of the other
+    options only --seed and --force count.
+
     Example: triptych data demo --out data/demo
+
+    Example: triptych data demo --digits --out data/digits
     """
+    if digits:
+        _demo_digits(out or Path("data/digits"), seed, force)
+        return
+    out = out or Path("data/demo")
     from data_pipelines.build import BuildOptions
     from data_pipelines.demo import build_demo
 
@@ -45,6 +60,19 @@ def demo(
     with _progress() as report:
         built = build_demo(out, options, megabytes, report)
     _print_built(built)
+
+
+def _demo_digits(out: Path, seed: int, force: bool) -> None:
+    from data_pipelines.digits.build import DigitOptions, build_digits
+    from data_pipelines.modalities import load_modalities
+
+    with _progress() as report:
+        datasets = build_digits(out, DigitOptions(seed=seed, force=force), report)
+    typer.echo(f"{out}: {load_modalities(out / 'text-to-image').describe()}")
+    for name, dataset in datasets.items():
+        if name == "text":
+            typer.echo(f"{dataset.path}:")
+        _print_splits(dataset)
 
 
 @app.command()
@@ -73,6 +101,73 @@ def build(
     with _progress() as report:
         built = run_build(source, out, options, report)
     _print_built(built)
+
+
+@app.command()
+def pairs(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A .tar, or a folder of .tar shards or of files KEY.txt or .json with KEY.png, .jpg, .wav, .flac."
+        ),
+    ],
+    out: Out,
+    image_codec: Annotated[
+        str | None,
+        typer.Option(help="A codec's folder, patch:CODES:SIZE, or codes:CODES:ROWSxCOLUMNS for given codes."),
+    ] = None,
+    audio_codec: Annotated[
+        str | None,
+        typer.Option(help="A codec's folder, spectral:CODES[:CODEBOOKS], or codes:CODES[:CODEBOOKS]."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="bytes, bpe:N, a tokenizer.json, or a dataset folder. Default: bpe:8192."),
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="text-to-image,image-to-text ... Default: all that the samples allow.")
+    ] = "",
+    text_slot: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a text that is to be made. Default: the longest caption + 1."),
+    ] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="A dataset whose vocabulary, tokenizer and codecs are taken.")
+    ] = None,
+    delay: Annotated[
+        bool, typer.Option("--delay", help="Delay pattern for several audio codebooks.")
+    ] = False,
+    validation_fraction: Fraction = 0.05,
+    shard_megabytes: ShardSize = 256.0,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Encode captions with images or sounds, one dataset for each task.
+
+    Example: triptych data pairs photos/ --out data/photos --image-codec patch:1024:8 --tokenizer data/demo
+    """
+    from data_pipelines.pair_build import PairOptions, build_pairs
+
+    options = PairOptions(
+        image_codec=image_codec,
+        audio_codec=audio_codec,
+        tokenizer=tokenizer,
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        text_slot=text_slot,
+        vocabulary=vocabulary,
+        delay=delay,
+        validation_fraction=validation_fraction,
+        shard_megabytes=shard_megabytes,
+        seed=seed,
+        force=force,
+    )
+    with _progress() as report:
+        built = build_pairs(source, out, options, report)
+    typer.echo(f"{out}: {built.modalities.describe()}; text slot {built.text_slot}")
+    for dataset in built.datasets.values():
+        _print_splits(dataset)
+    if built.removed:
+        typer.echo(f"  removed what killed builds had left: {', '.join(map(str, built.removed))}")
 
 
 @app.command()
@@ -144,6 +239,9 @@ def lint(
 def stats(
     folder: Folder,
     samples: Annotated[int, typer.Option(help="Show the beginnings of so many documents of each split.")] = 1,
+    sequence_length: Annotated[
+        int | None, typer.Option(min=1, help="Also tell how much padding rows of whole documents have.")
+    ] = None,
 ) -> None:
     """Documents, tokens, lengths and samples of a dataset.
 
@@ -153,7 +251,7 @@ def stats(
     from rich.markup import escape
 
     from data_pipelines.dataset import open_dataset
-    from data_pipelines.stats import describe_split, sample_texts
+    from data_pipelines.stats import describe_split, padding_share, sample_texts
     from data_pipelines.tokenizers import load_tokenizer
     from pretrain.commands.data_tables import histogram_table, split_table
 
@@ -161,6 +259,12 @@ def stats(
     console.print(f"[bold]{escape(str(folder))}[/]  {tokenizer.describe()}  {dataset.fingerprint[:12]}")
     described = [describe_split(dataset, name) for name in dataset.splits]
     console.print(split_table(described))
+    if sequence_length is not None:
+        for name in dataset.splits:
+            share = padding_share(dataset, name, sequence_length)
+            console.print(
+                f"{name}: {share:.1%} of rows of {sequence_length} tokens of whole documents is padding"
+            )
     for split in described:
         console.print(histogram_table(split))
     for name in dataset.splits:
@@ -191,14 +295,20 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             bar.update(task.id, completed=task.total)
 
 
-def _print_built(built: Built) -> None:
-    dataset = built.dataset
-    typer.echo(f"{dataset.path}: {built.tokenizer.describe()}, fingerprint {dataset.fingerprint[:12]}")
+def _print_splits(dataset: Dataset) -> None:
+    if dataset.ranges is not None:
+        typer.echo(f"{dataset.path}:")
     for name, split in dataset.splits.items():
         typer.echo(
             f"  {name}: {split.documents:,} documents, {split.tokens:,} tokens, {split.text_bytes:,} bytes, "
             f"{len(split.shards)} shard(s)"
         )
+
+
+def _print_built(built: Built) -> None:
+    dataset = built.dataset
+    typer.echo(f"{dataset.path}: {built.tokenizer.describe()}, fingerprint {dataset.fingerprint[:12]}")
+    _print_splits(dataset)
     if built.removed:
         names = ", ".join(str(path) for path in built.removed)
         typer.echo(f"  removed what killed builds had left: {names}")

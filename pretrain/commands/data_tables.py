@@ -20,6 +20,10 @@ def split_table(splits: list[SplitFigures]) -> Table:
     table.add_row("tokens", *(f"{s.tokens:,}" for s in splits))
     table.add_row("bytes of text", *(f"{s.text_bytes:,}" for s in splits))
     table.add_row("bytes per token", *(f"{s.bytes_per_token:.2f}" for s in splits))
+    for kind in dict.fromkeys(kind for s in splits for kind in s.tasks):
+        table.add_row(f"documents: {kind}", *(f"{s.tasks.get(kind, 0):,}" for s in splits))
+    for kind in dict.fromkeys(kind for s in splits for kind in s.modality_tokens):
+        table.add_row(f"tokens: {kind}", *(f"{s.modality_tokens.get(kind, 0):,}" for s in splits))
     for percent in PERCENTILES:
         label = f"{percent} % of documents up to" if percent < 100 else "longest document"
         table.add_row(f"{label} (tokens)", *(f"{s.length_percentiles[percent]:,}" for s in splits))

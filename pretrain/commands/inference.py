@@ -1,4 +1,4 @@
-"""`triptych generate` and `triptych evaluate`."""
+"""`triptych evaluate`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from pretrain.bound import DRAWS, evaluate_bound
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, evaluate, evaluate_task
-from pretrain.generate.causal import generate
 from pretrain.run_data import TASK_ROWS
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
-    from pretrain.generate.causal import Sampling
-
-
-def print_generated(
-    run: str, prompts: list[str], sampling: Sampling, *, step: int | None, device: str
-) -> None:
-    trained = load_trained_model(find_run(run), step, device)
-    together = getattr(trained.model, "constant_state", False)
-    for batch in [prompts] if together else [[prompt] for prompt in prompts]:
-        for text in generate(trained.model, trained.tokenizer, batch, sampling, trained.device):
-            print(text)
+    from pretrain.checkpoint_reader import TrainedModel
 
 
 def print_task_accuracy(
@@ -77,9 +67,17 @@ def print_evaluation(
     step: int | None,
     device: str,
     json_output: bool,
+    draws: int | None,
 ) -> None:
     trained = load_trained_model(find_run(run), step, device)
     paths = paths or [source.path for source in trained.config.data.sources]
+    if trained.modalities is not None:
+        _print_bounds(run, trained, paths, split, rows=rows, draws=draws or DRAWS, json_output=json_output)
+        return
+    if draws is not None:
+        raise UserError(
+            f"--draws {draws}: draws masks, and {run} is no run of masked diffusion; leave it out"
+        )
     result = evaluate(trained, paths, split, limit_rows=rows, watch=_progress("evaluating"))
     facts = {"run": run, "step": trained.step, "data": paths, "split": split, **dataclasses.asdict(result)}
     facts["perplexity"] = result.perplexity
@@ -91,3 +89,31 @@ def print_evaluation(
         f"{result.nats_per_token:.4f} nats/token   perplexity {result.perplexity:.2f}   "
         f"{result.bits_per_byte:.4f} bits/byte"
     )
+
+
+def _print_bounds(
+    run: str,
+    trained: TrainedModel,
+    paths: list[str],
+    split: str,
+    *,
+    rows: int | None,
+    draws: int,
+    json_output: bool,
+) -> None:
+    """The likelihood bound of a run of masked diffusion, by modality and task."""
+    watch = _progress("evaluating")
+    bounds = evaluate_bound(trained, paths, split, draws=draws, limit_rows=rows, watch=watch)
+    if json_output:
+        values = {name: dataclasses.asdict(bound) for name, bound in bounds.items()}
+        facts = {"run": run, "step": trained.step, "data": paths, "split": split, "draws": draws}
+        print(json.dumps({**facts, "bounds": values}))
+        return
+    title = f"{run}, step {trained.step}, {split} split, {draws} mask draws per row"
+    table = Table("nats per target token", "bound", "95 % interval", "tokens", title=title)
+    for name, bound in bounds.items():
+        half = "one draw" if bound.half_interval is None else f"+- {bound.half_interval:.4f}"
+        table.add_row(name, f"{bound.nats_per_token:.4f}", half, f"{bound.tokens:,}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("the interval is of the mask draws: other documents would differ by more", soft_wrap=True)

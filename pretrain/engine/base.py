@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor, nn
@@ -25,20 +25,23 @@ class StepReport:
     weight: () the whole step's token count, over all ranks.
     gradient_norm: () global norm before clipping.
     tokens: tokens that all ranks read in this step.
+    parts: (P, 2) float64 this rank's share of the objective's parts: sums and weights.
     """
 
     loss_sum: Tensor
     weight: Tensor
     gradient_norm: Tensor
     tokens: int
+    parts: Tensor
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Sums over all ranks."""
+    """Sums over all ranks. `parts`: of each of the objective's parts that has a weight, its mean."""
 
     loss_sum: float
     weight: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -46,6 +49,12 @@ class Evaluation:
         if not self.weight:
             raise UserError("the split has no token to predict: its documents are empty or one token long")
         return self.loss_sum / self.weight
+
+
+def means(names: Sequence[str], parts: Tensor) -> dict[str, float]:
+    """Sum over weight of each part that has a weight. The host waits for the device."""
+    pairs = zip(names, parts.tolist(), strict=True)
+    return {name: total / weight for name, (total, weight) in pairs if weight}
 
 
 class Engine(Protocol):

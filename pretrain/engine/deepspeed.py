@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
-from pretrain.engine.base import Evaluation, StepReport
+from pretrain.engine.base import Evaluation, StepReport, means
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import (
     after_adam_step,
@@ -24,6 +24,7 @@ from pretrain.engine.fragments import (
     refresh_weights,
 )
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
+from pretrain.optim.scaling import run_shape, scale
 from pretrain.parallel.mesh import micro_batch_rows
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ class LossModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
         loss = objective(self.model, batch)
-        return loss.total, loss.loss
+        return loss.total, loss.loss, loss.parts
 
 
 class DeepSpeedEngine:
@@ -61,7 +62,14 @@ class DeepSpeedEngine:
         self._device = device
         self._placements = parallelized.placements
         module = LossModule(parallelized.model)
-        groups = parameter_groups(parallelized.model.named_parameters(), config.optim, config.model.width)
+        optim = scale(config.optim, run_shape(config, parallelized.model)).optim
+        groups = parameter_groups(
+            parallelized.model.named_parameters(),
+            optim,
+            config.model.width,
+            layers=config.model.layers,
+            transfer=getattr(config.model, "transfer", None),
+        )
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
@@ -69,7 +77,7 @@ class DeepSpeedEngine:
         self._clips_itself = config.parallel.zero > 0
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(groups, config.optim),
+            optimizer=build_optimizer(groups, optim),
             config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows),
             mpu=mesh.mpu,
             dist_init_required=False,
@@ -92,31 +100,38 @@ class DeepSpeedEngine:
         # DeepSpeed averages gradients over the data ranks; the sum over all tokens is what we divide.
         scale = self._mesh.data.size / weight.clamp(min=1)  # a step without a single target has no gradient
         loss_sum = torch.zeros((), device=self._device)
+        part_sums = self._no_parts(objective)
         gradient_norm = None
         micro_batches = batch.split(self._micro_rows)
         for number, micro_batch in enumerate(micro_batches):
-            total, loss = self._engine(micro_batch, objective)
+            total, loss, parts = self._engine(micro_batch, objective)
             self._engine.backward(total * scale, scale_wrt_gas=False)
             loss_sum += loss
+            part_sums += parts
             if number == len(micro_batches) - 1 and not self._clips_itself:
                 gradient_norm = clip_by_global_norm(self._engine.module.parameters(), self._clip_norm)
             self._engine.step()
         if gradient_norm is None:
             gradient_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._device)
-        return StepReport(loss_sum, weight, gradient_norm, tokens=batch.tokens.numel() * self._mesh.data.size)
+        tokens = batch.tokens.numel() * self._mesh.data.size
+        return StepReport(loss_sum, weight, gradient_norm, tokens, part_sums)
+
+    def _no_parts(self, objective: Objective) -> Tensor:
+        return torch.zeros((len(objective.parts), 2), dtype=torch.float64, device=self._device)
 
     # --------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, batches: Iterable[Batch], objective: Objective) -> Evaluation:
-        sums = torch.zeros(2, dtype=torch.float64, device=self._device)
+        sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
         with self.inference():
             for batch in batches:
                 on_device = batch.to(self._device)
-                _, loss = self._engine.module(on_device, objective)
-                sums += torch.stack([loss.double(), objective.weight(on_device).double()])
+                _, loss, parts = self._engine.module(on_device, objective)
+                sums[0] += torch.stack([loss.double(), objective.weight(on_device).double()])
+                sums[1:] += parts
         dist.all_reduce(sums, group=self._mesh.data.group)
-        loss_sum, weight = sums.tolist()
-        return Evaluation(loss_sum, weight)
+        loss_sum, weight = sums[0].tolist()
+        return Evaluation(loss_sum, weight, means(objective.parts, sums[1:]))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:

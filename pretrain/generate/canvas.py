@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.layout import CONDITION, read_layout
-from data_pipelines.vocabulary import MODALITIES, Vocabulary
+from data_pipelines.vocabulary import MODALITIES, Modality, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,25 @@ def canvas(vocabulary: Vocabulary, tokens: Sequence[int]) -> Canvas:
     ranges_T2 = torch.zeros(len(tokens_T), 2, dtype=torch.int64)
     for modality in vocabulary.modalities:
         its_T = modality_T == MODALITIES.index(modality.name)
-        level_size = modality.size // modality.codebooks
-        first_T = modality.first + offset_T[its_T] % modality.codebooks * level_size
-        ranges_T2[its_T] = torch.stack((first_T, first_T + level_size), dim=-1)
+        ranges_T2[its_T] = _ranges(modality, offset_T[its_T])
     lost = ((tokens_T == vocabulary.mask) & (ranges_T2[:, 1] == 0)).nonzero()[:, 0]
     if len(lost):
         raise ValueError(f"place {int(lost[0])} is [MASK] but stands in no modality's part of the document")
     return Canvas(tokens_T, ranges_T2, layout.part[0] == CONDITION)
+
+
+def _ranges(modality: Modality, offset_N: Tensor) -> Tensor:
+    """(N, 2): the ids of the level that each place of a part holds. In a delayed pattern, the last id of a level is
+    the filling before its first frame and after its last, and stands there alone."""
+    books = modality.codebooks
+    level_size = modality.size // books
+    level_N = offset_N % books
+    first_N = modality.first + level_N * level_size
+    end_N = first_N + level_size
+    if modality.delay:
+        frame_N = offset_N // books - level_N
+        frames = len(offset_N) // books - books + 1
+        filling_N = (frame_N < 0) | (frame_N >= frames)
+        first_N = torch.where(filling_N, end_N - 1, first_N)
+        end_N = torch.where(filling_N, end_N, end_N - 1)
+    return torch.stack((first_N, end_N), dim=-1)

@@ -55,9 +55,11 @@ class EvaluationHook(PeriodicEvaluation):
 
     def _evaluate(self, run: Run) -> None:
         began = time.perf_counter()
-        nats = run.engine.evaluate(run.validation_batches(), run.objective).loss
+        evaluation = run.engine.evaluate(run.validation_batches(), run.objective)
+        nats = evaluation.loss
         self.last = {"step": run.clock.step, "nats_per_token": nats}
         record = {"loss/validation": nats, "speed/evaluation_seconds": time.perf_counter() - began}
+        record |= {f"validation_{name}": value for name, value in evaluation.parts.items()}
         if self._bytes_per_token is not None:
             bits_per_byte = nats / math.log(2) / self._bytes_per_token
             self.last["bits_per_byte"] = bits_per_byte

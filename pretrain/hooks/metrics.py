@@ -9,6 +9,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from pretrain.engine.base import means
 from pretrain.hardware import peak_flops
 from pretrain.hooks.base import Hook, due
 from pretrain.hooks.checkpoints import refuse_non_finite
@@ -31,10 +32,12 @@ class MetricsHook(Hook):
         self._flops_per_token = flops_per_token
         self._process = psutil.Process()
         self._carried = (0.0, 0.0)
+        self._carried_parts: list[list[float]] = []
 
     def before_training(self, run: Run) -> None:
         self._run = run
         self._sums = torch.zeros(2, dtype=torch.float64, device=run.device)
+        self._parts = torch.zeros((len(run.objective.parts), 2), dtype=torch.float64, device=run.device)
         self._peak = None
         if run.device.type == "cuda":
             self._peak = peak_flops(torch.cuda.get_device_name(run.device), run.config.precision.dtype)
@@ -42,9 +45,12 @@ class MetricsHook(Hook):
         loss, weight = self._carried
         # The loss is a rank's part, so one rank takes what was summed before; the weight is the whole step's.
         self._sums += torch.tensor([loss if run.mesh.data.rank == 0 else 0.0, weight], device=run.device)
+        if run.mesh.data.rank == 0 and self._carried_parts:
+            self._parts += torch.tensor(self._carried_parts, dtype=torch.float64, device=run.device)
 
     def _begin(self, run: Run) -> None:
         self._sums.zero_()
+        self._parts.zero_()
         self._steps = 0
         self._tokens = 0
         self._since = time.perf_counter()
@@ -53,6 +59,7 @@ class MetricsHook(Hook):
     def after_step(self, run: Run, report: StepReport) -> None:
         self._sums[0] += report.loss_sum
         self._sums[1] += report.weight
+        self._parts += report.parts
         self._steps += 1
         self._tokens += report.tokens
         if due(run.clock.step, self._every) or run.clock.done:
@@ -62,10 +69,11 @@ class MetricsHook(Hook):
 
     def state(self) -> dict[str, Any]:
         loss, weight = self._reduced()
-        return {"loss_sum": loss, "weight": weight}
+        return {"loss_sum": loss, "weight": weight, "parts": self._reduced_parts().tolist()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._carried = (state["loss_sum"], state["weight"])
+        self._carried_parts = state.get("parts", [])  # checkpoints before there were parts have none
 
     def _reduced(self) -> tuple[float, float]:
         """Loss over all ranks and weight, since the last log. Collective; the host waits for the device."""
@@ -74,6 +82,13 @@ class MetricsHook(Hook):
             dist.all_reduce(loss, group=self._run.mesh.data.group)
         return loss.item(), self._sums[1].item()
 
+    def _reduced_parts(self) -> torch.Tensor:
+        """The objective's parts over all ranks, since the last log. Collective."""
+        parts = self._parts.clone()
+        if self._run.mesh.data.size > 1 and len(parts):
+            dist.all_reduce(parts, group=self._run.mesh.data.group)
+        return parts
+
     def _record(self, run: Run, report: StepReport) -> Record:
         loss_sum, weight = self._reduced()
         seconds = time.perf_counter() - self._since
@@ -81,6 +96,7 @@ class MetricsHook(Hook):
         flops = speed * self._flops_per_token / dist.get_world_size()
         record: Record = {
             "loss/train": loss_sum / weight,
+            **means(run.objective.parts, self._reduced_parts()),
             "optim/learning_rate": run.config.optim.lr * run.lr_factor(run.clock.step - 1),
             "optim/gradient_norm": report.gradient_norm.item(),
             "speed/tokens_per_second": speed,

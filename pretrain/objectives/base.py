@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
+    from data_pipelines.stream import Rows
 
 
 @dataclass(frozen=True)
@@ -17,15 +19,30 @@ class LossSum:
 
     total: () what the backward pass starts from, regularisers included.
     loss: () the loss to report, in nats, without gradient.
+    parts: (P, 2) float64 sums and weights of the objective's `parts`, without gradient.
     """
 
     total: Tensor
     loss: Tensor
+    parts: Tensor
 
 
 class Objective(Protocol):
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what is logged beside the loss, each a sum over its own weight; in `monitoring.SCALARS`."""
+        ...
+
+    def rows(self, rows: Any) -> Rows:
+        """What training reads instead of the data's rows: those with whatever the objective draws on the host."""
+        ...
+
+    def evaluation_batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same for an evaluation."""
+        ...
+
     def weight(self, batch: Batch) -> Tensor:
-        """() float: how much this batch counts, known before the forward pass (here: predicted tokens)."""
+        """() float: how much this batch counts, known before the forward pass (e.g. predicted tokens)."""
         ...
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,22 @@ from pretrain.objectives.base import LossSum
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
+    from data_pipelines.stream import Rows
 
 
 @dataclass(frozen=True)
 class NextToken:
     z_loss: float = 0.0
+
+    parts = ()
+
+    def rows(self, rows: Rows) -> Rows:
+        """The rows as they are."""
+        return rows
+
+    def evaluation_batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches as they are."""
+        return iter(batches)
 
     def weight(self, batch: Batch) -> Tensor:
         return batch.weights.sum(dtype=torch.float32)
@@ -33,4 +45,5 @@ class NextToken:
             z_loss=self.z_loss,
             chunk_tokens=default_chunk_tokens(head.out_features),
         )
-        return LossSum(total=loss + z_term, loss=loss.detach())
+        none = loss.new_zeros((0, 2), dtype=torch.float64)
+        return LossSum(total=loss + z_term, loss=loss.detach(), parts=none)

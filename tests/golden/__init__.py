@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parent
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-RUNS = ("sigmoid", "softmax", "pararnn/gru", "pararnn/lstm", "mamba2", "tasks")
+RUNS = ("sigmoid", "softmax", "pararnn/gru", "pararnn/lstm", "mamba2", "tasks", "trimodal")
 
 
 def runnable_configs() -> list[Path]:

@@ -16,9 +16,16 @@ from models.layers.attention import AttentionShape
 from models.softmax.mixer import SoftmaxAttention, document_bounds, flex, has_flash, takes_flash
 
 
-def layer(positions: Literal["alibi", "rope"]) -> SoftmaxAttention:
+def layer(positions: Literal["alibi", "rope"], causal: bool = True) -> SoftmaxAttention:
     shape = AttentionShape(
-        width=64, heads=4, kv_heads=2, positions=positions, rope_base=1e4, qk_norm=False, norm_epsilon=1e-5
+        width=64,
+        heads=4,
+        kv_heads=2,
+        positions=positions,
+        rope_base=1e4,
+        qk_norm=False,
+        norm_epsilon=1e-5,
+        causal=causal,
     )
     return SoftmaxAttention(shape)
 
@@ -32,11 +39,15 @@ def inputs(time: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("positions", ["alibi", "rope"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_flex_attention_gives_what_the_mask_gives(positions: Literal["alibi", "rope"], packed: bool) -> None:
+@pytest.mark.parametrize("causal", [False, True])
+def test_flex_attention_gives_what_the_mask_gives(
+    positions: Literal["alibi", "rope"], packed: bool, causal: bool
+) -> None:
     q, k, v, ids = inputs(150)
-    attention = layer(positions)
+    attention = layer(positions, causal)
     masked = attention.attend(q, k, v, ids if packed else None)
-    ours = flex(q, k, v, ids if packed else None, attention.slopes(q), (flex_attention, create_block_mask))
+    functions = (flex_attention, create_block_mask)
+    ours = flex(q, k, v, ids if packed else None, attention.slopes(q), functions, causal=causal)
     torch.testing.assert_close(ours, masked, rtol=1e-4, atol=1e-5)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.vocabulary import Modality, Vocabulary
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
 from pretrain.generate.diffusion import Sampler
@@ -151,6 +153,16 @@ def test_ranges_are_those_of_the_modality_and_the_level() -> None:
         canvas(PAIRS, [PAIRS.task("text-to-image"), PAIRS.mask, PAIRS.begin("text"), 3, PAIRS.end("text")])
 
 
+def test_a_delayed_pattern_has_its_filling_where_a_level_has_no_frame() -> None:
+    audio = Modality("audio", 20, 8, "frames", codebooks=2, delay=True)  # per level 3 codes and the filling
+    v = Vocabulary(text=Modality("text", 0, 20, "words"), eot=19, audio=audio)
+    tokens = [v.task("text-to-audio"), v.begin("text"), 3, v.end("text"), v.begin("audio"), *[v.mask] * 6]
+    one = canvas(v, [*tokens, v.end("audio")])
+    # Frames 0, 1 of level 0 at columns 0, 1; of level 1 at columns 1, 2.
+    levels = [[20, 23], [27, 28], [20, 23], [24, 27], [23, 24], [24, 27]]
+    assert one.ranges_T2[5:11].tolist() == levels
+
+
 @settings(deadline=None, max_examples=25)
 @given(chosen=settings_strategy)
 def test_what_stands_beside_a_sample_changes_nothing_of_it(chosen: SamplerSettings) -> None:
@@ -190,7 +202,7 @@ def test_guidance_doubles_the_rows_and_masks_the_condition_in_the_second_half() 
     (tokens_BT,) = toy.calls
     assert torch.equal(tokens_BT[:2], torch.stack([one.tokens_T] * 2))
     assert tokens_BT[2].tolist() == [
-        PAIRS.mask if c else t for t, c in zip(one.tokens_T.tolist(), one.condition_T)
+        PAIRS.mask if c else t for t, c in zip(one.tokens_T.tolist(), one.condition_T, strict=True)
     ]
     assert one.condition_T.sum() == 2
 
@@ -237,7 +249,7 @@ def test_every_step_makes_something_and_the_last_leaves_nothing(
 ) -> None:
     plan = plan_steps(tokens, SamplerSettings(steps=steps, schedule=schedule))
     masked = [tokens, *(step.masked_after for step in plan)]
-    assert all(before > after for before, after in zip(masked, masked[1:], strict=False)) and masked[-1] == 0
+    assert all(before > after for before, after in itertools.pairwise(masked)) and masked[-1] == 0
     assert len(plan) == min(steps, tokens)
 
 

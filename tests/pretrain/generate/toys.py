@@ -1,4 +1,4 @@
-"""Distributions small enough to know exactly, and denoisers that know their conditionals. B rows, T time, K outcomes."""
+"""Distributions small enough to know exactly, and denoisers that know them. B rows, T time, K outcomes."""
 
 from __future__ import annotations
 

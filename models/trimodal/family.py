@@ -1,0 +1,45 @@
+"""The trimodal family: one bidirectional Transformer over text, image and audio tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from models.family import Family
+from models.layers.cost import decoder_activation_bytes
+from models.layers.decoder import parameter_group
+from models.layers.recipe import DECODER_RECIPE
+from models.layers.sharding import DECODER_SHARDING
+from models.trimodal.config import TrimodalConfig
+from models.trimodal.model import Trimodal
+
+MASKED_SHARE = 0.5
+"""Share of the tokens whose logits are made: the mean mask ratio of the linear schedule on rows of text. A constant,
+so that the figure belongs to the model and not to a run's schedules and data."""
+
+
+def flops_per_token(config: TrimodalConfig, sequence_length: int) -> float:
+    """Training FLOPs per token of the row, three times the forward's (one forward, two in the backward pass).
+
+    As `decoder_flops_per_token` counts, with two differences: attention's two products count the whole sequence
+    length, twice a causal model's, and the head counts for `MASKED_SHARE` of the tokens, as the others' logits
+    are never made.
+    """
+    assert config.vocabulary is not None
+    attention = config.width * (sum(config.qkv_features) + config.qkv_features[0])
+    mlp = 3 * config.width * config.hidden_width
+    pairs = 2 * config.qkv_features[0] * sequence_length
+    head = MASKED_SHARE * config.width * config.vocabulary
+    return 3.0 * 2 * (config.layers * (attention + mlp + pairs) + head)
+
+
+trimodal = Family(
+    name="trimodal",
+    config=TrimodalConfig,
+    build=Trimodal,
+    sharding=DECODER_SHARDING,
+    flops_per_token=flops_per_token,
+    parameter_group=parameter_group,
+    activation_bytes=partial(decoder_activation_bytes, masked_softmax=False),
+    recipe=DECODER_RECIPE,
+    causal=False,
+)

@@ -1,0 +1,151 @@
+"""Masked diffusion: predict masked tokens from those that are shown, over text, image and audio.
+
+A batch comes with its masks (`Corruption`), drawn where it was made; here they become a loss.
+Shape suffixes: B rows, T time, C model width, N tokens to predict, V vocabulary, P parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from data_pipelines.batch import Batch, Cursor
+from data_pipelines.layout import grid_positions, read_layout
+from data_pipelines.vocabulary import Vocabulary
+from models.layers.loss import default_chunk_tokens, each_cross_entropy
+from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.objectives.base import LossSum
+from pretrain.objectives.corruption import FIRST_BUCKET, PARTS, RowNumbers, Rules, corrupt
+from pretrain.objectives.counters import key
+
+if TYPE_CHECKING:
+    from data_pipelines.mixing import Mixture
+
+
+class MixedRows(Protocol):
+    """Rows of several sources, such as `WholeRowReader`'s."""
+
+    fingerprint: str
+    mixture: Mixture
+
+    def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch: ...
+
+
+def forbid_specials(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """(..., V) without the logits of what is never predicted: [MASK] and the other specials, and the ids that round
+    the model's vocabulary up. They stand last, so that the others keep their ids. A view."""
+    return logits[..., : vocabulary.first_special]
+
+
+@dataclass(frozen=True)
+class MaskedDiffusion:
+    """The objective.
+
+    position_axes: the model's; with 2, batches get the positions of `grid_positions`.
+    """
+
+    section: MaskedDiffusionSection
+    vocabulary: Vocabulary
+    seed: int
+    position_axes: int = 1
+
+    parts = PARTS
+
+    def rows(self, rows: MixedRows) -> CorruptedRows:
+        """What training reads instead of `rows`."""
+        return CorruptedRows(rows, self)
+
+    def evaluation_batches(
+        self, batches: Iterable[Batch], draws: Sequence[int] | None = None
+    ) -> Iterator[Batch]:
+        """Each batch once per mask draw, for the bound in its own terms: conditions shown, counts uniform.
+
+        draws: their numbers; None: the first `evaluation_draws`. A draw is stratified over the rows, and independent
+            of the others.
+        """
+        for batch in batches:
+            for draw in range(self.section.evaluation_draws) if draws is None else draws:
+                numbers = batch.rows.numpy()
+                none = np.zeros_like(numbers)
+                where = RowNumbers(numbers, none, numbers, none.astype(np.bool_))
+                yield self.corrupted(batch, where, evaluate=True, purpose=key(self.seed, "evaluate", draw))
+
+    def corrupted(self, batch: Batch, numbers: RowNumbers, *, evaluate: bool, purpose: np.uint64) -> Batch:
+        """The batch with its masks."""
+        layout = read_layout(self.vocabulary, batch.tokens, batch.positions.long())
+        rules = Rules(self.section, evaluate)
+        corruption = corrupt(batch, layout, self.vocabulary, rules, numbers, purpose)
+        positions = batch.positions
+        if self.position_axes == 2:
+            positions = grid_positions(self.vocabulary, layout, positions).to(positions.dtype)
+        return dataclasses.replace(batch, corruption=corruption, positions=positions)
+
+    def weight(self, batch: Batch) -> Tensor:
+        """Tokens that are learned, masked in this draw or not."""
+        assert batch.corruption is not None, "this batch did not come from CorruptedRows"
+        return batch.corruption.targets.sum(dtype=torch.float32)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
+        corruption = batch.corruption
+        assert corruption is not None, "this batch did not come from CorruptedRows"
+        hidden_BTC = model(corruption.inputs, batch.segment_ids, batch.positions)
+        head: nn.Linear = model.head  # type: ignore[assignment]
+        ce_N = each_cross_entropy(
+            lambda hidden_NC: forbid_specials(head(hidden_NC), self.vocabulary),
+            hidden_BTC.flatten(0, 1).index_select(0, corruption.places),
+            batch.tokens.flatten().index_select(0, corruption.places),
+            chunk_tokens=default_chunk_tokens(head.out_features),
+        )
+        loss = (ce_N * corruption.weights).sum()
+        nats_N = ce_N.detach().double()
+        elbo_N = nats_N * corruption.elbo_weights
+        sums_P = torch.zeros(len(PARTS), dtype=torch.float64, device=ce_N.device)
+        sums_P[0] = elbo_N.sum()
+        parts_3N = corruption.parts.long().T
+        for part_N, values_N in zip(parts_3N, (elbo_N, elbo_N, nats_N), strict=True):
+            sums_P.index_add_(0, part_N, values_N)
+        weights_P = corruption.part_targets.sum(0, dtype=torch.float64)
+        return LossSum(total=loss, loss=loss.detach(), parts=torch.stack((sums_P, weights_P), dim=1))
+
+
+class CorruptedRows:
+    """Rows with their masks. Can be pickled, if the rows can.
+
+    Of complementary pairs, rows 2j and 2j + 1 hold the documents of row j.
+    Mask ratios are stratified over the rows that a source gives to a step, whatever the mixture: a document's quantile
+    is a Kronecker sequence in (which draw of its source the row is, which document of the row it is).
+    """
+
+    def __init__(self, rows: MixedRows, objective: MaskedDiffusion) -> None:
+        self._rows, self._objective = rows, objective
+        self._paired = objective.section.complementary
+        self._purpose = key(objective.seed, "train")
+        self.fingerprint = rows.fingerprint
+        if self._paired:
+            self.fingerprint = hashlib.sha256(f"{rows.fingerprint} in pairs".encode()).hexdigest()
+
+    def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
+        """The rows with these numbers, in this order."""
+        numbers = np.asarray(rows, np.int64)
+        data = numbers // 2 if self._paired else numbers
+        second = numbers % 2 == 1 if self._paired else np.zeros(len(numbers), np.bool_)
+        cursor = cursor or Cursor(int(numbers.max()) + 1, self.fingerprint)
+        if self._paired:
+            unique, places = np.unique(data, return_inverse=True)
+            clean = self._rows.batch(unique.tolist(), cursor).take(torch.from_numpy(places))
+        else:
+            clean = self._rows.batch(rows, cursor)
+        clean = dataclasses.replace(clean, rows=torch.from_numpy(numbers))
+        source, draw = self._rows.mixture.draws(data)
+        where = RowNumbers(data, source, draw, second)
+        return self._objective.corrupted(clean, where, evaluate=False, purpose=self._purpose)
+
+
+assert FIRST_BUCKET < len(PARTS) < 256, "part numbers are uint8"
