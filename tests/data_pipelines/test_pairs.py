@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -246,3 +247,21 @@ def test_lint_finds_pairs_that_are_none(tmp_path):
     )
     (problem,) = lint(tmp_path)
     assert "document 1" in problem.what
+
+
+def test_a_caption_with_an_unknown_word_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", samples(s9={"txt": b"number nein"}))
+    (tmp_path / "words").mkdir()
+    word_tokenizer(["number", *map(str, range(COUNT))]).save(tmp_path / "words")
+    options = PairOptions(
+        tokenizer=str(tmp_path / "words"), image_codec="patch:40:2", tasks=("image-to-text",)
+    )
+    with pytest.raises(DataError, match="a.tar:s9: 'number nein': the tokenizer has no token for a word"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", options)
+
+
+def test_reading_sounds_names_the_packages_it_needs(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", samples())
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(DataError, match=r"pip install 'triptych\[audio\]'"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", OPTIONS)
