@@ -197,6 +197,11 @@ def _thin(kept: list[Sample], sample: Sample, number: int) -> None:
 def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None) -> Modalities:
     """The vocabulary with its tokenizer and codecs, as given or learned."""
     if given is not None:
+        if options.tokenizer and bpe_size(options.tokenizer):
+            raise DataError(
+                f"--tokenizer {options.tokenizer} trains a new one, and --vocabulary {options.vocabulary} has its own: "
+                "leave one of them out."
+            )
         image = _given_codec("image", options.image_codec) or given.image
         audio = _given_codec("audio", options.audio_codec) or given.audio
         tokenizer = tokenizer_from_spec(options.tokenizer) if options.tokenizer else given.tokenizer

@@ -11,11 +11,14 @@ Imports no torch: it answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch import slurm
@@ -28,6 +31,7 @@ from pretrain.errors import UserError
 
 EXIT_NOTHING_TO_DO = 100
 """`begin`: the run has finished, or was given up; the batch script ends in peace."""
+ROOM_WAIT_S, ROOM_PERIOD_S = 1800, 5
 
 
 def begin(run: LaunchedRun, job: str) -> int:
@@ -142,12 +146,12 @@ def _preflight(run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: in
     """All nodes check themselves and each other in a step of their own, with a time limit of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     # One that fails does not end the others at once: what they have to say tells which node it is.
-    command = ["srun", "--kill-on-bad-exit=0", "--wait=20", f"--output={folder}/%t.log", *_container(run)]
+    # Its output comes here over the network: a node that does not see the folder could not open a file in it.
+    command = ["srun", "--kill-on-bad-exit=0", "--wait=20", "--label", *_container(run)]
     command += [sys.executable, "-m", "launch.preflight", str(run.run), str(folder)]
-    try:
-        code: int | None = subprocess.run(command, timeout=seconds, check=False, stdout=sys.stderr).returncode
-    except subprocess.TimeoutExpired:
-        code = None
+    code: int | None = None
+    with (folder / "ranks.log").open("w") as log, contextlib.suppress(subprocess.TimeoutExpired):
+        code = subprocess.run(command, timeout=seconds, check=False, stdout=log, stderr=log).returncode
     verdict = judge(folder, nodes, code=code, seconds=seconds)
     say(f"preflight: {verdict}")
     return verdict
@@ -212,6 +216,23 @@ def _outlive_the_requeue() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def when_there_is_room(run: LaunchedRun, act: Callable[[], int]) -> int:
+    """What the verdict is written to may be the disk whose fullness ended the attempt. Whoever makes room there
+    should not also have to find out which runs to start again: try for a while before the job is lost."""
+    end_at = time.monotonic() + ROOM_WAIT_S
+    while True:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or time.monotonic() > end_at:
+                raise
+            with contextlib.suppress(OSError):  # the log may lie on the same disk
+                say(
+                    f"{run.run}: {error.strerror}; make room there: tried again for {ROOM_WAIT_S // 60} minutes"
+                )
+            time.sleep(ROOM_PERIOD_S)
+
+
 def say(message: str) -> None:
     """To the job's log; standard output is for the script."""
     print(f"triptych: {message}", file=sys.stderr, flush=True)
@@ -226,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run, job = LaunchedRun(given.run), os.environ["SLURM_JOB_ID"]
     try:
         if given.moment == "end":
-            return end(run, job, given.code)
+            return when_there_is_room(run, lambda: end(run, job, given.code))
         return begin(run, job) if given.moment == "begin" else check(run, job)
     except UserError as error:
         say(f"error: {error}")

@@ -15,7 +15,7 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -159,16 +159,29 @@ def _together(report: Report, folder: Path, settings: PreflightSettings, device:
             f"{folder}: {report.host} does not see what {', '.join(unseen)} wrote there; the run folder must be on "
             "storage that all nodes share: set run.folder"
         )
-    report.figures["all_reduce_gigabytes_per_second"] = _reduce_rate(device)
+    report.figures["all_reduce_gigabytes_per_second"] = _reduce_rate(device, None)
+    if len(set(hosts)) < world:
+        own = _node_group(hosts, report.host)
+        report.figures["all_reduce_in_node_gigabytes_per_second"] = _reduce_rate(device, own)
     report.write(folder, "measured")
 
 
-def _reduce_rate(device: torch.device) -> float:
+def _node_group(hosts: Sequence[str], own: str) -> dist.ProcessGroup:
+    """The ranks of this node. Collective: every rank makes every node's group."""
+    groups = {
+        host: dist.new_group([rank for rank, name in enumerate(hosts) if name == host])
+        for host in dict.fromkeys(hosts)
+    }
+    found: dist.ProcessGroup = groups[own]
+    return found
+
+
+def _reduce_rate(device: torch.device, group: dist.ProcessGroup | None) -> float:
     size = REDUCE_BYTES if device.type == "cuda" else REDUCE_BYTES_CPU
     buffer = torch.ones(size // 4, device=device)
-    dist.all_reduce(buffer)  # the first one sets connections up
+    dist.all_reduce(buffer, group=group)  # the first one sets connections up
     began = time.perf_counter()
-    dist.all_reduce(buffer)
+    dist.all_reduce(buffer, group=group)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return size / (time.perf_counter() - began) / 1e9

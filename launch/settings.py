@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from pretrain.config import ConfigLoader
-from pretrain.config_objective import Section
+from pretrain.config_section import Section
 from pretrain.errors import ConfigError
 
 DEFAULT = Path("configs/cluster/default.yaml")

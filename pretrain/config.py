@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
-from data_pipelines.tasks import build_task
-from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection, Section
+from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
+from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
+from pretrain.config_section import Auto, Section
 from pretrain.errors import ConfigError
-
-Auto = Literal["auto"]
 
 
 class RunSection(Section):
@@ -69,6 +68,10 @@ class DataSection(Section):
     @classmethod
     def _task_is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None:
+            from data_pipelines.tasks import (
+                build_task,
+            )  # with torch, which Slurm's batch script should not wait for
+
             build_task(value)
         return value
 
@@ -76,27 +79,6 @@ class DataSection(Section):
     def sources(self) -> tuple[SourceSection, ...]:
         """None for a synthetic task."""
         return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path or ()
-
-
-class OptimSection(Section):
-    lr: float = Field(gt=0)
-    """Peak learning rate of embeddings and norms; matrices get it times `matrix_lr_multiplier`."""
-    matrix_lr_multiplier: Annotated[float, Field(gt=0)] | Auto = "auto"
-    """auto: min(768 / width, 1)."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    epsilon: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0, lt=1)
-    """Share of a weight lost per step at the schedule's peak, whatever the learning rate."""
-    warmup_steps: int = Field(default=0, ge=0)
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
-    decay_steps: int | None = Field(default=None, ge=0)
-    """wsd only: length of the final linear decay. null: a fifth of the run."""
-    clip_norm: float | None = Field(default=1.0, gt=0)
-
-    def wsd_decay_steps(self, steps: int) -> int:
-        """Length of wsd's final decay in a run of `steps`."""
-        return steps // 5 if self.decay_steps is None else self.decay_steps
 
 
 class ParallelSection(Section):
@@ -327,6 +309,7 @@ def _shipped_configs(path: Path) -> str:
 _NESTED_NAMES = {
     "data": tuple(SourceSection.model_fields),
     "objective": tuple(ModalitySection.model_fields),
+    "optim": (*ScalingSection.model_fields, *MultiplierSection.model_fields),
 }
 
 
@@ -385,7 +368,8 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
 
 def _nested_names(kind: type) -> list[str]:
     """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
-    nested = [hint for hint in get_type_hints(kind).values() if dataclasses.is_dataclass(hint)]
+    hints = [part for hint in get_type_hints(kind).values() for part in (hint, *get_args(hint))]
+    nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
     return [field.name for hint in nested for field in dataclasses.fields(hint)]
 
 
@@ -556,6 +540,8 @@ def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]
                 True,
             )
         return
+    from data_pipelines.tasks import build_task
+
     lengths = {
         "data.sequence_length": data.sequence_length,
         "monitor.evaluate_length": monitor.evaluate_length,

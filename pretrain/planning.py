@@ -19,6 +19,7 @@ from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
+from pretrain.optim.scaling import Scaled, run_shape, scale, transfer_warnings
 from pretrain.parallel.mesh import data_parallel_size, micro_batch_rows
 from pretrain.run_data import rounded_vocabulary
 
@@ -53,6 +54,19 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike."""
+
+    type: str
+    lr: float
+    """At the schedule's peak."""
+    epsilon: float
+
+
+GROUP_KEYS = ("type", "peak_lr", "eps")
+
+
+@dataclass(frozen=True)
 class Plan:
     parameters: Mapping[str, int]
     """By group: embedding, attention, mlp, norm, head."""
@@ -63,7 +77,11 @@ class Plan:
     accumulation: int
     tokens_per_step: int
     tokens: int
-    learning_rates: Mapping[str, float]
+    optim: Scaled
+    """The optimizer's settings after `optim.scaling`."""
+    groups: tuple[Group, ...]
+    warnings: tuple[str, ...]
+    """Where a rule is used outside of its range."""
     attention_bias: float | None
     gpus: int
     accelerator: Accelerator
@@ -90,7 +108,9 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
     for name, parameter in model.named_parameters():
         group = family.parameter_group(name)
         groups[group] = groups.get(group, 0) + parameter.numel()
-    types = parameter_groups(model.named_parameters(), config.optim, config.model.width)
+    scaled = scale(config.optim, run_shape(config, model))
+    transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
+    types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
     data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
     rows = config.data.global_batch_rows // data_ranks
     micro = micro_batch_rows(config.data, data_ranks)
@@ -108,7 +128,9 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         accumulation=rows // micro,
         tokens_per_step=tokens_per_step,
         tokens=tokens,
-        learning_rates={group["type"]: group["peak_lr"] for group in types},
+        optim=scaled,
+        groups=tuple(Group(*(group[key] for key in GROUP_KEYS)) for group in types),
+        warnings=(*scaled.warnings, *transfer_warnings(transfer, width, layers)),
         attention_bias=getattr(model_config, "attention_bias", None),
         gpus=gpus,
         accelerator=accelerator,

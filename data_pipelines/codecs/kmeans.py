@@ -12,27 +12,31 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.order import permutation, splitmix64
 
-CHUNK = 2048
-"""Points whose distances are held at a time: they stay in a core's cache."""
+CHUNK = 32_768
+"""Distances that are held at a time: they stay in a core's cache."""
 
 
 def nearest(points_ND: np.ndarray, centroids_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest centroid of each point, (N,) int64, and the squared distance to it, (N,) float64."""
     number_N = np.empty(len(points_ND), np.int64)
     distance_N = np.empty(len(points_ND))
-    for start in range(0, len(points_ND), CHUNK):
-        distance_NK = _distances(points_ND[start : start + CHUNK], centroids_KD)
+    step = max(1, CHUNK // len(centroids_KD))
+    for start in range(0, len(points_ND), step):
+        distance_NK = _distances(points_ND[start : start + step], centroids_KD)
         number = distance_NK.argmin(1)
-        number_N[start : start + CHUNK] = number
-        distance_N[start : start + CHUNK] = distance_NK[np.arange(len(number)), number]
+        number_N[start : start + step] = number
+        distance_N[start : start + step] = distance_NK[np.arange(len(number)), number]
     return number_N, distance_N
 
 
 def _distances(points_ND: np.ndarray, centroids_KD: np.ndarray) -> np.ndarray:
     """Squared distances (N, K), summed over dimensions one after the other."""
     total_NK = np.zeros((len(points_ND), len(centroids_KD)))
+    part_NK = np.empty_like(total_NK)
     for point_N, centroid_K in zip(points_ND.T, centroids_KD.T, strict=True):
-        total_NK += (point_N[:, None] - centroid_K) ** 2
+        np.subtract(point_N[:, None], centroid_K, out=part_NK)
+        part_NK *= part_NK
+        total_NK += part_NK
     return total_NK
 
 

@@ -85,7 +85,7 @@ class SpectralCodec:
         if not sounds:
             raise DataError("no sounds to train a spectral codec on.")
         step = max(1, len(sounds) // TRAINED_CLIPS)
-        left = np.concatenate([_log_magnitudes(sound, frames) for sound in sounds[::step]])
+        left = np.concatenate([log_magnitudes(sound, frames) for sound in sounds[::step]])
         levels = []
         for level in range(codebooks):
             what = f"audio frames of {frames.window} samples" + (f", level {level}" if level else "")
@@ -115,7 +115,7 @@ class SpectralCodec:
                 raise DataError(
                     f"sound {number} is {sound.dtype} {sound.shape}; this codec takes float32 (samples,)."
                 )
-        spectra = [_log_magnitudes(sound, self.frames) for sound in samples]
+        spectra = [log_magnitudes(sound, self.frames) for sound in samples]
         if not spectra:
             return []
         left = np.concatenate(spectra)
@@ -177,7 +177,7 @@ def _spectra(sound: np.ndarray, frames: Frames) -> np.ndarray:
     return np.fft.rfft(cut * window, axis=1) / window.sum()
 
 
-def _log_magnitudes(sound: np.ndarray, frames: Frames) -> np.ndarray:
+def log_magnitudes(sound: np.ndarray, frames: Frames) -> np.ndarray:
     """(T, F) float64."""
     return np.log(np.abs(_spectra(sound.astype(np.float64), frames))[:, frames.band] + FLOOR)
 

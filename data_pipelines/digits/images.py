@@ -38,7 +38,7 @@ class Warp:
     shift: float
 
 
-WEAK = Warp(7, 0.06, 0.35)
+WEAK = Warp(7, 0.06, 0.2)
 """For images that are to be made: they must look like digits."""
 MODERATE = Warp(10, 0.10, 0.6)
 """For images that are to be read."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from models.layers.mlp import swiglu_width
+from models.layers.transfer import Transfer
 
 Problem = tuple[str, str]
 
@@ -20,6 +21,8 @@ class DecoderConfig:
     the initial value of a learned factor per feature on each branch, or None for no such factor.
     `initialisation`: "fan_in" draws matrices from N(0, 1 / fan_in) and the embedding from N(0, 1 / width);
     "small" draws all from N(0, 0.02^2), the projections back to the residual stream / sqrt(2 layers).
+    `transfer`: the smaller model on which the optimizer's settings were tuned; residual branches, initial weights,
+    learning rates and epsilons then follow Complete(d)P (`models.layers.transfer`).
     """
 
     family: str
@@ -37,6 +40,7 @@ class DecoderConfig:
     tied_head: bool = True
     norm_epsilon: float = 1e-5
     initialisation: Literal["fan_in", "small"] = "fan_in"
+    transfer: Transfer | None = None
 
     causal: ClassVar[bool] = True
     """Whether a token sees those before it only. A family's nature, no setting."""
@@ -68,6 +72,21 @@ class DecoderConfig:
             found.append(("sequence_length", f"{sequence_length} must be at least 1"))
         if min(self.width, self.heads) > 0:
             found += self._head_problems()
+        if self.transfer is not None:
+            found += self._transfer_problems(self.transfer)
+        return found
+
+    def _transfer_problems(self, transfer: Transfer) -> list[Problem]:
+        found = [
+            (f"transfer.{key}", f"{getattr(transfer, key)} must be at least 1")
+            for key in ("width", "layers")
+            if getattr(transfer, key) < 1
+        ]
+        if not 0.5 <= transfer.alpha <= 1:
+            found.append(("transfer.alpha", f"{transfer.alpha} must be from 0.5 to 1; both ends transfer"))
+        if self.tied_head:
+            message = "a tied head cannot have both an embedding's initial weights and a head's; set tied_head: false"
+            found.append(("transfer", message))
         return found
 
     def _head_problems(self) -> list[Problem]:

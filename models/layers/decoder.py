@@ -6,6 +6,7 @@ Shape suffixes: B batch, T time, C model width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,12 @@ from models.layers.language_model import LanguageModel
 from models.layers.mlp import SwiGLU
 from models.layers.norm import RMSNorm
 from models.layers.positions import row_positions
+from models.layers.transfer import Transfer, multipliers, residual_factor
 
 
 class Branch(nn.Module):
-    """What surrounds a branch f: `x + scale post(f(pre(x)))`, with post and scale if asked for."""
+    """What surrounds a branch f: `x + factor scale post(f(pre(x)))`, with post and scale if asked for; the factor is 1
+    but in a model with a base model (`models.layers.transfer`)."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -29,6 +32,7 @@ class Branch(nn.Module):
         self.post = RMSNorm(config.width, config.norm_epsilon) if config.norm == "hybrid" else None
         scaled = config.layer_scale is not None
         self.scale = nn.Parameter(torch.empty(config.width)) if scaled else None
+        self.factor = residual_factor(config.transfer, config.layers)
 
     def enter(self, x_BTC: Tensor) -> Tensor:
         out: Tensor = self.pre(x_BTC)
@@ -39,7 +43,7 @@ class Branch(nn.Module):
             branch_BTC = self.post(branch_BTC)
         if self.scale is not None:
             branch_BTC = branch_BTC * self.scale
-        return x_BTC + branch_BTC
+        return torch.add(x_BTC, branch_BTC, alpha=self.factor)
 
 
 class Block(nn.Module):
@@ -127,15 +131,30 @@ def parameter_group(name: str) -> str:
 
 
 def initial_rule(config: DecoderConfig, name: str) -> Rule:
-    """Norms start at one, layer scales at their setting, matrices by `config.initialisation`."""
+    """Norms start at one, layer scales at their setting, matrices by `config.initialisation`; with a base model, as
+    the base's do, times what Complete(d)P says."""
     if name.endswith(".scale"):
         assert config.layer_scale is not None, name
         return Constant(config.layer_scale)
     group = parameter_group(name)
     if group == "norm":
         return Constant(1.0)
+    if config.transfer is None:
+        return Normal(_deviation(config, name))
+    kind = group if group in ("embedding", "head") else "matrix"
+    by_size = multipliers(config.transfer, config.width, config.layers)
+    return Normal(_deviation(_base(config, config.transfer), name) * by_size[kind].deviation)
+
+
+def _deviation(config: DecoderConfig, name: str) -> float:
     returns = name.endswith((".attention.out.weight", ".mlp.down.weight"))
     if config.initialisation == "small":
-        return Normal(0.02 / (2 * config.layers) ** 0.5 if returns else 0.02)
+        return 0.02 / (2 * config.layers) ** 0.5 if returns else 0.02
     fan_in = config.hidden_width if name.endswith(".mlp.down.weight") else config.width
-    return Normal(fan_in**-0.5)
+    return float(fan_in**-0.5)
+
+
+def _base(config: DecoderConfig, transfer: Transfer) -> DecoderConfig:
+    """The base model, of the same proportions."""
+    mlp_width = None if config.mlp_width is None else config.mlp_width * transfer.width // config.width
+    return replace(config, width=transfer.width, layers=transfer.layers, mlp_width=mlp_width, transfer=None)

@@ -28,7 +28,12 @@ Folder = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=F
 
 @app.command()
 def demo(
-    out: Out = Path("data/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: data/demo, or data/digits with --digits.")
+    ] = None,
+    digits: Annotated[
+        bool, typer.Option("--digits", help="Five small datasets of text, images and sounds of digits.")
+    ] = False,
     tokenizer: TokenizerSpec = "bpe:4096",
     megabytes: Annotated[float, typer.Option(help="At most so much text.")] = 12.0,
     validation_fraction: Fraction = 0.05,
@@ -37,8 +42,17 @@ def demo(
 ) -> None:
     """Build a dataset from this Python's standard library: real text, no download.
 
+    With --digits: number words and arithmetic, handwritten digits and dual tones for masked diffusion; of the other
+    options only --seed and --force count.
+
     Example: triptych data demo --out data/demo
+
+    Example: triptych data demo --digits --out data/digits
     """
+    if digits:
+        _demo_digits(out or Path("data/digits"), seed, force)
+        return
+    out = out or Path("data/demo")
     from data_pipelines.build import BuildOptions
     from data_pipelines.demo import build_demo
 
@@ -46,6 +60,19 @@ def demo(
     with _progress() as report:
         built = build_demo(out, options, megabytes, report)
     _print_built(built)
+
+
+def _demo_digits(out: Path, seed: int, force: bool) -> None:
+    from data_pipelines.digits.build import DigitOptions, build_digits
+    from data_pipelines.modalities import load_modalities
+
+    with _progress() as report:
+        datasets = build_digits(out, DigitOptions(seed=seed, force=force), report)
+    typer.echo(f"{out}: {load_modalities(out / 'text-to-image').describe()}")
+    for name, dataset in datasets.items():
+        if name == "text":
+            typer.echo(f"{dataset.path}:")
+        _print_splits(dataset)
 
 
 @app.command()

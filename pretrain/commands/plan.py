@@ -28,6 +28,9 @@ def print_plan(
     console.print(_parameters(plan))
     console.print(_memory(plan, config))
     console.print(_training(plan, config, price))
+    console.print(_optimizer(plan, config))
+    for warning in plan.warnings:
+        console.print(f"[bold]warning[/bold]: {warning}")
     free = plan.accelerator.memory_gib * GIB - plan.memory.total
     if free < 0:
         console.print(
@@ -55,6 +58,29 @@ def _memory(plan: Plan, config: Config) -> Table:
     return table
 
 
+def _optimizer(plan: Plan, config: Config) -> Table:
+    """The settings as the run will use them, and as the config has them where a rule changed them."""
+    table = Table("optimizer", "run", "config")
+    now, given = plan.optim.optim, config.optim
+    for kind in dict.fromkeys(group.type for group in plan.groups):
+        rates = [group.lr for group in plan.groups if group.type == kind]
+        epsilon = next(group.epsilon for group in plan.groups if group.type == kind)
+        shown = (
+            f"{min(rates):.4g}" if len(set(rates)) == 1 else f"{min(rates):.4g} to {max(rates):.4g} by depth"
+        )
+        table.add_row(f"peak learning rate, {kind}", shown, f"{given.lr:.4g}")
+        if epsilon != given.epsilon:
+            table.add_row(f"epsilon, {kind}", f"{epsilon:.3g}", f"{given.epsilon:.3g}")
+    table.add_row(
+        "betas", f"{now.betas[0]:.4g}, {now.betas[1]:.4g}", f"{given.betas[0]:g}, {given.betas[1]:g}"
+    )
+    table.add_row("weight decay per step", f"{now.weight_decay:.4g}", f"{given.weight_decay:g}")
+    if given.scaling is not None:
+        kappa = "" if plan.optim.kappa is None else f"kappa = {plan.optim.kappa:.4g}"
+        table.add_row("rule", kappa, given.scaling.rule)
+    return table
+
+
 def _training(plan: Plan, config: Config, price: float | None) -> Table:
     table = Table("training", "")
     rows = f"{config.data.global_batch_rows} rows x {config.data.sequence_length} tokens"
@@ -62,8 +88,6 @@ def _training(plan: Plan, config: Config, price: float | None) -> Table:
     table.add_row("step", f"{rows} = {plan.tokens_per_step:,} tokens")
     table.add_row("micro-batch", f"{plan.micro_batch_rows} rows per GPU, {plan.accumulation} per step")
     table.add_row("steps, tokens", f"{config.run.steps:,}, {plan.tokens:.4g}")
-    for kind, rate in plan.learning_rates.items():
-        table.add_row(f"peak learning rate, {kind}", f"{rate:.4g}")
     table.add_row("schedule", f"{config.optim.schedule}, {config.optim.warmup_steps} warm-up steps")
     if plan.attention_bias is not None:
         table.add_row("attention bias", f"{plan.attention_bias:.4f} = -ln(sequence length)")

@@ -24,6 +24,7 @@ from pretrain.engine.fragments import (
     refresh_weights,
 )
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
+from pretrain.optim.scaling import run_shape, scale
 from pretrain.parallel.mesh import micro_batch_rows
 
 if TYPE_CHECKING:
@@ -61,7 +62,14 @@ class DeepSpeedEngine:
         self._device = device
         self._placements = parallelized.placements
         module = LossModule(parallelized.model)
-        groups = parameter_groups(parallelized.model.named_parameters(), config.optim, config.model.width)
+        optim = scale(config.optim, run_shape(config, parallelized.model)).optim
+        groups = parameter_groups(
+            parallelized.model.named_parameters(),
+            optim,
+            config.model.width,
+            layers=config.model.layers,
+            transfer=getattr(config.model, "transfer", None),
+        )
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
@@ -69,7 +77,7 @@ class DeepSpeedEngine:
         self._clips_itself = config.parallel.zero > 0
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(groups, config.optim),
+            optimizer=build_optimizer(groups, optim),
             config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows),
             mpu=mesh.mpu,
             dist_init_required=False,

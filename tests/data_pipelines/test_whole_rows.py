@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch
 from data_pipelines.best_fit import best_fit, count_rows
+from data_pipelines.dataset import write_dataset
 from data_pipelines.errors import DataError
 from data_pipelines.rows import RowReader, Source, open_sources
+from data_pipelines.shards import TokenShardWriter
 from data_pipelines.stream import open_stream
+from data_pipelines.tokenizers import BytesTokenizer
 from data_pipelines.vocabulary import Modality, Vocabulary
 from data_pipelines.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of, whole_evaluation_batches
 from tests.data_pipelines.helpers import EOT, VOCABULARY, joined, make_dataset, make_pairs, pair, same
@@ -221,12 +224,6 @@ def test_good_documents_of_all_kinds_pass(tmp_path):
 
 
 def test_text_with_ids_outside_of_its_tokenizer(tmp_path):
-    documents = make_dataset(tmp_path, [5, 5])
-    assert len(documents) == 2
-    from data_pipelines.dataset import write_dataset
-    from data_pipelines.shards import TokenShardWriter
-    from data_pipelines.tokenizers import BytesTokenizer
-
     writer = TokenShardWriter(tmp_path, "train", 2, 10**9)
     writer.write(np.asarray([5, EOT], np.uint16), 1)
     writer.write(np.asarray([300, EOT], np.uint16), 1)

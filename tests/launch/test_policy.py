@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -83,3 +85,8 @@ def test_bad_nodes_add_up() -> None:
 )
 def test_endings_that_end_the_run(ending: Ending, action: str) -> None:
     assert decide([Attempt(1, ending, 0, 60, "why")], most_without_progress=3, excluded=[]).action == action
+
+
+def test_the_batch_script_and_status_wait_for_no_torch() -> None:
+    code = "import sys, launch.batch, launch.status; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models import families
-from pretrain.config import OptimSection
+from pretrain.config_optim import OptimSection
 from pretrain.optim import build_optimizer, parameter_groups, schedule_factor, set_learning_rate
 
 

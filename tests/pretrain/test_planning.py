@@ -22,7 +22,8 @@ def test_the_7b_plan_in_figures() -> None:
     plan = make_plan(load_config("configs/sigmoid/7b.yaml"), gpus=256, gpu="h100", mfu=0.4)
     assert plan.tokens == 250_000 * 1024 * 4096
     assert (plan.micro_batch_rows, plan.accumulation) == (1, 4)
-    assert plan.learning_rates["matrix"] == pytest.approx(0.01 * 768 / 4096)
+    rates = {group.type: group.lr for group in plan.groups}
+    assert rates["matrix"] == pytest.approx(0.01 * 768 / 4096)
     assert plan.attention_bias == pytest.approx(-8.3178, abs=1e-4)
     assert plan.seconds == pytest.approx(plan.flops_per_token * plan.tokens / (989e12 * 0.4 * 256))
     assert plan.flops_per_token == pytest.approx(6 * sum(plan.parameters.values()), rel=0.15)

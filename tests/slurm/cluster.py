@@ -23,6 +23,7 @@ from pathlib import Path
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "unshare")
 CALL_TIMEOUT_S = 20
 SUBNET = "10.77.0"
+SMALL_DISK_MB = 64
 
 CONFIG = """
 ClusterName=triptych
@@ -95,12 +96,21 @@ class Cluster:
     def names(self) -> list[str]:
         return [f"node{number}" for number in range(1, self.nodes + 1)]
 
+    @property
+    def small_disk(self) -> Path:
+        """A file system of SMALL_DISK_MB that all nodes share, for drills that fill it."""
+        return self.folder / "small"
+
     # ---------------------------------------------------------------------------------------- start and stop
 
     def start(self) -> None:
         """Bring all daemons up and wait until every node is idle."""
-        for name in ("state", "log", "run", "spool", "munge", "devices"):
+        for name in ("state", "log", "run", "spool", "munge", "devices", "small"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        # Before the nodes: each has a mount namespace of its own, and sees what was mounted when it began.
+        self._check(
+            "mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m", "triptych-small", str(self.small_disk)
+        )
         for name, mode in ((".", 0o711), ("munge", 0o711), ("run", 0o755)):
             (self.folder / name).chmod(mode)
         self.environment = {
@@ -126,6 +136,7 @@ class Cluster:
         self._end("slurmctld", *(f"slurmd.{node}" for node in self.names))
         self._end_left_steps()
         self._end("munged")
+        _run("umount", "-l", str(self.small_disk))
         if self.network:
             for name in self.names:
                 _run("ip", "netns", "del", self._namespace(name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -164,13 +163,12 @@ class Drill:
         self.wait_finished(run)
         assert self.losses(run) == undisturbed
         assert self.endings(run) == [*endings, "done"], self.report(run)
-        job = self.job(run)
-        assert until(lambda: not self._ranks_of(job), 10), "ranks are left"
+        assert until(lambda: not self.has_ranks(run), 10), "ranks are left"
 
-    def _ranks_of(self, job: str) -> list[Process]:
-        ours = [process for process in processes() if process.environment.get("SLURM_JOB_ID") == job]
-        return [
-            process
-            for process in ours
-            if "SLURM_PROCID" in process.environment and process.pid != os.getpid()
-        ]
+    def has_ranks(self, run: LaunchedRun) -> bool:
+        """Whether a process of the run's newest job is there that srun started."""
+        job = self.job(run)
+        environments = (process.environment for process in processes())
+        return any(
+            found.get("SLURM_JOB_ID") == job and "SLURM_STEP_NUM_TASKS" in found for found in environments
+        )

@@ -216,27 +216,17 @@ def test_a_hung_rank_is_found_and_its_node_left(drill: Drill, undisturbed: Losse
 
 
 def test_a_full_disk(drill: Drill, undisturbed: Losses) -> None:
-    runs = drill.folder / "runs"
-    runs.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "triptych-drill", str(runs)], check=True)
-    try:
-        run = drill.launch()
-        drill.wait_step(run, 8)
-        filler = runs / "filler"
-        with filler.open("wb") as file:
-            subprocess.run(
-                ["dd", "if=/dev/zero", f"of={filler}", "bs=1M", "status=none"], capture_output=True
-            )
-            file.flush()
-        drill.wait(
-            lambda: drill.cluster.state(drill.job(run)) != "RUNNING", 60, "the end of the attempt", run
-        )
-        filler.unlink()
-        drill.wait_finished(run)
-        assert drill.losses(run) == undisturbed
-    finally:
-        drill.end()
-        subprocess.run(["umount", "-l", str(runs)], check=True)
+    on_small = Drill(drill.cluster, drill.corpus, drill.cluster.small_disk)
+    run = on_small.launch()
+    on_small.wait_step(run, 8)
+    filler = drill.cluster.small_disk / "filler"
+    subprocess.run(
+        ["dd", "if=/dev/zero", f"of={filler}", "bs=1M", "status=none"], capture_output=True, timeout=60
+    )
+    on_small.wait(lambda: not on_small.has_ranks(run), 90, "the end of the ranks", run)
+    filler.unlink()  # before the batch script gives up
+    on_small.wait_finished(run)
+    assert on_small.losses(run) == undisturbed and on_small.endings(run)[-1] == "done"
 
 
 def test_slurmctld_restarts_under_a_run(drill: Drill, undisturbed: Losses) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from models.layers.transfer import Transfer, multipliers
+
 if TYPE_CHECKING:
-    from pretrain.config import OptimSection
+    from pretrain.config_optim import OptimSection
 
 REFERENCE_WIDTH = 768
 """The width at which learning rates are tuned; wider models' matrices get proportionally less."""
@@ -38,25 +41,62 @@ def parameter_type(name: str, parameter: nn.Parameter) -> str:
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], optim: OptimSection, width: int
+    named: Iterable[tuple[str, nn.Parameter]],
+    optim: OptimSection,
+    width: int,
+    *,
+    layers: int = 1,
+    transfer: Transfer | None = None,
 ) -> list[dict[str, Any]]:
-    """One AdamW group per parameter type.
+    """One AdamW group per parameter type, and per layer where `optim.depth_multipliers` tells layers apart.
 
     Each group carries `peak_lr`, which `set_learning_rate` multiplies by the schedule. torch's AdamW shrinks a
     weight by lr x weight_decay; dividing by the group's peak leaves schedule x `optim.weight_decay`, the same
     share for every type and learning rate.
+
+    width, layers: of the model. transfer: its base model, where there is one; it decides instead of
+        `matrix_lr_multiplier`.
     """
-    types: dict[str, list[nn.Parameter]] = {}
+    split_head = transfer is not None or optim.multipliers.head != 1.0
+    by_size = None if transfer is None else multipliers(transfer, width, layers)
+    members: dict[tuple[str, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        types.setdefault(parameter_type(name, parameter), []).append(parameter)
+        kind = parameter_type(name, parameter)
+        if split_head and name.startswith("head."):
+            kind = "head"
+        depth = depth_multiplier(optim.depth_multipliers, name, layers)
+        members.setdefault((kind, depth), []).append(parameter)
     groups = []
-    for kind, parameters in types.items():
-        peak = optim.lr * (matrix_lr_multiplier(optim, width) if kind == "matrix" else 1.0)
+    for (kind, depth), parameters in members.items():
+        peak, epsilon = optim.lr * depth * getattr(optim.multipliers, kind), optim.epsilon
+        if by_size is not None:
+            peak, epsilon = peak * by_size[kind].lr, epsilon * by_size[kind].epsilon
+        elif kind == "matrix":
+            peak *= matrix_lr_multiplier(optim, width)
         decay = 0.0 if kind == "vector" else optim.weight_decay / peak
         groups.append(
-            {"params": parameters, "lr": peak, "peak_lr": peak, "weight_decay": decay, "type": kind}
+            {
+                "params": parameters,
+                "lr": peak,
+                "peak_lr": peak,
+                "eps": epsilon,
+                "weight_decay": decay,
+                "type": kind,
+            }
         )
     return groups
+
+
+def depth_multiplier(points: Sequence[float], name: str, layers: int) -> float:
+    """The factor of a block's parameter: `points` lie evenly from the first block to the last, with straight lines
+    between them. 1 outside of the blocks, and without points."""
+    found = re.match(r"blocks\.(\d+)\.", name)
+    if not points or found is None:
+        return 1.0
+    place = int(found[1]) / max(1, layers - 1) * (len(points) - 1)
+    before = min(int(place), len(points) - 1)
+    after = min(before + 1, len(points) - 1)
+    return points[before] + (place - before) * (points[after] - points[before])
 
 
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimSection) -> torch.optim.AdamW:

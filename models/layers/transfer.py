@@ -1,0 +1,48 @@
+"""Complete(d)P: what a model wider and deeper than a tuned base changes, so that the base's settings stay right.
+
+Source: Mlodozeniec et al., "Completed Hyperparameter Transfer across Modules, Width, Depth, Batch and Duration"
+(arXiv:2512.22382), and for the epsilon of vectors Dey et al., "Don't be lazy: CompleteP" (arXiv:2505.01618).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """The base model, at whose size the optimizer's settings were tuned.
+
+    alpha: exponent of the depth in the residual branches, x + (layers / base)^-alpha f(x); 1 and 1/2 both transfer.
+    """
+
+    width: int
+    layers: int
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Factors on a base model's initial deviation, learning rate and Adam epsilon, for one type of tensor."""
+
+    deviation: float = 1.0
+    lr: float = 1.0
+    epsilon: float = 1.0
+
+
+def multipliers(transfer: Transfer, width: int, layers: int) -> dict[str, Multipliers]:
+    """By type: embedding, matrix (of a block), vector (of a block: gains and biases), head (an untied one)."""
+    m_width, m_depth, alpha = width / transfer.width, layers / transfer.layers, transfer.alpha
+    block_epsilon = 1 / m_width * m_depth**-alpha
+    return {
+        "embedding": Multipliers(epsilon=1 / m_width),
+        "matrix": Multipliers(m_width**-0.5, m_depth ** (alpha - 1) / m_width, block_epsilon),
+        "vector": Multipliers(lr=m_depth ** (alpha - 1), epsilon=block_epsilon),
+        # Without a factor on the logits, so that fused cross-entropies work: it is in the deviation and the rate.
+        "head": Multipliers(1 / m_width, 1 / m_width),
+    }
+
+
+def residual_factor(transfer: Transfer | None, layers: int) -> float:
+    """What a branch is multiplied by before it joins the residual stream."""
+    return 1.0 if transfer is None else float((layers / transfer.layers) ** -transfer.alpha)

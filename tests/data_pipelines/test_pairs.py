@@ -1,0 +1,248 @@
+"""`triptych data pairs`: from files to datasets that are read back."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from data_pipelines.dataset import open_dataset
+from data_pipelines.errors import DataError
+from data_pipelines.lint import lint
+from data_pipelines.modalities import load_modalities
+from data_pipelines.pair_build import PairOptions, build_pairs
+from data_pipelines.rows import Source, open_sources
+from data_pipelines.shards import write_tar
+from data_pipelines.tokenizers import word_tokenizer
+from data_pipelines.vocabulary import TASKS
+from data_pipelines.whole_rows import WholeRowReader
+from tests.data_pipelines.helpers import VOCABULARY, make_pairs, pair
+from tests.data_pipelines.test_command import run
+from tests.data_pipelines.test_whole_rows import read_back
+
+COUNT = 30
+
+
+def png(number: int, colour: bool = False, side: int = 8) -> bytes:
+    random = np.random.default_rng(number)
+    pixels = random.integers(0, 256, (side, side, *([3] if colour else [])))
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def wav(number: int, rate: int = 8000) -> bytes:
+    time = np.arange(rate // 5) / rate
+    noise = np.random.default_rng(number).normal(0, 0.01, len(time))
+    file = io.BytesIO()
+    soundfile.write(file, 0.3 * np.sin(6.28 * (300 + 40 * number) * time) + noise, rate, format="WAV")
+    return file.getvalue()
+
+
+def samples(**changes: dict) -> list[dict]:
+    """Captions with images and sounds; `changes` by key."""
+    made = [
+        {"__key__": f"s{n}", "txt": f"number {n}".encode(), "png": png(n), "wav": wav(n)}
+        for n in range(COUNT)
+    ]
+    for sample in made:
+        for extension, data in changes.get(sample["__key__"], {}).items():
+            sample[extension] = data
+            if data is None:
+                del sample[extension]
+    return made
+
+
+OPTIONS = PairOptions(
+    tokenizer="bytes", image_codec="patch:40:2", audio_codec="spectral:12:2", validation_fraction=0.2
+)
+
+
+def documents(folder, split="train"):
+    """(ids of condition, ids of target) of every document, in stored order."""
+    reader = WholeRowReader(open_sources([Source(folder)], split), 200, 0, shuffle=False)
+    v = reader.vocabulary
+    found = [d for row in read_back(reader.batch(range(reader.rows_per_epoch[0]))) for d in row]
+    pairs = []
+    for document in found:
+        ends = [i for i, token in enumerate(document) if token in {v.end(m.name) for m in v.modalities}]
+        pairs.append((np.asarray(document[2 : ends[0]]), np.asarray(document[ends[0] + 2 : ends[1]])))
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pairs")
+    (root / "raw").mkdir()
+    made = samples()
+    write_tar(root / "raw" / "a.tar", made[:20])
+    write_tar(root / "raw" / "b.tar", made[20:])
+    build_pairs(root / "raw", root / "out", OPTIONS)
+    return root
+
+
+def test_all_tasks_hold_the_samples_on_one_side(built):
+    words = {}
+    for task, (x, y) in TASKS.items():
+        folder = built / "out" / task
+        modalities = load_modalities(folder)
+        assert lint(folder) == []
+        for split in ("train", "validation"):
+            pairs = documents(folder, split)
+            place = 0 if x == "text" else 1
+            words[task, split] = {modalities.sample("text", pair[place]) for pair in pairs}
+            for pair in pairs:
+                other = modalities.sample(y if x == "text" else x, pair[1 - place])
+                assert other.shape == ((8, 8) if "image" in task else (1656,))
+                if y == "text":  # filled up to the longest caption and one more
+                    assert len(pair[1]) == 10 and pair[1][-1] == modalities.vocabulary.eot
+                elif x == "text":
+                    assert modalities.vocabulary.eot not in pair[0]
+    assert len({frozenset(words[task, "train"]) for task in TASKS}) == 1
+    train, validation = words["text-to-image", "train"], words["text-to-image", "validation"]
+    assert train | validation == {f"number {n}" for n in range(COUNT)} and not train & validation
+    assert len({load_modalities(built / "out" / task).vocabulary.fingerprint for task in TASKS}) == 1
+
+
+def test_images_and_captions_stay_together(built):
+    folder = built / "out" / "text-to-image"
+    modalities = load_modalities(folder)
+    for given, made in documents(folder):
+        number = int(modalities.sample("text", given).split()[1])
+        with Image.open(io.BytesIO(png(number))) as image:
+            (wanted,) = modalities.ids("image", [np.asarray(image)], "x")
+        assert np.array_equal(made, wanted)
+
+
+def test_a_folder_of_files_gives_the_same_tokens(tmp_path, built):
+    for sample in samples():
+        for extension, data in sample.items():
+            if extension != "__key__":
+                (tmp_path / f"{sample['__key__']}.{extension}").write_bytes(data)
+    (tmp_path / "readme.md").write_text("not a sample")
+    options = PairOptions(
+        vocabulary=built / "out" / "text-to-image", tasks=("image-to-text",), validation_fraction=0.2
+    )
+    build_pairs(tmp_path, tmp_path / "out", options)
+    key = lambda pairs: sorted((a.tolist(), b.tolist()) for a, b in pairs)  # noqa: E731
+    assert key(documents(tmp_path / "out/image-to-text")) == key(documents(built / "out/image-to-text"))
+    assert not (tmp_path / "out/text-to-image").exists()
+
+
+def test_codes_are_taken_as_they_are(tmp_path):
+    random = np.random.default_rng(0)
+    images, sounds = random.integers(0, 70_000, (5, 6)), random.integers(0, 9, (5, 2, 4))
+    made = [
+        {
+            "__key__": f"{n}",
+            "json": json.dumps({"caption": "ab"[: 1 + n % 2]}).encode(),
+            "image.u32": images[n].astype("<u4").tobytes(),
+            "audio.u16": sounds[n].astype("<u2").tobytes(),
+        }
+        for n in range(5)
+    ]
+    write_tar(tmp_path / "a.tar", made)
+    spec = {"image_codec": "codes:70000:2x3", "audio_codec": "codes:9:2", "tokenizer": "bytes"}
+    built = build_pairs(
+        tmp_path / "a.tar", tmp_path / "out", PairOptions(**spec, validation_fraction=0, delay=True)
+    )
+    v = built.modalities.vocabulary
+    assert v.image.size == 70_000 and v.audio.size == 20 and v.audio.delay
+    pairs = documents(tmp_path / "out/text-to-image")
+    assert sorted(made.tolist() for _, made in pairs) == sorted((images + v.image.first).tolist())
+    assert open_dataset(tmp_path / "out/text-to-image").token_bytes == 4
+    with pytest.raises(DataError, match="no codec for image tokens"):
+        built.modalities.sample("image", pairs[0][1])
+    smaller = PairOptions(**{**spec, "image_codec": "codes:60000:2x3"})
+    with pytest.raises(DataError, match=r"a.tar:\d: image code \d+ is outside of 0 to 59999"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out2", smaller)
+    with pytest.raises(DataError, match="the grid has 3 x 3"):
+        build_pairs(
+            tmp_path / "a.tar", tmp_path / "out2", PairOptions(**{**spec, "image_codec": "codes:70000:3x3"})
+        )
+    with pytest.raises(DataError, match="say with --image-codec which codec made them"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out2", PairOptions(tokenizer="bytes"))
+    with pytest.raises(DataError, match="its audio.u16 has 16 bytes, not a whole number of 3"):
+        build_pairs(
+            tmp_path / "a.tar", tmp_path / "out2", PairOptions(**{**spec, "audio_codec": "codes:9:3"})
+        )
+
+
+BAD = [
+    ({"s7": {"txt": None}}, {}, "a.tar:s7: an image and audio without its caption; put a s7.txt"),
+    ({"s7": {"txt": b" \n"}}, {}, "a.tar:s7: its caption is empty"),
+    ({"s7": {"txt": b"\xff"}}, {}, "a.tar:s7: its txt is not UTF-8"),
+    ({"s7": {"txt": None, "json": b"{}"}}, {}, 'a.tar:s7: no string "caption"'),
+    ({"s7": {"png": None, "wav": None}}, {}, "a.tar:s7: a caption without an image or a sound"),
+    ({"s7": {"png": png(7)[:60]}}, {}, "a.tar:s7: its png cannot be decoded"),
+    ({"s7": {"png": png(7, side=6)}}, {}, "a.tar:s7: an image of 6 x 6 pixels, the codec takes 8 x 8"),
+    ({"s7": {"wav": b"RIFF no sound"}}, {}, "a.tar:s7: its wav cannot be decoded"),
+    ({}, {"text_slot": 8}, "a.tar:s0: its text has 8 tokens, the slot 8"),
+    ({}, {"image_codec": "patch:4000:2"}, "image patches of 2 x 2: only"),
+    ({}, {"image_codec": "patch:40:3"}, "do not divide"),
+    ({}, {"image_codec": "patch:40"}, "--image-codec patch:40: a codec's folder, or patch:CODES:SIZE"),
+    ({}, {"image_codec": "no/folder"}, "no/folder holds no codec"),
+    ({}, {"tasks": ("text-to-video",)}, "--tasks text-to-video: no such task"),
+    ({}, {"validation_fraction": 1.0}, "--validation-fraction 1.0"),
+    ({}, {"text_slot": 1}, "--text-slot 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "options", "message"), BAD)
+def test_bad_samples_and_options(tmp_path, changes, options, message):
+    write_tar(tmp_path / "a.tar", samples(**changes))
+    with pytest.raises(DataError, match=message):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", PairOptions(**{**OPTIONS.__dict__, **options}))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"], "nothing is left of a build that failed"
+
+
+def test_another_codec_or_tokenizer_than_the_vocabularys(tmp_path, built):
+    write_tar(tmp_path / "a.tar", samples())
+    theirs = built / "out" / "text-to-image"
+    build_pairs(tmp_path / "a.tar", tmp_path / "b", PairOptions(tokenizer="bytes", image_codec="patch:30:2"))
+    other = str(tmp_path / "b/text-to-image/codecs/image")
+    with pytest.raises(DataError, match="the image codec has fingerprint"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", PairOptions(vocabulary=theirs, image_codec=other))
+    with pytest.raises(DataError, match="--tokenizer bpe:300 trains a new one"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", PairOptions(vocabulary=theirs, tokenizer="bpe:300"))
+    word_tokenizer(["number"]).save(tmp_path)
+    words = PairOptions(vocabulary=theirs, tokenizer=str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="the text tokenizer has fingerprint"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", words)
+    with pytest.raises(DataError, match="a codec for image"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", PairOptions(tokenizer="bytes", audio_codec=other))
+
+
+def test_sounds_are_resampled_to_the_codecs_rate(tmp_path, built):
+    write_tar(tmp_path / "a.tar", [{"__key__": "x", "txt": b"x", "wav": wav(3, 16_000)}])
+    options = PairOptions(
+        vocabulary=built / "out/text-to-audio", tasks=("text-to-audio",), validation_fraction=0
+    )
+    result = build_pairs(tmp_path / "a.tar", tmp_path / "out", options)
+    ((_, made),) = documents(tmp_path / "out/text-to-audio")
+    sound = result.modalities.sample("audio", made)
+    assert abs(np.abs(np.fft.rfft(sound)).argmax() * 8000 / len(sound) - 420) < 40
+
+
+def test_colour_images_and_a_trained_tokenizer(tmp_path):
+    made = [{"__key__": f"{n}", "txt": f"photo {n}".encode(), "png": png(n, True)} for n in range(40)]
+    write_tar(tmp_path / "a.tar", made)
+    text = run(
+        "pairs", tmp_path / "a.tar", "--out", tmp_path / "out", "--image-codec", "patch:64:2", "--tokenizer", "bpe:260",
+        "--tasks", "image-to-text", "--text-slot", 9, "--validation-fraction", 0.1,
+    )  # fmt: skip
+    assert "RGB 8 x 8" in text and "text slot 9" in text and "train: " in text
+    shown = run("stats", tmp_path / "out/image-to-text", "--sequence-length", 64)
+    assert "documents: image-to-text" in shown and "tokens: image" in shown and "is padding" in shown
+    assert "<begin image> [16 image tokens] <end image>" in shown
+    assert "no problems" in run("lint", tmp_path / "out/image-to-text")
+
+
+def test_lint_finds_pairs_that_are_none(tmp_path):
+    make_pairs(
+        tmp_path, [pair("image-to-text", [257] * 4, [1]), np.asarray([VOCABULARY.task("image-to-text"), 5])]
+    )
+    (problem,) = lint(tmp_path)
+    assert "document 1" in problem.what
