@@ -92,14 +92,14 @@ def test_all_tasks_hold_the_samples_on_one_side(built):
         for split in ("train", "validation"):
             pairs = documents(folder, split)
             place = 0 if x == "text" else 1
-            words[task, split] = {modalities.sample("text", pair[place]) for pair in pairs}
-            for pair in pairs:
-                other = modalities.sample(y if x == "text" else x, pair[1 - place])
+            words[task, split] = {modalities.sample("text", one[place]) for one in pairs}
+            for both in pairs:
+                other = modalities.sample(y if x == "text" else x, both[1 - place])
                 assert other.shape == ((8, 8) if "image" in task else (1656,))
                 if y == "text":  # filled up to the longest caption and one more
-                    assert len(pair[1]) == 10 and pair[1][-1] == modalities.vocabulary.eot
+                    assert len(both[1]) == 10 and both[1][-1] == modalities.vocabulary.eot
                 elif x == "text":
-                    assert modalities.vocabulary.eot not in pair[0]
+                    assert modalities.vocabulary.eot not in both[0]
     assert len({frozenset(words[task, "train"]) for task in TASKS}) == 1
     train, validation = words["text-to-image", "train"], words["text-to-image", "validation"]
     assert train | validation == {f"number {n}" for n in range(COUNT)} and not train & validation
