@@ -23,6 +23,8 @@ from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas
 from pretrain.generate.diffusion import Denoiser, pad_rows
 
+LOGIT_VALUES = 2**26
+"""So many log probabilities at once, 512 MiB in float64, unless one row has more."""
 NORMAL_95 = 1.959964
 
 
@@ -124,8 +126,10 @@ class Likelihood:
     def _log_p(self, questions: Sequence[tuple[Answer, np.ndarray]]) -> list[Tensor]:
         """For each answer with its masked places, log p of the true tokens there, (K,) float64 on the CPU."""
         found: list[Tensor] = []
-        for start in range(0, len(questions), self._rows_at_once):
-            some = questions[start : start + self._rows_at_once]
+        values = max(len(masked) for _, masked in questions) * self._vocabulary.size
+        rows = min(self._rows_at_once, max(1, LOGIT_VALUES // values))
+        for start in range(0, len(questions), rows):
+            some = questions[start : start + rows]
             for (answer, masked), log_p_KV in zip(some, self._all_log_p(some), strict=True):
                 truth_K = answer.tokens_N[torch.from_numpy(masked)]
                 found.append(log_p_KV.gather(1, truth_K[:, None].to(log_p_KV.device))[:, 0].cpu())

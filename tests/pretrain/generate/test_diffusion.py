@@ -93,7 +93,7 @@ settings_strategy = st.builds(
             None if sampler == "first_hitting" else steps,
             "linear" if sampler == "first_hitting" else schedule,
             score if sampler == "confidence" else "max_probability",
-            gumbel if sampler == "confidence" else 0.0,
+            gumbel if sampler == "confidence" and score != "random" else 0.0,
             block,
             0.0 if sampler == "first_hitting" else remask,
             temperature,
@@ -331,6 +331,20 @@ def test_ranks_go_on_with_what_they_agreed_on() -> None:
 def test_a_wrong_setting_is_named(key: str, values: dict) -> None:
     with pytest.raises(UserError, match=f"^{key} = "):
         SamplerSettings(**values)
+
+
+def test_noise_on_a_random_order_is_refused() -> None:
+    with pytest.raises(UserError, match="^gumbel = 1.0: must be left out: score = random"):
+        settings_for("image", score="random", gumbel=1.0)
+    assert settings_for("image", score="random").gumbel == 0
+
+
+def test_rows_at_once_keep_the_logits_small() -> None:
+    """700,000 masked places of 48 ids are 33.6e6 logits a row; 2^28 hold 7 of those, 3 with guidance."""
+    one = canvas(PAIRS, [PAIRS.mask] * 700_000)
+    for guidance, rows in ((1.0, 7), (2.0, 3)):
+        sampler = Sampler(RandomLogits(PAIRS), PAIRS, SamplerSettings(guidance=guidance), CPU)
+        assert sampler._fitting_rows([one] * 16) == rows
 
 
 def test_defaults_give_way_to_what_was_chosen() -> None:
