@@ -13,6 +13,7 @@ import typer
 
 from pretrain.commands.checkpoint import app as checkpoint_app
 from pretrain.commands.data import app as data_app
+from pretrain.commands.evaluate_options import EvaluateOptions
 from pretrain.commands.generate_options import HowOptions, WhatOptions
 from pretrain.commands.options import with_options
 from pretrain.exit_codes import EXIT_USER_ERROR
@@ -120,26 +121,16 @@ def generate(
 
 
 @app.command()
+@with_options(what=EvaluateOptions)
 def evaluate(
     run: RunName,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", "-d", help="Dataset folder; default: the run's.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="train or validation.")] = "validation",
-    rows: Annotated[int | None, typer.Option(min=1, help="At most this many rows.")] = None,
-    length: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="Synthetic tasks: length of the sequences; may be repeated."),
-    ] = None,
-    draws: Annotated[
-        int | None, typer.Option(min=1, help="Masked diffusion: mask draws per row. Default: 8.")
-    ] = None,
+    what: EvaluateOptions,
     step: Step = None,
     device: Device = DeviceKind.auto,
     json_output: Annotated[bool, typer.Option("--json", help="One line of JSON.")] = False,
 ) -> None:
     """Loss in nats per token, perplexity and bits per byte of a trained model on any dataset; accuracy on a task;
-    of masked diffusion the likelihood bound by modality and task, with 95 % intervals.
+    of masked diffusion the likelihood bound by modality and task, with 95 % intervals, or questions answered.
 
     triptych evaluate demo
 
@@ -148,15 +139,12 @@ def evaluate(
     triptych evaluate parity --length 100 --length 1000
 
     triptych evaluate digits --draws 32
-    """
-    from pretrain.commands.inference import print_evaluation, print_task_accuracy
-    from pretrain.run_folder import find_run
 
-    if length or (not data and find_run(run).trains_a_task()):
-        print_task_accuracy(run, length or [], rows=rows, step=step, device=device, json_output=json_output)
-        return
-    settings = {"rows": rows, "step": step, "draws": draws}
-    print_evaluation(run, data, split, device=device, json_output=json_output, **settings)
+    triptych evaluate digits --choices questions.jsonl
+    """
+    from pretrain.commands.inference import print_evaluation_of
+
+    print_evaluation_of(run, what, step=step, device=device, json_output=json_output)
 
 
 def main() -> None:

@@ -115,6 +115,8 @@ class MonitorSection(Section):
     evaluate_length: int | None = Field(default=None, ge=1)
     """Synthetic tasks: also measure accuracy on sequences of this length."""
     sample_every_steps: int | None = Field(default=None, ge=1)
+    """Samples in TensorBoard; null: only at the end. Masked diffusion makes anew what the first validation documents
+    of each task have as their targets; prompts and tokens are for text of causal models."""
     sample_prompts: tuple[str, ...] = ("",)
     sample_tokens: int = Field(default=64, ge=1)
     tensorboard: bool = True

@@ -107,6 +107,8 @@ class _Diffusion:
         if self.made != "text" and self.what.out is None:
             suffix = "png" if self.made == "image" else "wav"
             raise UserError(f"--out: missing; name the .{suffix} file to write")
+        if self.what.out is not None and not Path(self.what.out).absolute().parent.is_dir():
+            raise UserError(f"--out {self.what.out}: there is no such folder; make it first")
         if self.what.sheet and self.made != "image":
             raise UserError(f"--sheet: for pictures; {self.task} makes {self.made}")
 

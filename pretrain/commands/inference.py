@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import track
@@ -13,6 +13,8 @@ from rich.table import Table
 
 from pretrain.bound import DRAWS, evaluate_bound
 from pretrain.checkpoint_reader import load_trained_model
+from pretrain.commands.choices import print_choices
+from pretrain.commands.options import flag
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, evaluate, evaluate_task
 from pretrain.run_data import TASK_ROWS
@@ -21,6 +23,31 @@ from pretrain.run_folder import find_run
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
     from pretrain.checkpoint_reader import TrainedModel
+    from pretrain.commands.evaluate_options import EvaluateOptions
+
+CHOICE_DRAWS = 128
+
+
+def print_evaluation_of(
+    run: str, what: EvaluateOptions, *, step: int | None, device: str, json_output: bool
+) -> None:
+    """What the options ask for: answers to questions, accuracy on a synthetic task, or the loss on data."""
+    shared: dict[str, Any] = {"step": step, "device": device, "json_output": json_output}
+    if what.choices is not None:
+        _refuse(what, ("data", "rows", "length"), "with --choices, which brings its own questions")
+        print_choices(run, what.choices, what.by or "elbo", draws=what.draws or CHOICE_DRAWS, **shared)
+        return
+    _refuse(what, ("by",), "without --choices")
+    if what.length or (not what.data and find_run(run).trains_a_task()):
+        print_task_accuracy(run, what.length or [], rows=what.rows, **shared)
+        return
+    print_evaluation(run, what.data, what.split, rows=what.rows, draws=what.draws, **shared)
+
+
+def _refuse(what: EvaluateOptions, names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        if getattr(what, name):
+            raise UserError(f"{flag(name)}: means nothing {where}; leave it out")
 
 
 def print_task_accuracy(

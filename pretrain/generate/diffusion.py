@@ -25,6 +25,10 @@ Agree = Callable[[Tensor], Tensor]
 """Makes all ranks go on with one rank's tokens, where several sample together."""
 
 
+LOGIT_VALUES = 2**28
+"""So many logits at once, 1 GiB of them in fp32, unless one sample has more."""
+
+
 class Denoiser(Protocol):
     """A model that predicts masked tokens."""
 
@@ -41,7 +45,7 @@ class Sampler:
     Args:
         device: of the denoiser.
         agree: called with all tokens after each forward pass, on the CPU.
-        rows_at_once: rows per forward pass; guidance doubles them.
+        rows_at_once: samples per forward pass; None: as many as LOGIT_VALUES allows, at most 16.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class Sampler:
         device: torch.device,
         *,
         agree: Agree = torch.Tensor.clone,
-        rows_at_once: int = 16,
+        rows_at_once: int | None = None,
     ) -> None:
         self._denoiser = denoiser
         self._vocabulary = vocabulary
@@ -69,10 +73,15 @@ class Sampler:
             any batch, on the same kind of device.
         """
         filled: list[Tensor] = []
-        for start in range(0, len(canvases), self._rows_at_once):
-            some = canvases[start : start + self._rows_at_once]
-            filled += self._together(some, first_number + start)
+        rows = self._rows_at_once or self._fitting_rows(canvases)
+        for start in range(0, len(canvases), rows):
+            filled += self._together(canvases[start : start + rows], first_number + start)
         return filled
+
+    def _fitting_rows(self, canvases: Sequence[Canvas]) -> int:
+        masked = max((int((one.tokens_T == self._vocabulary.mask).sum()) for one in canvases), default=0)
+        values = max(1, masked) * self._vocabulary.size * (1 if self._settings.guidance == 1 else 2)
+        return min(16, max(1, LOGIT_VALUES // values))
 
     def _together(self, canvases: Sequence[Canvas], first_number: int) -> list[Tensor]:
         seeds = [sample_seeds(self._settings.seed, first_number + i) for i in range(len(canvases))]

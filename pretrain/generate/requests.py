@@ -66,13 +66,18 @@ class Requests:
         if MASK in prompt:
             if tokens is not None:
                 raise UserError("--tokens: the prompt's [MASK]s say how many tokens to make; leave it out")
-            return self._canvas([*self._with_masks(prompt), vocabulary.eot])
+            return self._canvas(self._filled([*self._with_masks(prompt), vocabulary.eot]))
         ids = self.modalities.text_ids(prompt).tolist()
         if tokens is None and not ids:
             tokens = draw_length(self.lengths, FREE_TEXT, np.random.default_rng(seed))
         elif tokens is None:
             tokens = usual_length(self.lengths, FREE_TEXT, above=len(ids)) - len(ids)
-        return self._canvas([*ids, *[vocabulary.mask] * tokens])
+        return self._canvas(self._filled([*ids, *[vocabulary.mask] * tokens]))
+
+    def slot(self, task: str) -> int | None:
+        """The tokens of a text target where the data has a slot of one size for all, filled with end-of-text."""
+        counts = self.lengths.get(task, {})
+        return next(iter(counts)) if len(counts) == 1 else None
 
     def condition_ids(self, modality: str, source: str) -> list[int]:
         """The ids of a text, or of a picture's or sound's file."""
@@ -129,6 +134,11 @@ class Requests:
         for piece in encoded[1:]:
             ids += [mask, *piece]
         return ids
+
+    def _filled(self, tokens: list[int]) -> list[int]:
+        """Text as long as the data's slot, if there is one: another length would be new to the model."""
+        slot = self.slot(FREE_TEXT) or 0
+        return tokens + [self.modalities.vocabulary.eot] * (slot - len(tokens))
 
     def _canvas(self, tokens: list[int]) -> Canvas:
         if len(tokens) > self.row:

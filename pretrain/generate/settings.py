@@ -75,6 +75,8 @@ class SamplerSettings:
         for key, idle in (("gumbel", 0.0), ("score", "max_probability")):
             value = getattr(self, key)
             _check(key, value, confident or value == idle, "left out: only sampler = confidence has scores")
+        vain = self.score == "random" and self.gumbel != 0
+        _check("gumbel", self.gumbel, not vain, "left out: score = random is noise alone, whatever its scale")
         if self.sampler == "first_hitting":
             _check("steps", self.steps, self.steps is None, "left out: first_hitting has one step per token")
             _check("remask", self.remask, self.remask == 0, "0: first_hitting masks nothing again")
@@ -108,4 +110,6 @@ def settings_for(kind: str, **chosen: Any) -> SamplerSettings:
     base = DEFAULTS[kind]
     if chosen.get("sampler", base.sampler) != base.sampler:
         return SamplerSettings(**{"temperature": base.temperature, **chosen})
+    if chosen.get("score") == "random":
+        base = dataclasses.replace(base, gumbel=0.0)
     return dataclasses.replace(base, **chosen)

@@ -61,6 +61,23 @@ def test_generate_at_a_saved_step_and_at_one_that_is_not_there(trained: Path) ->
     assert ended.code == EXIT_USER_ERROR and "steps there: 6, 9, 12" in ended.errors
 
 
+@pytest.mark.parametrize(
+    "options",
+    [["--task", "text-to-image"], ["--sampler", "confidence"], ["--guidance", "2"], ["--out", "x.png"]],
+)
+def test_a_causal_run_refuses_what_is_for_masked_diffusion(trained: Path, options: list[str]) -> None:
+    ended = run_forked("generate", str(trained), *options)
+    assert ended.code == EXIT_USER_ERROR
+    assert f"{options[0]}: for runs of masked diffusion; this one is of family sigmoid" in ended.errors
+
+
+def test_a_causal_run_answers_no_questions(trained: Path, tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"task": "text", "prompt": "x", "choices": ["a", "b"], "answer": 0}')
+    ended = run_forked("evaluate", str(trained), "--choices", str(path))
+    assert ended.code == EXIT_USER_ERROR and "for runs of masked diffusion" in ended.errors
+
+
 def test_a_run_that_is_not_there(tmp_path: Path) -> None:
     ended = run_forked("generate", str(tmp_path / "nothing"))
     assert ended.code == EXIT_USER_ERROR and "no run there" in ended.errors

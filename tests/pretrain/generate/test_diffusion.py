@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.vocabulary import Modality, Vocabulary
+from models import families
+from models.initialise import initialise
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
-from pretrain.generate.diffusion import Sampler
+from pretrain.generate.denoiser import model_denoiser
+from pretrain.generate.diffusion import Sampler, pad_rows
 from pretrain.generate.draw import draw, gumbel_noise, log_score
 from pretrain.generate.plan import mask_ratio, masked_counts, plan_steps
 from pretrain.generate.settings import DEFAULTS, SAMPLERS, SCORES, SamplerSettings, settings_for
@@ -93,7 +96,7 @@ settings_strategy = st.builds(
             None if sampler == "first_hitting" else steps,
             "linear" if sampler == "first_hitting" else schedule,
             score if sampler == "confidence" else "max_probability",
-            gumbel if sampler == "confidence" else 0.0,
+            gumbel if sampler == "confidence" and score != "random" else 0.0,
             block,
             0.0 if sampler == "first_hitting" else remask,
             temperature,
@@ -333,6 +336,20 @@ def test_a_wrong_setting_is_named(key: str, values: dict) -> None:
         SamplerSettings(**values)
 
 
+def test_noise_on_a_random_order_is_refused() -> None:
+    with pytest.raises(UserError, match="^gumbel = 1.0: must be left out: score = random"):
+        settings_for("image", score="random", gumbel=1.0)
+    assert settings_for("image", score="random").gumbel == 0
+
+
+def test_rows_at_once_keep_the_logits_small() -> None:
+    """700,000 masked places of 48 ids are 33.6e6 logits a row; 2^28 hold 7 of those, 3 with guidance."""
+    one = canvas(PAIRS, [PAIRS.mask] * 700_000)
+    for guidance, rows in ((1.0, 7), (2.0, 3)):
+        sampler = Sampler(RandomLogits(PAIRS), PAIRS, SamplerSettings(guidance=guidance), CPU)
+        assert sampler._fitting_rows([one] * 16) == rows
+
+
 def test_defaults_give_way_to_what_was_chosen() -> None:
     assert settings_for("image").gumbel == 1.0 and DEFAULTS["image"].steps_for(100) == 64
     assert settings_for("image", steps=None, temperature=0.5).temperature == 0.5
@@ -344,3 +361,24 @@ def test_a_canvas_without_masks_is_left_alone() -> None:
     toy = RandomLogits(WORDS)
     whole = Canvas(torch.tensor([0, 1]), torch.tensor([[0, 3]] * 2), torch.tensor([False] * 2))
     assert Sampler(toy, WORDS, SamplerSettings(), CPU)([whole])[0].tolist() == [0, 1] and not toy.calls
+
+
+@pytest.mark.parametrize("image_positions", ["1d", "2d"])
+def test_a_networks_logits_are_those_of_the_document_alone(image_positions: str) -> None:
+    family = families["trimodal"]
+    config = family.config(layers=2, width=32, heads=2, mlp_width=32, image_positions=image_positions)
+    model = family.build(config.resolved(vocabulary=64, sequence_length=32))
+    initialise(model, 0)
+    documents = [torch.tensor(tokens) for tokens in DOCUMENTS]
+    batch = pad_rows(documents, PAIRS.pad)
+    wanted_BT = batch[0] == PAIRS.mask
+    denoiser = model_denoiser(model, PAIRS)
+    with torch.no_grad():
+        together_NV = denoiser(*batch, wanted_BT)
+        alone = [
+            denoiser(*pad_rows([one], PAIRS.pad), (one == PAIRS.mask)[None])
+            for one in documents
+            if PAIRS.mask in one
+        ]
+    assert together_NV.shape == (int(wanted_BT.sum()), 64)
+    assert torch.allclose(together_NV, torch.cat(alone), atol=1e-5)

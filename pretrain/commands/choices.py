@@ -1,0 +1,182 @@
+"""`triptych evaluate RUN --choices FILE`: questions with several answers, of which one is right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data_pipelines.layout import TASK_NAMES
+from data_pipelines.pairs import fill_text
+from data_pipelines.vocabulary import TASKS
+from pretrain.checkpoint_reader import TrainedModel, load_trained_model
+from pretrain.errors import UserError
+from pretrain.generate.canvas import canvas
+from pretrain.generate.denoiser import model_denoiser
+from pretrain.generate.lengths import load_lengths
+from pretrain.generate.requests import FREE_TEXT, Requests
+from pretrain.likelihood import Answer, Likelihood, Share, Verdict, choose
+from pretrain.run_folder import find_run
+
+WAYS = ("elbo", "confidence")
+KEYS = {"task", "condition", "prompt", "choices", "answer"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One line of the file.
+
+    begins: the condition's text or file, or the beginning of the text.
+    right: the number of the right choice.
+    """
+
+    task: str
+    begins: str
+    choices: tuple[str, ...]
+    right: int
+    where: str
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The questions of a JSON Lines file. Raises UserError that names file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--choices {path}: cannot be read ({error})") from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise UserError(f"--choices {path}: holds no question")
+    return [_question(line, f"{path}, line {number}", path.parent) for number, line in numbered]
+
+
+def _question(line: str, where: str, folder: Path) -> Question:
+    try:
+        content = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if not isinstance(content, dict) or not content.keys() <= KEYS:
+        raise UserError(f"{where}: an object with keys of {', '.join(sorted(KEYS))} is wanted")
+    task, choices = content.get("task"), content.get("choices", [])
+    if task not in TASK_NAMES:
+        raise UserError(f"{where}: task {task!r} is not one of {', '.join(TASK_NAMES)}")
+    good = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    if not good or len(choices) < 2 or len(set(choices)) < len(choices):
+        raise UserError(f"{where}: choices must be a list of two or more different texts")
+    key = "prompt" if task == FREE_TEXT else "condition"
+    begins = content.get(key, "" if task == FREE_TEXT else None)
+    if not isinstance(begins, str):
+        raise UserError(
+            f"{where}: {task} needs a {key}, a text" + ("" if key == "prompt" else " or a file's name")
+        )
+    if task != FREE_TEXT and TASKS[task][1] != "text":
+        raise UserError(f"{where}: choices are texts, and {task} makes no text")
+    if task != FREE_TEXT:
+        begins = str(folder / begins)
+    return Question(task, begins, tuple(choices), _right(content.get("answer"), choices, where), where)
+
+
+def _right(answer: Any, choices: list[str], where: str) -> int:
+    if isinstance(answer, str) and answer in choices:
+        return choices.index(answer)
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        return answer
+    raise UserError(f"{where}: answer {answer!r} is neither a choice nor the number of one from 0")
+
+
+def answers_of(question: Question, requests: Requests) -> list[Answer]:
+    """What each choice would put into the question's document. Raises UserError that names the line."""
+    try:
+        return [_answer(question, choice, requests) for choice in question.choices]
+    except UserError as error:
+        raise UserError(f"{question.where}: {error}") from None
+
+
+def _answer(question: Question, choice: str, requests: Requests) -> Answer:
+    modalities, vocabulary = requests.modalities, requests.modalities.vocabulary
+    slot = requests.slot(question.task)
+    if question.task == FREE_TEXT:
+        begun = modalities.text_ids(question.begins)
+        # One text, encoded as a whole: tokens of the choice alone may be cut otherwise.
+        whole = modalities.text_ids(f"{question.begins} {choice}".strip())
+        if whole[: len(begun)].tolist() != begun.tolist():
+            raise UserError(f"{question.begins!r} ends inside a token of {choice!r}; end it at a word")
+        ids = fill_text(whole, slot, vocabulary.eot, question.where)[len(begun) :]
+        blank = canvas(vocabulary, [*begun.tolist(), *[vocabulary.mask] * len(ids)])
+        return Answer(blank, torch.from_numpy(ids))
+    ids = fill_text(modalities.text_ids(choice), slot, vocabulary.eot, question.where)
+    return Answer(requests.pair(question.task, question.begins, len(ids)), torch.from_numpy(ids))
+
+
+def print_choices(
+    run: str, path: str, by: str, *, draws: int, step: int | None, device: str, json_output: bool
+) -> None:
+    """Accuracy on the questions of a file, by task. Raises UserError for another run than one of masked diffusion."""
+    if by not in WAYS:
+        raise UserError(f"--by {by}: one of {', '.join(WAYS)}")
+    questions = read_questions(Path(path))
+    folder = find_run(run)
+    trained = load_trained_model(folder, step, device)
+    if trained.modalities is None:
+        raise UserError(f"--choices {path}: for runs of masked diffusion, and {run} is none")
+    requests = Requests(
+        trained.modalities, load_lengths(folder.tokenizer), trained.config.data.sequence_length
+    )
+    right: dict[str, list[bool]] = {}
+    verdicts = []
+    shown = track(
+        _verdicts(trained, requests, questions, by, draws),
+        "answering",
+        total=len(questions),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    for question, verdict in zip(questions, shown, strict=True):
+        right.setdefault(question.task, []).append(verdict.chosen == question.right)
+        verdicts.append(verdict)
+    shares = {task: Share(sum(marks), len(marks)) for task, marks in right.items()}
+    if json_output:
+        _print_json(run, trained.step, by, shares, verdicts)
+    else:
+        _print_table(f"{run}, step {trained.step}, by {by}", shares)
+
+
+def _verdicts(
+    trained: TrainedModel, requests: Requests, questions: list[Question], by: str, draws: int
+) -> Iterator[Verdict]:
+    vocabulary = requests.modalities.vocabulary
+    likelihood = Likelihood(model_denoiser(trained.model, vocabulary), vocabulary, trained.device)
+    for number, question in enumerate(questions):
+        answers = answers_of(question, requests)
+        yield choose(likelihood, answers, by=by, draws=draws, seed=number)
+
+
+def _print_json(run: str, step: int, by: str, shares: dict[str, Share], verdicts: list[Verdict]) -> None:
+    tasks = {
+        task: {
+            "right": share.right,
+            "count": share.count,
+            "accuracy": share.share,
+            "interval": share.interval,
+        }
+        for task, share in shares.items()
+    }
+    chosen = [
+        {"chosen": one.chosen, "nats": [estimate.nats for estimate in one.estimates]} for one in verdicts
+    ]
+    print(json.dumps({"run": run, "step": step, "by": by, "accuracy": tasks, "questions": chosen}))
+
+
+def _print_table(title: str, shares: dict[str, Share]) -> None:
+    table = Table("task", "right", "questions", "accuracy", "95 % interval", title=title)
+    for task, share in shares.items():
+        low, high = share.interval
+        cells = (f"{share.right:,}", f"{share.count:,}", f"{100 * share.share:.1f} %")
+        table.add_row(task, *cells, f"{100 * low:.1f} to {100 * high:.1f} %")
+    Console(highlight=False).print(table)
