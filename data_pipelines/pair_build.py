@@ -324,8 +324,7 @@ def _slot(source: Path, out: Path, options: PairOptions, modalities: Modalities)
         return options.text_slot
     longest = 0
     for group in _groups(read_samples(source, out)):
-        ids = modalities.ids("text", [sample.caption() for sample in group], "captions")
-        longest = max(longest, *(len(one) for one in ids))
+        longest = max(longest, *(len(ids) for ids in _text_ids(modalities, group)))
     return longest + 1
 
 
@@ -361,8 +360,7 @@ def _second_pass(
     threshold, exception = int(options.validation_fraction * 2**64), survey.exception()
     done = 0
     for group in _groups(samples):
-        captions = [sample.caption() for sample in group]
-        texts = modalities.ids("text", captions, group[0].where)
+        texts = _text_ids(modalities, group)
         ids = {name: _encoded(modalities, name, group) for name in options.modalities()}
         for number, sample in enumerate(group):
             held_out = hash64(sample.key.encode(), options.seed) < threshold
@@ -372,9 +370,19 @@ def _second_pass(
                 if number in ids[other]:
                     both = {"text": texts[number], other: ids[other][number]}
                     given, made = (both[name] for name in TASKS[task])
-                    writer.write(split, given, made, len(captions[number].encode()), sample.where)
+                    writer.write(split, given, made, len(sample.caption().encode()), sample.where)
         done += len(group)
         report("encoding", done, survey.samples)
+
+
+def _text_ids(modalities: Modalities, group: list[Sample]) -> list[np.ndarray]:
+    """The ids of a group's captions, without end-of-text."""
+    try:
+        return modalities.ids("text", [sample.caption() for sample in group], group[0].where)
+    except DataError as error:
+        if len(group) == 1:
+            raise DataError(f"{group[0].where}: {error}") from None
+        return [_text_ids(modalities, [sample])[0] for sample in group]  # which of them?
 
 
 def _encoded(modalities: Modalities, name: str, group: list[Sample]) -> dict[int, np.ndarray]:

@@ -132,10 +132,10 @@ class BpeTokenizer:
         try:
             batch = self._reference.encode_batch_fast(texts, add_special_tokens=False)
         except Exception as error:  # the library raises a bare Exception: a word-level vocabulary is closed
-            shown = texts[0] if len(texts) == 1 else f"{texts[0]} ..."
-            raise DataError(
-                f"{shown[:200]!r}: the tokenizer has no token for a word of it ({error})."
-            ) from None
+            if len(texts) > 1:
+                return [self._encode_reference([text])[0] for text in texts]  # which of them?
+            shown = repr(texts[0][:200])
+            raise DataError(f"{shown}: the tokenizer has no token for a word of it ({error}).") from None
         return [np.asarray(item.ids, self._kind) for item in batch]
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -119,7 +119,12 @@ class WholeShard:
         Raises:
             DataError: a pair is longer than a row.
         """
-        return count_rows(self._items(self.shard.open()).length_I, self.capacity)
+        length_P = self.shard.index().piece_length_P.astype(np.int64)
+        if not self.text_only and length_P.max() > self.capacity:
+            self._items(self.shard.open())  # looks which documents are pairs
+        whole_P, rest_P = np.divmod(length_P, self.capacity)
+        full = np.full(int(whole_P.sum()), self.capacity)
+        return count_rows(np.concatenate([full, rest_P[rest_P > 0]]), self.capacity)
 
     def pack(self) -> PackedShard:
         """Open and pack it, in stored order."""

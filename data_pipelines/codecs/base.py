@@ -26,6 +26,9 @@ WEIGHTS = "weights.safetensors"
 KINDS = {
     "patch": "data_pipelines.codecs.patch:PatchCodec",
     "spectral": "data_pipelines.codecs.spectral:SpectralCodec",
+    "transformers-dac": "data_pipelines.codecs.pretrained:DacCodec",
+    "transformers-encodec": "data_pipelines.codecs.pretrained:EncodecCodec",
+    "diffusers-vq": "data_pipelines.codecs.pretrained:VqCodec",
 }
 
 

@@ -40,7 +40,7 @@ class Warp:
 
 WEAK = Warp(7, 0.06, 0.2)
 """For images that are to be made: they must look like digits."""
-MODERATE = Warp(10, 0.10, 0.6)
+MODERATE = Warp(10, 0.10, 0.4)
 """For images that are to be read."""
 
 

@@ -201,7 +201,7 @@ def test_files_that_do_not_belong_together(tmp_path, modalities):
     [
         ("no_such_package:Codec", "no_such_package:Codec, which cannot be imported"),
         ("data_pipelines.batch:Codec", "cannot be imported"),
-        ("patches", "not one of patch, spectral"),
+        ("patches", "not one of patch, spectral, .*diffusers-vq"),
     ],
 )
 def test_codecs_that_are_not_there(tmp_path, kind, message):
@@ -210,6 +210,22 @@ def test_codecs_that_are_not_there(tmp_path, kind, message):
         load_codec(tmp_path)
     with pytest.raises(DataError, match="holds no codec"):
         load_codec(tmp_path / "other")
+
+
+@pytest.mark.parametrize("kind", ["transformers-dac", "transformers-encodec", "diffusers-vq"])
+def test_pretrained_codecs_say_what_they_need(tmp_path, monkeypatch, kind):
+    """Their packages are large extras, and cannot be imported here even where they are installed."""
+    (tmp_path / "codec.json").write_text(json.dumps({"kind": kind, "model": "model"}))
+    with pytest.raises(DataError, match="model: no such folder; codec.json names it"):
+        load_codec(tmp_path)
+    (tmp_path / "model").mkdir()
+    for library in ("transformers", "diffusers"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DataError, match=r"needs (transformers|diffusers).*pip install 'triptych\[codecs\]'"):
+        load_codec(tmp_path)
+    (tmp_path / "codec.json").write_text(json.dumps({"kind": kind}))
+    with pytest.raises(DataError, match='no "model" in it'):
+        load_codec(tmp_path)
 
 
 def test_a_codec_of_ones_own(tmp_path, monkeypatch):

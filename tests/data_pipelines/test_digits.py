@@ -1,5 +1,7 @@
 """The digits demo: its data, its splits and its judges."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from data_pipelines.digits.images import MODERATE, WEAK, augment, load_digits
 from data_pipelines.digits.judges import ImageJudge, nearest_neighbour_distance, within_class_distance
 from data_pipelines.digits.sentences import WORDS, facts, is_number_word, is_true_sentence, split_facts
 from data_pipelines.digits.tones import NO_DIGIT, SAMPLE_RATE, detect_digit, make_tones
+from data_pipelines.errors import DataError
 from data_pipelines.lint import lint
 from data_pipelines.modalities import load_modalities
 from data_pipelines.rows import Source, open_sources
@@ -129,3 +132,10 @@ def test_free_text_fills_its_slot(demo):
     evaluation = WholeEvaluation(open_sources([Source(root / "d" / "text")], "train"), 6)
     documents = [d for batch in evaluation.batches(500) for row in read_back(batch) for d in row]
     assert {len(d) for d in documents} == {6} and {d[-1] for d in documents} == {datasets["text"].eot}
+
+
+def test_the_demo_names_the_package_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'triptych\[demo\]'"):
+        build_digits(tmp_path / "d")
+    assert not list(tmp_path.iterdir())

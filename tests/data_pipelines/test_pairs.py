@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -92,14 +93,14 @@ def test_all_tasks_hold_the_samples_on_one_side(built):
         for split in ("train", "validation"):
             pairs = documents(folder, split)
             place = 0 if x == "text" else 1
-            words[task, split] = {modalities.sample("text", pair[place]) for pair in pairs}
-            for pair in pairs:
-                other = modalities.sample(y if x == "text" else x, pair[1 - place])
+            words[task, split] = {modalities.sample("text", one[place]) for one in pairs}
+            for both in pairs:
+                other = modalities.sample(y if x == "text" else x, both[1 - place])
                 assert other.shape == ((8, 8) if "image" in task else (1656,))
                 if y == "text":  # filled up to the longest caption and one more
-                    assert len(pair[1]) == 10 and pair[1][-1] == modalities.vocabulary.eot
+                    assert len(both[1]) == 10 and both[1][-1] == modalities.vocabulary.eot
                 elif x == "text":
-                    assert modalities.vocabulary.eot not in pair[0]
+                    assert modalities.vocabulary.eot not in both[0]
     assert len({frozenset(words[task, "train"]) for task in TASKS}) == 1
     train, validation = words["text-to-image", "train"], words["text-to-image", "validation"]
     assert train | validation == {f"number {n}" for n in range(COUNT)} and not train & validation
@@ -246,3 +247,21 @@ def test_lint_finds_pairs_that_are_none(tmp_path):
     )
     (problem,) = lint(tmp_path)
     assert "document 1" in problem.what
+
+
+def test_a_caption_with_an_unknown_word_is_named(tmp_path):
+    write_tar(tmp_path / "a.tar", samples(s9={"txt": b"number nein"}))
+    (tmp_path / "words").mkdir()
+    word_tokenizer(["number", *map(str, range(COUNT))]).save(tmp_path / "words")
+    options = PairOptions(
+        tokenizer=str(tmp_path / "words"), image_codec="patch:40:2", tasks=("image-to-text",)
+    )
+    with pytest.raises(DataError, match="a.tar:s9: 'number nein': the tokenizer has no token for a word"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", options)
+
+
+def test_reading_sounds_names_the_packages_it_needs(tmp_path, monkeypatch):
+    write_tar(tmp_path / "a.tar", samples())
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(DataError, match=r"pip install 'triptych\[audio\]'"):
+        build_pairs(tmp_path / "a.tar", tmp_path / "out", OPTIONS)

@@ -1,5 +1,6 @@
 """Rows of whole documents: what is in them, their order, and what is refused."""
 
+import hashlib
 import pickle
 from collections import Counter
 
@@ -268,3 +269,9 @@ def test_pairs_are_not_read_as_plain_text(sources):
 
 def test_equal_readers_have_equal_batches(sources):
     assert same(WholeRowReader(sources, 30, 1).batch([5, 2]), WholeRowReader(sources, 30, 1).batch([5, 2]))
+
+
+def test_the_order_of_rows_is_frozen(sources):
+    """Whoever changes it must raise `whole_order`, or a run that goes on would see other rows."""
+    batch = WholeRowReader(sources, 30, 1).batch(range(200))
+    assert hashlib.sha256(batch.sequences.numpy().tobytes()).hexdigest()[:16] == "de4a9172e9e63171"
