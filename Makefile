@@ -1,17 +1,23 @@
-# Two commands for a newcomer: `make quickstart` and `make test`. Each sets up .venv by itself.
+# For a newcomer: `make quickstart`, `make quickstart-trimodal` and `make test`. Each sets up .venv by itself.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := data/demo/dataset.json
+DIGITS := data/digits/text/dataset.json
 
 # Large temporaries of the CPU path otherwise go back to the system and are faulted in again at every step.
 export MALLOC_MMAP_THRESHOLD_ ?= 2000000000
 export MALLOC_TRIM_THRESHOLD_ ?= 2000000000
 
-.PHONY: quickstart test drills test-slow lint format install clean
+.PHONY: quickstart quickstart-trimodal test drills test-slow lint format install clean
 quickstart: $(STAMP) $(DEMO)
 	$(BIN)/triptych train configs/sigmoid/demo.yaml
+
+# Text, pictures and sounds from one model, and how good they are.
+quickstart-trimodal: $(STAMP) $(DIGITS)
+	$(BIN)/triptych train configs/trimodal/demo.yaml
+	$(BIN)/python -m benchmarks.digits digits --out runs/digits/report
 
 # Two processes, a file of tests at a time: many tests fork ranks of their own, and more would only crowd them.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -41,6 +47,9 @@ install: $(STAMP)
 
 $(DEMO): | $(STAMP)
 	$(BIN)/triptych data demo --out data/demo
+
+$(DIGITS): | $(STAMP)
+	$(BIN)/triptych data demo --digits --out data/digits
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; set PYTHON=python3.x")'
