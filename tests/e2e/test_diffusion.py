@@ -62,7 +62,7 @@ def test_every_part_is_logged_and_the_loss_falls(alone: Path) -> None:
 @pytest.mark.parametrize(
     ("world", "overrides"),
     [
-        (1, ["parallel.zero=1", "data.micro_batch_rows=2"]),
+        (1, ["parallel.activation_checkpointing=full", "data.micro_batch_rows=2"]),
         (2, ["parallel.zero=3", "data.micro_batch_rows=1", "data.workers=1"]),
         (4, ["parallel.zero=2"]),
     ],
