@@ -62,7 +62,7 @@ def test_every_part_is_logged_and_the_loss_falls(alone: Path) -> None:
 @pytest.mark.parametrize(
     ("world", "overrides"),
     [
-        (1, ["parallel.zero=1", "data.micro_batch_rows=2"]),
+        (1, ["parallel.activation_checkpointing=full", "data.micro_batch_rows=2"]),
         (2, ["parallel.zero=3", "data.micro_batch_rows=1", "data.workers=1"]),
         (4, ["parallel.zero=2"]),
     ],
@@ -72,6 +72,19 @@ def test_any_layout_trains_as_one_process(
 ) -> None:
     run_ranks(world, train_rank, write_config(tmp_path, pairs), overrides, timeout_s=120)
     agree(tmp_path, alone)
+
+
+def test_bf16_stays_near_fp32(tmp_path: Path, pairs: Path, alone: Path) -> None:
+    run_ranks(2, train_rank, write_config(tmp_path, pairs), ["precision.dtype=bf16", "parallel.zero=2"])
+    ours, theirs = (losses(folder / "runs" / "tiny") for folder in (tmp_path, alone))
+    assert ours == pytest.approx(theirs, abs=5e-2)
+
+
+def test_sigmoid_attention_trains_too(tmp_path: Path, pairs: Path) -> None:
+    settings = ["model.attention=sigmoid", "model.image_positions=1d", "objective.condition=joint"]
+    run_ranks(2, train_rank, write_config(tmp_path, pairs), [*settings, "objective.masking=bernoulli"])
+    found = [line for line in logged(tmp_path / "runs" / "tiny") if "loss/validation" in line]
+    assert found[-1]["loss/validation"] < found[0]["loss/validation"] - 0.2
 
 
 def test_complementary_pairs_on_one_and_four_ranks(tmp_path: Path, pairs: Path) -> None:
