@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -182,7 +181,7 @@ def _options(given: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
-        found[key.lstrip("-")] = shlex.split(value)[0] if equals and value else (value if equals else True)
+        found[key.lstrip("-")] = value if equals else True
     return found
 
 

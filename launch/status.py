@@ -40,12 +40,15 @@ def find_runs(folder: Path, names: Sequence[str]) -> list[LaunchedRun]:
         return [LaunchedRun(path.parent.parent) for path in sorted(folder.glob("*/launch/job.json"))]
     found: list[LaunchedRun] = []
     for name in names:
-        paths = [Path(name)] if Path(name).is_dir() else sorted(folder.glob(name))
-        launched = [LaunchedRun(path) for path in paths if (path / "launch" / "job.json").is_file()]
+        pattern = f"{name}/launch/job.json"
+        found_there = [] if pattern.startswith("/") else sorted(folder.glob(pattern))
+        launched = [path.parent.parent for path in found_there]
+        if not launched and (Path(name) / "launch" / "job.json").is_file():
+            launched = [Path(name)]
         if not launched:
             there = ", ".join(run.run.name for run in find_runs(folder, [])) or "none"
-            raise UserError(f"{name}: no launched run of this name under {folder}; there are: {there}")
-        found += launched
+            raise UserError(f"{name!r}: no launched run of this name under {folder}; there are: {there}")
+        found += [LaunchedRun(path) for path in launched if LaunchedRun(path) not in found]
     return found
 
 
@@ -119,7 +122,10 @@ def _reason(status: RunStatus) -> str:
     if job.state == "PENDING":
         until = "" if job.eligible in ("N/A", "") else f", from {job.eligible}"
         return f"{job.reason}{until}"
-    return job.nodes
+    if job.is_live or job.reason in ("None", ""):
+        return job.nodes
+    unseen = f"; do the nodes see {status.run.run}?" if job.reason == "JobLaunchFailure" else ""
+    return f"{job.reason}{unseen}"
 
 
 def _saved(progress: Progress) -> str:
