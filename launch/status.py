@@ -31,7 +31,7 @@ class RunStatus:
         """Slurm's word where it has one; else what the run says of itself."""
         if self.jobs and self.outcome is None:
             return self.jobs[0].state
-        return self.outcome or "not in the queue"
+        return self.outcome or ("not in the queue" if self.run.job()["jobs"] else "not on slurm")
 
 
 def find_runs(folder: Path, names: Sequence[str]) -> list[LaunchedRun]:
@@ -89,13 +89,15 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
         "attempts",
         "step",
         "loss",
+        "validation",
         "tokens/s",
         "goodput",
         "saved",
         "left",
     ):
         table.add_column(
-            name, justify="right" if name in ("step", "loss", "tokens/s", "attempts") else "left"
+            name,
+            justify="right" if name in ("step", "loss", "validation", "tokens/s", "attempts") else "left",
         )
     for status in statuses:
         progress = status.progress
@@ -107,6 +109,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             str(status.attempts),
             f"{progress.step:,}/{progress.steps:,}",
             "-" if progress.loss is None else f"{progress.loss:.4f}",
+            "-" if progress.validation_loss is None else f"{progress.validation_loss:.4f}",
             "-" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
             f"{status.goodput.share:.0%}" if status.goodput.total else "-",
             _saved(progress),

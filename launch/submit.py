@@ -20,7 +20,7 @@ from launch.policy import Ending
 from launch.rank import TrainJob
 from launch.settings import ClusterSettings, minutes_of
 from launch.snapshot import take_snapshot
-from pretrain.attempts import ATTEMPT_VARIABLE, read_json, write_json
+from pretrain.attempts import ATTEMPT_VARIABLE, read_json
 from pretrain.config import Config, ConfigLoader, SourceSection, load_config
 from pretrain.errors import ConfigError, UserError
 from pretrain.parallel.mesh import data_parallel_size
@@ -363,9 +363,6 @@ def submit(request: Request) -> list[str]:
     for run, found in zip(request.runs, jobs, strict=True):
         run.write_jobs(found)
         run.launch.record("launch", jobs=found, nodes=request.nodes, ranks=request.ranks)
-    if request.is_sweep:
-        names = [run.run.name for run in request.runs]
-        write_json(request.folder / "sweep.json", {"runs": names, "jobs": [found[0] for found in jobs]})
     return [job for found in jobs for job in found]
 
 

@@ -52,6 +52,16 @@ def test_a_real_time_limit(drill: Drill) -> None:
     drill.wait_attempt(run, 2)
 
 
+@pytest.mark.slow
+def test_a_time_limit_that_nobody_was_told_of(drill: Drill) -> None:
+    """Slurm ends the job as it would end one whose save took longer than the time before the limit."""
+    run = drill.launch("--time", "1", "--sbatch", "signal=URG@10", steps=3000)
+    drill.wait(lambda: drill.endings(run), 150, "the end of the first attempt", run)
+    end = drill.ledger(run, "attempt_end")[0]
+    assert end["ending"] in ("resume", "crash") and "the time limit came" in end["reason"], end
+    drill.wait_attempt(run, 2)
+
+
 @pytest.mark.parametrize("partition", ["train", "grace"])
 def test_preemption(drill: Drill, undisturbed: Losses, partition: str) -> None:
     run = drill.launch("--partition", partition)
