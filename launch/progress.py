@@ -147,7 +147,8 @@ def goodput(ledger: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, 
     previous_end: float | None = None
     for index, attempt in enumerate(begun):
         limit = begun[index + 1]["at"] if index + 1 < len(begun) else now
-        inside = [event for event in ledger if attempt["at"] <= event["at"] <= limit]
+        # By number: times are whole seconds, and one attempt's end may be written in the second of the next one's begin.
+        inside = [event for event in ledger if event.get("attempt") == attempt["attempt"]]
         started = next((event["at"] for event in inside if event["event"] == "start"), None)
         ended = next((event for event in inside if event["event"] == "attempt_end"), None)
         end = (ended.get("ended") or ended["at"]) if ended else limit
