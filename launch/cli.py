@@ -119,7 +119,7 @@ def status(
 
     triptych status
 
-    triptych status 7b-* --watch 10
+    triptych status "sigmoid-7b*" --watch 10
     """
     from launch.commands import show_status
 
@@ -137,9 +137,9 @@ def logs(
 ) -> None:
     """What a rank printed.
 
-    triptych logs 7b -f
+    triptych logs sigmoid-7b -f
 
-    triptych logs 7b --rank 17 --attempt 3
+    triptych logs sigmoid-7b --rank 17 --attempt 3
     """
     from launch.commands import show_logs
 
@@ -150,7 +150,7 @@ def logs(
 def cancel(runs: Runs = None, folder: RunsFolder = Path("runs")) -> None:
     """End the jobs of runs. They save first, if the site gives them the time.
 
-    triptych cancel 7b
+    triptych cancel sigmoid-7b
     """
     from launch.commands import cancel_runs
 

@@ -147,7 +147,7 @@ def goodput(ledger: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, 
     previous_end: float | None = None
     for index, attempt in enumerate(begun):
         limit = begun[index + 1]["at"] if index + 1 < len(begun) else now
-        # By number: times are whole seconds, and one attempt's end may be written in the second of the next one's begin.
+        # By number: times are whole seconds, and an end may be written in the second of the next begin.
         inside = [event for event in ledger if event.get("attempt") == attempt["attempt"]]
         started = next((event["at"] for event in inside if event["event"] == "start"), None)
         ended = next((event for event in inside if event["event"] == "attempt_end"), None)

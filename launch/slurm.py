@@ -14,6 +14,7 @@ from pretrain.errors import UserError
 CALL_TIMEOUT_S = 20
 """Clients wait for minutes when the controller is gone."""
 
+ACCOUNTING_TIMEOUT_S = 5
 CONTROLLER_AWAY_S = 1800
 CONTROLLER_AWAY = ("unable to contact slurm controller", "did not answer in", "socket timed out")
 """What a client says when slurmctld restarts."""
@@ -149,6 +150,21 @@ def queue(jobs: Sequence[str], patience_s: float = 0) -> list[QueuedJob]:
             return []
         raise
     return [_queued(line) for line in lines]
+
+
+def past_states(jobs: Sequence[str]) -> dict[str, str]:
+    """The last states of jobs that squeue has forgotten, from the accounting; nothing where a site keeps none."""
+    if not jobs or shutil.which("sacct") is None:
+        return {}
+    asked = ("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(jobs))
+    try:
+        lines = call(*asked, timeout_s=ACCOUNTING_TIMEOUT_S).splitlines()
+    except UserError:  # most often: "Slurm accounting storage is disabled"
+        return {}
+    pairs = (line.split("|") for line in lines)
+    return {
+        job: state.split()[0] for job, state in pairs if state
+    }  # CANCELLED by 1000; of a requeued job, the last
 
 
 def _queued(line: str) -> QueuedJob:

@@ -25,12 +25,16 @@ class RunStatus:
     progress: Progress
     goodput: Goodput
     outcome: str | None
+    past: str | None = None
+    """What the accounting says of a job that squeue has forgotten."""
 
     @property
     def state(self) -> str:
         """Slurm's word where it has one; else what the run says of itself."""
         if self.jobs and self.outcome is None:
             return self.jobs[0].state
+        if self.outcome is None and self.past is not None:
+            return self.past
         return self.outcome or ("not in the queue" if self.run.job()["jobs"] else "not on slurm")
 
 
@@ -61,15 +65,20 @@ def read_status(runs: Sequence[LaunchedRun]) -> tuple[list[RunStatus], str | Non
     except UserError as error:
         problem = str(error)
     by_job = {job.job: job for job in queued}
-    return [_status(run, [by_job[job] for job in jobs[run.run] if job in by_job]) for run in runs], problem
+    known = {run.run: [by_job[job] for job in jobs[run.run] if job in by_job] for run in runs}
+    forgotten = [run for run in runs if not known[run.run] and not run.outcome_file.is_file()]
+    past = slurm.past_states([job for run in forgotten for job in jobs[run.run]]) if problem is None else {}
+    last = {run.run: [past[job] for job in jobs[run.run] if job in past] for run in forgotten}
+    return [_status(run, known[run.run], last.get(run.run, [])) for run in runs], problem
 
 
-def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob]) -> RunStatus:
+def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob], past: Sequence[str]) -> RunStatus:
     live = sorted(jobs, key=lambda job: job.state != "RUNNING")
     outcome = read_json(run.outcome_file)["ending"] if run.outcome_file.is_file() else None
     ledger = read_ledger(run.run)
     used = goodput(ledger, read_metrics(run.run), now=_last_moment(ledger, live))
-    return RunStatus(run, live, run.launch.current, read_progress(run.run), used, outcome)
+    progress, last = read_progress(run.run), past[-1] if past else None
+    return RunStatus(run, live, run.launch.current, progress, used, outcome, last)
 
 
 def _last_moment(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[slurm.QueuedJob]) -> float:

@@ -14,7 +14,7 @@ from launch.cli import _options
 from launch.job import LaunchedRun
 from launch.policy import Attempt, Ending
 from launch.settings import ClusterSettings, load_settings, minutes_of
-from launch.slurm import Partition, explain
+from launch.slurm import Partition, explain, past_states
 from launch.submit import Request, absolute, check_shape, dependency_on, script, sweep_configs
 from pretrain.attempts import write_json
 from pretrain.config import load_config
@@ -96,6 +96,26 @@ def test_bad_nodes_of_an_earlier_launch_stay_out_and_its_failures_are_not_counte
 def test_sbatch_options_are_passed_on_as_they_are_written() -> None:
     given = ["comment=it's a run", "--mem=0", "spread-job", "dependency=a=b"]
     assert _options(given) == {"comment": "it's a run", "mem": "0", "spread-job": True, "dependency": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        (
+            "echo '7|PREEMPTED'; echo '7|COMPLETED'; echo '8_1|CANCELLED by 0'",
+            {"7": "COMPLETED", "8_1": "CANCELLED"},
+        ),
+        ("echo 'Slurm accounting storage is disabled' >&2; exit 1", {}),
+    ],
+)
+def test_the_accounting_is_asked_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: dict[str, str]
+) -> None:
+    program = tmp_path / "sacct"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert past_states(["7", "8_1"]) == found
 
 
 def test_a_partitions_time_limit() -> None:
