@@ -45,11 +45,13 @@ def check(run: LaunchedRun, folder: Path) -> Report:
     report = Report(ranks.rank, platform.node())
     report.write(folder, FIRST_STAGE)
     config, settings = load_config(run.config), run.settings.preflight
-    _alone_on_node(report, lambda: check_gpus_seen(config, run.settings))
-    if report.problems:
+    _alone(report, lambda: check_gpus_seen(config, run.settings))
+    devices: list[torch.device] = []
+    _alone_on_node(report, lambda: devices.append(choose_device(config.run.device, ranks)))
+    if report.alone or report.problems:
         report.write(folder, ALONE_STAGE)
         return report
-    device = choose_device(config.run.device, ranks)
+    device = devices[0]
     if ranks.local_rank == 0:
         _alone(report, lambda: check_storage(run.run, folder), lambda: check_space(run.run, config))
     _alone(report, lambda: check_data(config))
@@ -126,14 +128,10 @@ def check_data(config: Config) -> None:
 
 
 def check_gpus_seen(config: Config, settings: ClusterSettings) -> None:
-    """A node that shows no GPU, or too few, would train on its CPUs. Raises RuntimeError."""
-    if config.run.device == "cpu" or settings.gpus_per_node == 0:
-        return
-    # Sites may show each process its own GPU alone.
-    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if seen not in (1, settings.gpus_per_node) and seen < settings.ranks_per_node:
-        raise RuntimeError(
-            f"{seen} of {settings.gpus_per_node} GPUs are seen; what does `nvidia-smi` say there?"
+    """A node that shows no GPU would train on its CPUs. Raises UserError."""
+    if config.run.device != "cpu" and settings.gpus_per_node > 0 and not torch.cuda.is_available():
+        raise UserError(
+            f"no GPU is seen, of {settings.gpus_per_node} per node; what does `nvidia-smi` say there?"
         )
 
 

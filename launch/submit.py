@@ -331,7 +331,8 @@ def prepare(request: Request) -> None:
     for config, run in zip(request.configs, request.runs, strict=True):
         run.folder.mkdir(parents=True, exist_ok=True)
         take_snapshot(run, config)
-        run.outcome_file.unlink(missing_ok=True)
+        if not request.preflight_only:
+            run.outcome_file.unlink(missing_ok=True)
         run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=[])
     if request.is_sweep:
         request.folder.mkdir(parents=True, exist_ok=True)
