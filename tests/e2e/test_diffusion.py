@@ -82,8 +82,12 @@ def test_bf16_stays_near_fp32(tmp_path: Path, pairs: Path, alone: Path) -> None:
 
 def test_sigmoid_attention_trains_too(tmp_path: Path, pairs: Path) -> None:
     settings = ["model.attention=sigmoid", "model.image_positions=1d", "objective.condition=joint"]
-    run_ranks(2, train_rank, write_config(tmp_path, pairs), [*settings, "objective.masking=bernoulli"])
-    found = [line for line in logged(tmp_path / "runs" / "tiny") if "loss/validation" in line]
+    settings += ["objective.masking=bernoulli", "optim.scaling.base_rows=4"]
+    run_ranks(2, train_rank, write_config(tmp_path, pairs), settings)
+    lines = logged(tmp_path / "runs" / "tiny")
+    rates = [line["optim/learning_rate"] for line in lines if "optim/learning_rate" in line]
+    assert max(rates) == pytest.approx(5e-3 * 2**0.5), "the rule's rate is the one that is logged"
+    found = [line for line in lines if "loss/validation" in line]
     assert found[-1]["loss/validation"] < found[0]["loss/validation"] - 0.2
 
 
