@@ -37,6 +37,15 @@ WEIGHTS = {
 }
 
 
+class TwiceMixed(Mixture):
+    """Rows 2j and 2j + 1 are of row j's source, and two draws of it: mask ratios stay stratified."""
+
+    def draws(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source, draw) of each row."""
+        source, draw = super().draws(rows // 2)
+        return source, 2 * draw + rows % 2
+
+
 @dataclass
 class Twice:
     """Rows 2j and 2j + 1 hold the documents of row j, and each row is a draw of its own."""
@@ -49,7 +58,7 @@ class Twice:
 
     @property
     def mixture(self) -> Mixture:
-        return self.rows.mixture
+        return TwiceMixed(self.rows.mixture.weights)
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
         """The rows with these numbers."""

@@ -91,7 +91,7 @@ def write_run(run: LaunchedRun, job: str) -> None:
     run.write_job(ClusterSettings(), nodes=2, name=run.run.name, jobs=[job])
     run.launch.begin(1, job=job, nodes=["node1", "node2"], step_before=0)
     run.launch.record("attempt", attempt=1, job=job, nodes=["node1", "node2"], step_before=0)
-    run.launch.record("start", step=0, world=4)
+    run.launch.record("start", step=0, world=4, attempt=1)
     (run.run / "config.yaml").write_text(
         f"run: {{steps: {2 * LOGGED_STEPS}}}\ncheckpoint: {{save_every_steps: 100}}\n"
     )

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from launch import slurm
 from launch.job import LaunchedRun
-from launch.policy import Attempt, Decision, Ending, classify, decide
-from launch.progress import read_progress
+from launch.policy import Attempt, Decision, Ending, classify, decide, with_enough_nodes
+from launch.progress import last_sign_of_life, read_progress
 from launch.verdict import Verdict, judge
 from pretrain.attempts import read_json, write_json
 from pretrain.errors import UserError
@@ -32,6 +32,8 @@ from pretrain.errors import UserError
 EXIT_NOTHING_TO_DO = 100
 """`begin`: the run has finished, or was given up; the batch script ends in peace."""
 ROOM_WAIT_S, ROOM_PERIOD_S = 1800, 5
+TIME_LIMIT = "TimeLimit"
+"""Slurm's reason for a job that it ends at its time limit."""
 
 
 def begin(run: LaunchedRun, job: str) -> int:
@@ -86,7 +88,12 @@ def end(run: LaunchedRun, job: str, code: int) -> int:
     if folder.fault.is_file():
         found = read_json(folder.fault)
         reason, bad_nodes = found["reason"], (found["host"],)
-    if ending is not Ending.done and _ended_by_slurm(job):
+    slurms_reason = None if ending is Ending.done else _why_slurm_ends(job)
+    if slurms_reason == TIME_LIMIT:  # which Slurm does not requeue by itself
+        reason = (
+            f"{reason}; the time limit came, and signal_seconds = {settings.signal_seconds} did not suffice"
+        )
+    elif slurms_reason is not None:
         ending, reason, bad_nodes = Ending.cancelled, f"{reason}; cancelled or preempted", ()
     attempt = Attempt(number, ending, current["step_before"], run.newest_step(), reason, bad_nodes)
     return _act(run, job, attempt)
@@ -100,6 +107,12 @@ def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
         most_without_progress=settings.attempts_without_progress,
         excluded=run.excluded,
     )
+    if decision.action == "again" and decision.exclude:
+        decision = with_enough_nodes(decision, _nodes_of_partition(), run.job()["nodes"])
+    if decision.action == "again" and not settings.requeue and not _chain_goes_on(run, job):
+        decision = Decision(
+            "stop", f"the chain's jobs are used up; `triptych launch` queues more ({decision.message})"
+        )
     run.launch.record(
         "attempt_end",
         attempt=attempt.number,
@@ -121,11 +134,12 @@ def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
 
 def _again(run: LaunchedRun, job: str, decision: Decision, *, requeues: bool) -> int:
     run.exclude(decision.exclude)
+    excluded = run.settings.excluding(decision.exclude) if decision.exclude else ""
     if not requeues:
-        _exclude_from_the_rest(run, job, decision.exclude)
+        _exclude_from_the_rest(run, job, excluded)
         return 1  # the next job of the chain starts when this one has ended
     sys.stdout.flush()
-    slurm.requeue(job, decision.exclude)
+    slurm.requeue(job, excluded)
     return 1
 
 
@@ -175,18 +189,25 @@ def _close_unended(run: LaunchedRun) -> None:
     attempt = Attempt(number, Ending.cancelled, before, run.newest_step(), reason)
     run.write_ended(attempt)
     run.launch.record(
-        "attempt_end", attempt=number, ending=attempt.ending, reason=reason, step=attempt.step_after
+        "attempt_end",
+        attempt=number,
+        ending=attempt.ending,
+        reason=reason,
+        step=attempt.step_after,
+        last_step=read_progress(run.run).step,
+        # Not now: the job has waited in the queue since.
+        ended=last_sign_of_life(run.run, number),
     )
 
 
-def _ended_by_slurm(job: str) -> bool:
-    """A job that Slurm is ending is not RUNNING any more, though its batch script still is."""
+def _why_slurm_ends(job: str) -> str | None:
+    """Slurm's reason if it is ending the job: that is not RUNNING any more, though its batch script still is."""
     try:
-        found = slurm.queue([job])
+        found = slurm.queue([job], patience_s=slurm.CONTROLLER_AWAY_S)
     except UserError as error:
         say(str(error))
-        return False
-    return bool(found) and all(item.state != "RUNNING" for item in found)
+        return None
+    return found[0].reason if found and found[0].state != "RUNNING" else None
 
 
 def _other_jobs(run: LaunchedRun, job: str) -> list[str]:
@@ -202,10 +223,28 @@ def _cancel_the_rest(run: LaunchedRun, job: str) -> None:
             say(str(error))
 
 
-def _exclude_from_the_rest(run: LaunchedRun, job: str, nodes: Sequence[str]) -> None:
+def _chain_goes_on(run: LaunchedRun, job: str) -> bool:
+    """Whether a job is left to start when this one has ended."""
+    try:
+        return any(other.state == "PENDING" for other in slurm.queue(_other_jobs(run, job)))
+    except UserError as error:
+        say(str(error))
+        return True
+
+
+def _nodes_of_partition() -> list[str] | None:
+    """All of the job's partition; None if Slurm does not say."""
+    try:
+        return slurm.nodes_of(os.environ["SLURM_JOB_PARTITION"])
+    except UserError as error:
+        say(str(error))
+        return None
+
+
+def _exclude_from_the_rest(run: LaunchedRun, job: str, nodes: str) -> None:
     for other in _other_jobs(run, job) if nodes else []:
         try:
-            slurm.call("scontrol", "update", f"JobId={other}", f"ExcNodeList={','.join(nodes)}")
+            slurm.call("scontrol", "update", f"JobId={other}", f"ExcNodeList={nodes}")
         except UserError as error:  # one that has run already
             say(str(error))
 

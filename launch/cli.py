@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +119,7 @@ def status(
 
     triptych status
 
-    triptych status 7b-* --watch 10
+    triptych status "sigmoid-7b*" --watch 10
     """
     from launch.commands import show_status
 
@@ -138,9 +137,9 @@ def logs(
 ) -> None:
     """What a rank printed.
 
-    triptych logs 7b -f
+    triptych logs sigmoid-7b -f
 
-    triptych logs 7b --rank 17 --attempt 3
+    triptych logs sigmoid-7b --rank 17 --attempt 3
     """
     from launch.commands import show_logs
 
@@ -151,7 +150,7 @@ def logs(
 def cancel(runs: Runs = None, folder: RunsFolder = Path("runs")) -> None:
     """End the jobs of runs. They save first, if the site gives them the time.
 
-    triptych cancel 7b
+    triptych cancel sigmoid-7b
     """
     from launch.commands import cancel_runs
 
@@ -182,7 +181,7 @@ def _options(given: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
-        found[key.lstrip("-")] = shlex.split(value)[0] if equals and value else (value if equals else True)
+        found[key.lstrip("-")] = value if equals else True
     return found
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +25,9 @@ from launch.submit import (
     absolute,
     check_cluster,
     check_shape,
+    dependency_on,
     prepare,
+    refuse_a_second_job,
     script,
     submit,
     sweep_configs,
@@ -55,12 +58,18 @@ def launch_run(path: str, overrides: list[str], options: LaunchOptions) -> int:
     """Submit, or run here, or print what would be submitted. Returns the exit code."""
     console = Console(highlight=False, soft_wrap=True)
     request = _request(path, overrides, options)
+    if options.preflight_only and (options.local or request.is_sweep):
+        raise UserError(
+            "--preflight-only checks the nodes that Slurm gives one run: leave out --local and --sweep"
+        )
     check_shape(request)
     if options.dry_run:
         _print_plan(request, path, overrides, console)
         return 0
     if not options.local:
         check_cluster(request)
+    elif shutil.which("squeue"):
+        refuse_a_second_job(request.runs[0])
     for run in request.runs:
         RunFolder(run.run).create()
     prepare(request)
@@ -105,7 +114,9 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
         configs=tuple(absolute(config) for config in configs),
         settings=settings,
         nodes=options.nodes or (1 if options.local else first.launch.nodes),
-        after=None if options.after is None else _job_of(Path(first.run.folder), options.after),
+        after=None
+        if options.after is None
+        else dependency_on(find_runs(Path(first.run.folder), [options.after])),
         preflight_only=options.preflight_only,
     )
 
@@ -116,13 +127,6 @@ def _with_preflight(settings: ClusterSettings, options: LaunchOptions) -> Cluste
         return settings
     preflight = settings.preflight.model_copy(update={"enabled": wanted})
     return settings.model_copy(update={"preflight": preflight})
-
-
-def _job_of(folder: Path, run: str) -> str:
-    jobs = find_runs(folder, [run])[0].job()["jobs"]
-    if not jobs:
-        raise UserError(f"{run}: its job's number is not known; was its submission interrupted?")
-    return str(jobs[-1])
 
 
 def _print_plan(request: Request, path: str, overrides: list[str], console: Console) -> None:
@@ -141,10 +145,17 @@ def _print_plan(request: Request, path: str, overrides: list[str], console: Cons
 def _say_submitted(request: Request, jobs: Sequence[str], console: Console) -> None:
     shape = f"{request.nodes} nodes x {request.settings.ranks_per_node} ranks"
     console.print(f"job {', '.join(jobs)}: {request.name}, {shape}")
+    if request.excluded:
+        path = request.runs[0].excluded_file
+        console.print(
+            f"without {', '.join(request.excluded)}, found bad before; to have them again, delete {path}"
+        )
     name = f"'{request.name}-*'" if request.is_sweep else request.name
+    folder = request.runs[0].run.parent
+    runs = "" if folder == Path("runs").resolve() else f" --runs {folder}"
     for verb, what in (("status", "where it is:"), ("logs -f", "its output: "), ("cancel", "to end it:  ")):
         target = request.runs[0].run.name if verb == "logs -f" else name
-        console.print(f"{what}  triptych {verb} {target}")
+        console.print(f"{what}  triptych {verb} {target}{runs}")
 
 
 # --------------------------------------------------------------------------------------------- status, logs
@@ -185,23 +196,43 @@ def _ledger_lines(run: LaunchedRun) -> list[str]:
 def show_logs(folder: Path, name: str, *, follow: bool, rank: int, attempt: int | None, lines: int) -> None:
     run = find_runs(folder, [name])[0]
     number = attempt or run.launch.current
-    path = run.run / "logs" / f"rank-{rank:05d}.attempt-{number:04d}.log"
-    while follow and not path.is_file():
-        time.sleep(FOLLOW_S)
+    if follow:
+        with contextlib.suppress(KeyboardInterrupt):
+            _follow(run, rank, max(1, number), lines, later=attempt is None)
+        return
+    path = run.log(rank, number)
     if not path.is_file():
         there = ", ".join(sorted(file.name for file in path.parent.glob("rank-*.log"))) or "none yet"
         raise UserError(f"{path}: no such log; there are: {there}")
-    with path.open(encoding="utf-8", errors="replace") as file:
-        print("".join(file.readlines()[-lines:]), end="", flush=True)
-        try:
-            while follow:
-                print(file.read(), end="", flush=True)
-                if run.outcome_file.is_file() or (attempt is None and run.launch.current > number):
-                    print(file.read(), end="", flush=True)
-                    return
-                time.sleep(FOLLOW_S)
-        except KeyboardInterrupt:
+    _print_new(path, 0, lines)
+
+
+def _follow(run: LaunchedRun, rank: int, number: int, lines: int, *, later: bool) -> None:
+    """Print a rank's log as it is written, from its last `lines`; `later`: then those of the attempts that follow,
+    until the run has ended."""
+    read = 0
+    while True:
+        # Asked before the log is read: what was written until then is in it.
+        ended, newest = run.outcome_file.is_file(), run.launch.current
+        path = run.log(rank, number)
+        if path.is_file():
+            read = _print_new(path, read, lines if read == 0 else None)
+        if newest > number and later:
+            number, read, lines = number + 1, 0, sys.maxsize
+        elif ended or newest > number:
             return
+        else:
+            time.sleep(FOLLOW_S)
+
+
+def _print_new(path: Path, start: int, lines: int | None) -> int:
+    """Print what the file holds from `start`, or the last `lines` of it. Returns its end."""
+    with path.open("rb") as file:
+        file.seek(start)
+        found = file.read()
+    shown = found if lines is None else b"".join(found.splitlines(keepends=True)[-lines:])
+    print(shown.decode(errors="replace"), end="", flush=True)
+    return start + len(found)
 
 
 def cancel_runs(folder: Path, names: list[str]) -> None:
@@ -225,6 +256,10 @@ def start_tensorboard(
     folder: Path, port: int, *, slurm: bool, partition: str | None, time_limit: str
 ) -> None:
     program = shutil.which("tensorboard") or str(Path(sys.executable).parent / "tensorboard")
+    if not Path(program).is_file():
+        raise UserError("tensorboard is not installed here; `pip install tensorboard`")
+    if slurm and port == 0:
+        raise UserError("--slurm with --port 0: the ssh line must name the port; choose one")
     command = [program, "--logdir", str(folder.resolve()), "--port", str(port)]
     if not slurm:
         os.execv(program, command)
@@ -242,19 +277,24 @@ def _submit_tensorboard(command: list[str], port: int, partition: str | None, ti
     ]
     if partition:
         wanted.append(f"--partition={partition}")
-    job = slurm.call(*wanted, "--output=/dev/null", "--wrap", subprocess.list2cmdline(command)).strip()
+    job = slurm.call(*wanted, "--output=/dev/null", "--wrap", shlex.join(command)).strip()
     print(f"job {job} starts TensorBoard; `scancel {job}` ends it")
     node = _wait_for_node(job)
+    if node is None:
+        print(f"it does not run yet; NODE below is what `squeue -j {job} -o %N` shows once it does")
+        node = "NODE"
     login = os.environ.get("SLURM_SUBMIT_HOST") or os.uname().nodename
     print(f"on your own machine:  ssh -L {port}:{node}:{port} {os.environ.get('USER', 'you')}@{login}")
     print(f"then open:            http://localhost:{port}")
 
 
-def _wait_for_node(job: str, timeout_s: float = 60) -> str:
+def _wait_for_node(job: str, timeout_s: float = 60) -> str | None:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         found = slurm.queue([job])
         if found and found[0].state == "RUNNING":
             return found[0].nodes
+        if found and not found[0].is_live:
+            raise UserError(f"job {job}: {found[0].state.lower()} ({found[0].reason})")
         time.sleep(1)
-    return "NODE"
+    return None

@@ -42,8 +42,13 @@ class LaunchedRun:
         return self.folder / "job.json"
 
     def write_job(self, settings: ClusterSettings, *, nodes: int, name: str, jobs: list[str]) -> None:
+        """The attempts that begin from here on are this launch's."""
         facts = {"name": name, "nodes": nodes, "jobs": jobs, "settings": settings.model_dump(mode="json")}
-        write_json(self.job_file, facts)
+        write_json(self.job_file, {**facts, "first_attempt": self.launch.current + 1})
+
+    def write_jobs(self, jobs: list[str]) -> None:
+        """Slurm's numbers, once they are known."""
+        write_json(self.job_file, {**self.job(), "jobs": jobs})
 
     def job(self) -> dict[str, Any]:
         """Raises UserError if the run was never launched."""
@@ -59,27 +64,36 @@ class LaunchedRun:
     def settings(self) -> ClusterSettings:
         return ClusterSettings.model_validate(self.job()["settings"])
 
+    def log(self, rank: int, attempt: int) -> Path:
+        """What a rank printed in an attempt."""
+        return self.run / "logs" / f"rank-{rank:05d}.attempt-{attempt:04d}.log"
+
     # ------------------------------------------------------------------------------------------- attempts
 
     def ended_attempts(self) -> list[Attempt]:
-        """Oldest first."""
+        """Of the newest launch, oldest first. What an earlier launch ended with, its user has seen."""
         found = [read_json(path) for path in sorted((self.folder / "attempts").glob("*/ended.json"))]
+        first = self.job()["first_attempt"]
         return [
             Attempt(**{**facts, "ending": Ending(facts["ending"]), "bad_nodes": tuple(facts["bad_nodes"])})
             for facts in found
+            if facts["number"] >= first
         ]
 
     def write_ended(self, attempt: Attempt) -> None:
         write_json(self.launch.attempt(attempt.number).path / "ended.json", asdict(attempt))
 
     @property
+    def excluded_file(self) -> Path:
+        return self.folder / "excluded.json"
+
+    @property
     def excluded(self) -> list[str]:
         """Nodes that were found bad, and are not to be had again."""
-        path = self.folder / "excluded.json"
-        return list(read_json(path)) if path.is_file() else []
+        return list(read_json(self.excluded_file)) if self.excluded_file.is_file() else []
 
     def exclude(self, nodes: tuple[str, ...]) -> None:
-        write_json(self.folder / "excluded.json", list(nodes))
+        write_json(self.excluded_file, list(nodes))
 
     def newest_step(self) -> int:
         """Of the whole checkpoints; 0 without any."""

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 
 from launch.job import LaunchedRun
+from launch.policy import Attempt, Ending, classify
 from launch.rank import TrainJob
 from launch.submit import Request
-from pretrain.attempts import ATTEMPT_VARIABLE
+from pretrain.attempts import ATTEMPT_VARIABLE, write_json
 from pretrain.errors import UserError
+from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 
 MINUTES = 60 * 24 * 365
 
 
 def run_here(request: Request, say: Callable[[str], None]) -> int:
-    """Run to the end and wait; the exit code of rank 0. Ctrl-C ends the ranks, after they have saved."""
+    """Run to the end and wait; the exit code. Ctrl-C ends the ranks, after they have saved."""
     import submitit
 
     if request.is_sweep or request.nodes != 1:
         raise UserError("--local is one run on this one machine: use --nodes 1, and no --sweep")
     run = request.runs[0]
-    number = run.launch.current + 1
-    run.launch.begin(number, job="local", nodes=[socket.gethostname()], step_before=run.newest_step())
+    number, before = run.launch.current + 1, run.newest_step()
+    facts = {"job": "local", "nodes": [socket.gethostname()], "step_before": before}
+    run.launch.begin(number, **facts)
+    run.launch.record("attempt", attempt=number, **facts)
     os.environ |= {
         ATTEMPT_VARIABLE: str(number),
         "MASTER_ADDR": "127.0.0.1",
@@ -36,20 +42,37 @@ def run_here(request: Request, say: Callable[[str], None]) -> int:
         gpus_per_node=request.settings.gpus_per_node,
         timeout_min=MINUTES,
     )
+    # Ctrl-C reaches every process of the terminal: the ranks install a handler that saves, and submitit's own
+    # process must leave them the time.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = executor.submit(TrainJob(str(run.run)))
+    signal.signal(signal.SIGINT, previous)
     say(f"{request.ranks} ranks here; follow them with: triptych logs -f {run.run}")
     try:
         job.wait()
     except KeyboardInterrupt:
         say("asking the ranks to stop; they save first")
-        job.cancel()
+        os.kill(int(job.job_id), signal.SIGTERM)  # submitit's process passes it on to the ranks
         job.wait()
-    return _outcome(run, number)
+    return _end(run, Attempt(number, Ending.crash, before, run.newest_step(), ""), request.ranks, say)
 
 
-def _outcome(run: LaunchedRun, number: int) -> int:
-    exits = run.launch.attempt(number).exits()
-    return exits[0].code if exits else 1
+def _end(run: LaunchedRun, attempt: Attempt, ranks: int, say: Callable[[str], None]) -> int:
+    """Write down how the attempt ended, as the batch script does for one on Slurm."""
+    folder = run.launch.attempt(attempt.number)
+    exits = folder.exits()
+    worst = max((found.code for found in exits), default=1)
+    ending, reason = classify(worst, exits, fault=folder.fault.is_file(), ranks=ranks)
+    attempt = replace(attempt, ending=ending, reason=reason)
+    run.write_ended(attempt)
+    step = attempt.step_after
+    run.launch.record("attempt_end", attempt=attempt.number, ending=ending, reason=reason, step=step)
+    message = f"{ending}: {reason}; the newest checkpoint is of step {step}"
+    write_json(run.outcome_file, {"ending": ending, "message": message})
+    say(message)
+    if ending is Ending.done:
+        return EXIT_DONE
+    return EXIT_RESUME if ending is Ending.resume else max(1, worst)
 
 
 def _free_port() -> int:

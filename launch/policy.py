@@ -108,3 +108,21 @@ def decide(attempts: Sequence[Attempt], *, most_without_progress: int, excluded:
     return Decision(
         "again", f"{last.ending} ({last.reason}); starts again from step {last.step_after}{without}", exclude
     )
+
+
+def with_enough_nodes(decision: Decision, partition: Sequence[str] | None, wanted: int) -> Decision:
+    """`decision` with as few of the excluded nodes let in again, those first that were found bad first, that Slurm
+    can give the job `wanted` nodes of the partition. Without them it would wait for ever."""
+    if partition is None:
+        return decision
+    spare = max(0, len(partition) - wanted)
+    counted = [node for node in decision.exclude if node in partition]
+    again = counted[: max(0, len(counted) - spare)]
+    if not again:
+        return decision
+    exclude = tuple(node for node in decision.exclude if node not in again)
+    message = (
+        f"{decision.message}; but {', '.join(again)} may be had again, for the partition has {len(partition)} nodes "
+        f"and the run needs {wanted}"
+    )
+    return Decision(decision.action, message, exclude)

@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 
 from launch.job import LaunchedRun
-from launch.settings import PreflightSettings
-from launch.verdict import LAST_STAGE, Report
+from launch.settings import ClusterSettings, PreflightSettings
+from launch.verdict import ALONE_STAGE, FIRST_STAGE, LAST_STAGE, Report
 from pretrain.config import Config, load_config
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
@@ -43,16 +43,22 @@ def check(run: LaunchedRun, folder: Path) -> Report:
     """All stages on this rank; the report says what was found."""
     ranks = ranks_from_environment()
     report = Report(ranks.rank, platform.node())
-    report.write(folder, "began")
+    report.write(folder, FIRST_STAGE)
     config, settings = load_config(run.config), run.settings.preflight
-    device = choose_device(config.run.device, ranks)
+    _alone(report, lambda: check_gpus_seen(config, run.settings))
+    devices: list[torch.device] = []
+    _alone_on_node(report, lambda: devices.append(choose_device(config.run.device, ranks)))
+    if report.alone or report.problems:
+        report.write(folder, ALONE_STAGE)
+        return report
+    device = devices[0]
     if ranks.local_rank == 0:
         _alone(report, lambda: check_storage(run.run, folder), lambda: check_space(run.run, config))
     _alone(report, lambda: check_data(config))
     report.versions = library_versions()
     _alone_on_node(report, lambda: check_device(report, device, settings))
-    report.write(folder, "checked itself")
-    if report.problems or report.everywhere:
+    report.write(folder, ALONE_STAGE)
+    if report.problems or report.alone:
         return report
     start_process_group(ranks, device, timeout_s=run.settings.preflight.seconds)
     report.write(folder, "met the others")
@@ -68,12 +74,12 @@ def check(run: LaunchedRun, folder: Path) -> Report:
 
 
 def _alone(report: Report, *checks: Callable[[], None]) -> None:
-    """What goes wrong here would go wrong on every node."""
+    """What goes wrong here goes wrong on every node, or shows what is not mounted on this one."""
     for one in checks:
         try:
             one()
         except (UserError, ValueError, OSError) as error:
-            report.everywhere.append(str(error))
+            report.alone.append(str(error))
 
 
 def _alone_on_node(report: Report, one: Callable[[], None]) -> None:
@@ -119,6 +125,14 @@ def check_data(config: Config) -> None:
     from pretrain.run_data import open_run_data
 
     open_run_data(config)
+
+
+def check_gpus_seen(config: Config, settings: ClusterSettings) -> None:
+    """A node that shows no GPU would train on its CPUs. Raises UserError."""
+    if config.run.device != "cpu" and settings.gpus_per_node > 0 and not torch.cuda.is_available():
+        raise UserError(
+            f"no GPU is seen, of {settings.gpus_per_node} per node; what does `nvidia-smi` say there?"
+        )
 
 
 def check_device(report: Report, device: torch.device, settings: PreflightSettings) -> None:

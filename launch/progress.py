@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pretrain.attempts import Launch
+
 TAIL_BYTES = 1 << 16
 
 
@@ -89,6 +91,13 @@ def _last_records(path: Path) -> Iterator[Mapping[str, Any]]:
     yield from _records(lines[1 if start else 0 :])
 
 
+def last_sign_of_life(run: Path, attempt: int) -> float | None:
+    """When an attempt that nobody saw end last wrote something, seconds since 1970. None if it wrote nothing."""
+    folder = Launch(run).attempt(attempt).path
+    written = [*folder.glob("heartbeats/*.json"), *run.glob(f"logs/rank-*.attempt-{attempt:04d}.log")]
+    return max((path.stat().st_mtime for path in [folder, *written] if path.exists()), default=None)
+
+
 # ------------------------------------------------------------------------------------------------ goodput
 
 
@@ -138,10 +147,12 @@ def goodput(ledger: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, 
     previous_end: float | None = None
     for index, attempt in enumerate(begun):
         limit = begun[index + 1]["at"] if index + 1 < len(begun) else now
-        inside = [event for event in ledger if attempt["at"] <= event["at"] <= limit]
+        # By number: times are whole seconds, and an end may be written in the second of the next begin.
+        inside = [event for event in ledger if event.get("attempt") == attempt["attempt"]]
         started = next((event["at"] for event in inside if event["event"] == "start"), None)
         ended = next((event for event in inside if event["event"] == "attempt_end"), None)
-        end = ended["at"] if ended else limit
+        end = (ended.get("ended") or ended["at"]) if ended else limit
+        end = max(end, started or attempt["at"])
         if previous_end is not None:
             waiting += max(0.0, attempt["at"] - previous_end)
         start_up += (started or end) - attempt["at"]

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,7 +32,7 @@ class TrainJob:
         assert attempt is not None, "the batch script numbers the attempt"
         rank = take_place()
         folder = run.launch.attempt(attempt)
-        redirect_output(run.run / "logs" / f"rank-{rank:05d}.attempt-{attempt:04d}.log")
+        redirect_output(run.log(rank, attempt))
         leave_early_on_signals(folder, rank)
         leave(train(run, folder, rank))
 
@@ -86,9 +87,9 @@ def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
     except (UserError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return record(EXIT_USER_ERROR, _first_line(error))
-    except BaseException as error:
-        record(1, f"{type(error).__name__}: {_first_line(error)}")
-        raise
+    except BaseException as error:  # raised further, it would wait for threads that wait for other ranks
+        traceback.print_exc()
+        return record(1, f"{type(error).__name__}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class ClusterSettings(Section):
     def _time_is_slurms(cls, value: Any) -> str:
         minutes_of(str(value))
         return str(value)
+
+    def excluding(self, nodes: Iterable[str]) -> str:
+        """For Slurm's `exclude`: these nodes, and those that sbatch is told to leave out anyway."""
+        own = self.sbatch.get("exclude")
+        return ",".join([*([str(own)] if own else []), *nodes])
 
     @property
     def ranks_per_node(self) -> int:

@@ -8,10 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from launch.settings import minutes_of
 from pretrain.errors import UserError
 
 CALL_TIMEOUT_S = 20
 """Clients wait for minutes when the controller is gone."""
+
+ACCOUNTING_TIMEOUT_S = 5
+CONTROLLER_AWAY_S = 1800
+CONTROLLER_AWAY = ("unable to contact slurm controller", "did not answer in", "socket timed out")
+"""What a client says when slurmctld restarts."""
 
 CAUSES = {
     "invalid partition": "there is no such partition; `sinfo -s` lists them",
@@ -21,6 +27,9 @@ CAUSES = {
     "invalid feature": "no node has this feature; `sinfo -o '%N %f'` lists them",
     "invalid account": "this account or partition is not yours to use; `sacctmgr show associations user=$USER`",
     "invalid qos": "this QOS is not yours to use; `sacctmgr show qos`",
+    "violates accounting/qos policy": "a limit of your account or QOS on jobs, nodes or time; "
+    "`sacctmgr show associations user=$USER` and `sacctmgr show qos`",
+    "dependency problem": "the job to wait for is not known to Slurm any more",
     "time limit": "the partition allows less time; `sinfo -o '%P %l'`",
     "unable to contact slurm controller": "the controller does not answer; `scontrol ping`",
     "unrecognized option": "a key under sbatch: is no option of this Slurm's sbatch",
@@ -69,11 +78,17 @@ class Partition:
     nodes: int
     default: bool
     time_limit: str
+    """Of a job, as sinfo writes it."""
+
+    @property
+    def most_minutes(self) -> int | None:
+        """None without a limit."""
+        return minutes_of(self.time_limit) if self.time_limit[:1].isdigit() else None
 
 
 def partitions() -> list[Partition]:
     """As sinfo shows them."""
-    lines = call("sinfo", "-h", "-o", "%P|%D|%l").splitlines()
+    lines = call("sinfo", "-a", "-h", "-o", "%P|%D|%l").splitlines()
     found: dict[str, Partition] = {}
     for line in lines:
         name, nodes, limit = line.split("|")
@@ -81,6 +96,11 @@ def partitions() -> list[Partition]:
         before = found[plain].nodes if plain in found else 0
         found[plain] = Partition(plain, before + int(nodes), name.endswith("*"), limit)
     return list(found.values())
+
+
+def nodes_of(partition: str) -> list[str]:
+    """The names of its nodes, whatever state they are in."""
+    return sorted(set(call("sinfo", "-a", "-h", "-N", "-p", partition, "-o", "%N").split()))
 
 
 @dataclass(frozen=True)
@@ -115,12 +135,16 @@ LIVE_STATES = (
 )
 
 
-def queue(jobs: Sequence[str]) -> list[QueuedJob]:
-    """What squeue knows of these jobs, also of ones that ended a while ago; array tasks one by one."""
+def queue(jobs: Sequence[str], patience_s: float = 0) -> list[QueuedJob]:
+    """What squeue knows of these jobs, also of ones that ended a while ago; array tasks one by one.
+
+    patience_s: how long to wait for a controller that is away.
+    """
     if not jobs:
         return []
+    asked = ("squeue", "-h", "-r", "-t", "all", "-o", FORMAT, "-j", ",".join(jobs))
     try:
-        lines = call("squeue", "-h", "-r", "-t", "all", "-o", FORMAT, "-j", ",".join(jobs)).splitlines()
+        lines = call_patiently(*asked, patience_s=patience_s).splitlines()
     except UserError as error:
         if "Invalid job id" in str(error):  # none of them is remembered
             return []
@@ -128,27 +152,56 @@ def queue(jobs: Sequence[str]) -> list[QueuedJob]:
     return [_queued(line) for line in lines]
 
 
+def past_states(jobs: Sequence[str]) -> dict[str, str]:
+    """The last states of jobs that squeue has forgotten, from the accounting; nothing where a site keeps none."""
+    if not jobs or shutil.which("sacct") is None:
+        return {}
+    asked = ("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", ",".join(jobs))
+    try:
+        lines = call(*asked, timeout_s=ACCOUNTING_TIMEOUT_S).splitlines()
+    except UserError:  # most often: "Slurm accounting storage is disabled"
+        return {}
+    pairs = (line.split("|") for line in lines)
+    return {
+        job: state.split()[0] for job, state in pairs if state
+    }  # CANCELLED by 1000; of a requeued job, the last
+
+
 def _queued(line: str) -> QueuedJob:
     job, name, state, reason, eligible, nodes, elapsed = line.split("|")
     return QueuedJob(job, name, state, reason, eligible, nodes, elapsed)
 
 
-def requeue(job: str, exclude: Sequence[str], timeout_s: float = 30) -> None:
+def requeue(job: str, exclude: str, timeout_s: float = 30) -> None:
     """Put a running job back into the queue, without some nodes.
 
     Slurm changes the nodes of a pending job only, so that comes second; meanwhile it ends the batch script that calls
     this, which therefore must ignore SIGTERM.
     """
-    call("scontrol", "requeue", job)
+    call_patiently("scontrol", "requeue", job)
     end = time.monotonic() + timeout_s
     while exclude:
         try:
-            call("scontrol", "update", f"JobId={job}", f"ExcNodeList={','.join(exclude)}")
+            call("scontrol", "update", f"JobId={job}", f"ExcNodeList={exclude}")
             return
         except UserError:
             if time.monotonic() > end:
                 raise
             time.sleep(0.1)
+
+
+def call_patiently(*command: str, patience_s: float = CONTROLLER_AWAY_S) -> str:
+    """`call`, but for as long as the controller is away, it is asked again: a run must not be lost because slurmctld
+    restarts at the moment when an attempt ends."""
+    end = time.monotonic() + patience_s
+    while True:
+        try:
+            return call(*command)
+        except UserError as error:
+            away = any(part in str(error).lower() for part in CONTROLLER_AWAY)
+            if not away or time.monotonic() > end:
+                raise
+            time.sleep(2)
 
 
 def hostnames(nodes: str) -> list[str]:

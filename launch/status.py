@@ -25,13 +25,17 @@ class RunStatus:
     progress: Progress
     goodput: Goodput
     outcome: str | None
+    past: str | None = None
+    """What the accounting says of a job that squeue has forgotten."""
 
     @property
     def state(self) -> str:
         """Slurm's word where it has one; else what the run says of itself."""
         if self.jobs and self.outcome is None:
             return self.jobs[0].state
-        return self.outcome or "not in the queue"
+        if self.outcome is None and self.past is not None:
+            return self.past
+        return self.outcome or ("not in the queue" if self.run.job()["jobs"] else "not on slurm")
 
 
 def find_runs(folder: Path, names: Sequence[str]) -> list[LaunchedRun]:
@@ -40,12 +44,15 @@ def find_runs(folder: Path, names: Sequence[str]) -> list[LaunchedRun]:
         return [LaunchedRun(path.parent.parent) for path in sorted(folder.glob("*/launch/job.json"))]
     found: list[LaunchedRun] = []
     for name in names:
-        paths = [Path(name)] if Path(name).is_dir() else sorted(folder.glob(name))
-        launched = [LaunchedRun(path) for path in paths if (path / "launch" / "job.json").is_file()]
+        pattern = f"{name}/launch/job.json"
+        found_there = [] if pattern.startswith("/") else sorted(folder.glob(pattern))
+        launched = [path.parent.parent for path in found_there]
+        if not launched and (Path(name) / "launch" / "job.json").is_file():
+            launched = [Path(name)]
         if not launched:
             there = ", ".join(run.run.name for run in find_runs(folder, [])) or "none"
-            raise UserError(f"{name}: no launched run of this name under {folder}; there are: {there}")
-        found += launched
+            raise UserError(f"{name!r}: no launched run of this name under {folder}; there are: {there}")
+        found += [LaunchedRun(path) for path in launched if LaunchedRun(path) not in found]
     return found
 
 
@@ -58,15 +65,20 @@ def read_status(runs: Sequence[LaunchedRun]) -> tuple[list[RunStatus], str | Non
     except UserError as error:
         problem = str(error)
     by_job = {job.job: job for job in queued}
-    return [_status(run, [by_job[job] for job in jobs[run.run] if job in by_job]) for run in runs], problem
+    known = {run.run: [by_job[job] for job in jobs[run.run] if job in by_job] for run in runs}
+    forgotten = [run for run in runs if not known[run.run] and not run.outcome_file.is_file()]
+    past = slurm.past_states([job for run in forgotten for job in jobs[run.run]]) if problem is None else {}
+    last = {run.run: [past[job] for job in jobs[run.run] if job in past] for run in forgotten}
+    return [_status(run, known[run.run], last.get(run.run, [])) for run in runs], problem
 
 
-def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob]) -> RunStatus:
+def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob], past: Sequence[str]) -> RunStatus:
     live = sorted(jobs, key=lambda job: job.state != "RUNNING")
     outcome = read_json(run.outcome_file)["ending"] if run.outcome_file.is_file() else None
     ledger = read_ledger(run.run)
     used = goodput(ledger, read_metrics(run.run), now=_last_moment(ledger, live))
-    return RunStatus(run, live, run.launch.current, read_progress(run.run), used, outcome)
+    progress, last = read_progress(run.run), past[-1] if past else None
+    return RunStatus(run, live, run.launch.current, progress, used, outcome, last)
 
 
 def _last_moment(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[slurm.QueuedJob]) -> float:
@@ -86,13 +98,15 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
         "attempts",
         "step",
         "loss",
+        "validation",
         "tokens/s",
         "goodput",
         "saved",
         "left",
     ):
         table.add_column(
-            name, justify="right" if name in ("step", "loss", "tokens/s", "attempts") else "left"
+            name,
+            justify="right" if name in ("step", "loss", "validation", "tokens/s", "attempts") else "left",
         )
     for status in statuses:
         progress = status.progress
@@ -104,6 +118,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             str(status.attempts),
             f"{progress.step:,}/{progress.steps:,}",
             "-" if progress.loss is None else f"{progress.loss:.4f}",
+            "-" if progress.validation_loss is None else f"{progress.validation_loss:.4f}",
             "-" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
             f"{status.goodput.share:.0%}" if status.goodput.total else "-",
             _saved(progress),
@@ -119,7 +134,10 @@ def _reason(status: RunStatus) -> str:
     if job.state == "PENDING":
         until = "" if job.eligible in ("N/A", "") else f", from {job.eligible}"
         return f"{job.reason}{until}"
-    return job.nodes
+    if job.is_live or job.reason in ("None", ""):
+        return job.nodes
+    unseen = f"; do the nodes see {status.run.run}?" if job.reason == "JobLaunchFailure" else ""
+    return f"{job.reason}{unseen}"
 
 
 def _saved(progress: Progress) -> str:

@@ -16,10 +16,11 @@ import yaml
 from launch import slurm
 from launch.batch import EXIT_NOTHING_TO_DO
 from launch.job import LaunchedRun
+from launch.policy import Ending
 from launch.rank import TrainJob
 from launch.settings import ClusterSettings, minutes_of
 from launch.snapshot import take_snapshot
-from pretrain.attempts import ATTEMPT_VARIABLE, write_json
+from pretrain.attempts import ATTEMPT_VARIABLE, read_json
 from pretrain.config import Config, ConfigLoader, SourceSection, load_config
 from pretrain.errors import ConfigError, UserError
 from pretrain.parallel.mesh import data_parallel_size
@@ -39,7 +40,7 @@ class Request:
     settings: ClusterSettings
     nodes: int
     after: str | None = None
-    """A job that must end well first."""
+    """What must end well first, as Slurm's `dependency` has it."""
     preflight_only: bool = False
 
     @property
@@ -53,6 +54,16 @@ class Request:
     @property
     def is_sweep(self) -> bool:
         return len(self.configs) > 1
+
+    @property
+    def excluded(self) -> list[str]:
+        """Nodes that were found bad in an earlier launch of these runs."""
+        return list(dict.fromkeys(node for run in self.runs for node in run.excluded))
+
+    @property
+    def copies(self) -> int:
+        """How many jobs each run gets."""
+        return 1 if self.settings.requeue or self.preflight_only else self.settings.chain_jobs
 
     @property
     def folder(self) -> Path:
@@ -93,6 +104,12 @@ def sweep_configs(path: str, overrides: Sequence[str], sweeps: Sequence[str]) ->
         )
         name = re.sub(r"[^A-Za-z0-9._-]", "_", name)
         found.append(load_config(path, [*overrides, *settings, f"run.name={name}"]))
+    names = [config.run.name for config in found]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ConfigError(
+            f"--sweep gives {len(names)} runs, and more than one would be called {', '.join(twice)}"
+        )
     return tuple(found)
 
 
@@ -124,6 +141,8 @@ def script_parameters(request: Request) -> dict[str, Any]:
     }
     if request.after is not None:
         extra["kill-on-invalid-dep"] = "yes"
+    if request.excluded:
+        extra["exclude"] = settings.excluding(request.excluded)
     given = {
         "job_name": request.name,
         "partition": settings.partition,
@@ -150,9 +169,34 @@ def script_parameters(request: Request) -> dict[str, Any]:
 
 
 def _dependency(request: Request) -> str | None:
-    if request.after is not None:
-        return f"afterok:{request.after}"
-    return None if request.settings.requeue else "singleton"
+    turn = "singleton" if request.copies > 1 else None
+    return ",".join(part for part in (request.after, turn) if part is not None) or None
+
+
+def dependency_on(runs: Sequence[LaunchedRun]) -> str | None:
+    """What Slurm must wait for until all of these runs have finished; None if they have. Raises UserError for one
+    that never will."""
+    parts = []
+    for run in runs:
+        if run.outcome_file.is_file():
+            outcome = read_json(run.outcome_file)
+            if outcome["ending"] != Ending.done:
+                raise UserError(
+                    f"--after {run.run.name}: it has ended: {outcome['message']}; launch it again first"
+                )
+            continue
+        jobs = run.job()["jobs"]
+        if not jobs:
+            raise UserError(
+                f"--after {run.run.name}: its job's number is not known; was its submission interrupted?"
+            )
+        # Of a chain, the job that finishes the run is the only one that ends well.
+        parts.append("?".join(f"afterok:{job}" for job in jobs))
+    if len(parts) > 1 and any("?" in part for part in parts):
+        raise UserError(
+            "--after several runs, one of them a chain of jobs: Slurm cannot wait for that; name one run"
+        )
+    return ",".join(parts) or None
 
 
 def _srun_arguments(settings: ClusterSettings) -> list[str]:
@@ -179,6 +223,7 @@ def _before(request: Request) -> list[str]:
         f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONUNBUFFERED=1",
         # How many collectives torch's flight recorder keeps; a hang then shows which rank waits in which.
         f"export TORCH_FR_BUFFER_SIZE={RECORDED_COLLECTIVES} TORCH_NCCL_TRACE_BUFFER_SIZE={RECORDED_COLLECTIVES}",
+        *_cpus_of_steps(request.settings),
         *request.settings.setup,
         run,
         f'{ATTEMPT_VARIABLE}=$({python} -m launch.batch {moment} "$run"); code=$?',
@@ -186,6 +231,11 @@ def _before(request: Request) -> list[str]:
         "[ $code -ne 0 ] && exit $code",
         f"export {ATTEMPT_VARIABLE}",
     ]
+
+
+def _cpus_of_steps(settings: ClusterSettings) -> list[str]:
+    """Since Slurm 22.05 srun does not take --cpus-per-task from its job, and each rank would get one core."""
+    return [] if settings.cpus_per_task is None else [f"export SRUN_CPUS_PER_TASK={settings.cpus_per_task}"]
 
 
 def _after() -> list[str]:
@@ -224,20 +274,47 @@ def check_shape(request: Request) -> None:
 def check_cluster(request: Request) -> None:
     """What Slurm would refuse only after a while, or in its own words. Raises UserError."""
     slurm.require()
+    if request.after is not None and "?" in request.after and request.copies > 1:
+        raise UserError(
+            "--after a chain of jobs, and a chain itself: Slurm cannot wait for both; leave one of them out"
+        )
+    if request.after is not None and not any(job.is_live for job in slurm.queue(_jobs_in(request.after))):
+        raise UserError(
+            "--after: the job to wait for is not in the queue any more, and did not finish; launch it again"
+        )
     known = slurm.partitions()
     wanted = request.settings.partition
-    chosen = [item for item in known if (item.name == wanted if wanted else item.default)]
-    if not chosen:
-        names = ", ".join(item.name for item in known) or "none"
+    names = wanted.split(",") if wanted else [item.name for item in known if item.default]
+    chosen = [item for item in known if item.name in names]
+    if not names or len(chosen) < len(names):
+        there = ", ".join(item.name for item in known) or "none"
         missing = f"partition = {wanted}: there is none" if wanted else "no default partition; name one"
-        raise UserError(f"{missing}; there are: {names}")
-    if request.nodes > chosen[0].nodes:
-        raise UserError(f"--nodes {request.nodes}: partition {chosen[0].name} has {chosen[0].nodes}")
+        raise UserError(f"{missing}; there are: {there}")
+    most = max(chosen, key=lambda item: item.nodes)
+    if request.nodes > most.nodes:
+        raise UserError(f"--nodes {request.nodes}: partition {most.name} has {most.nodes}")
+    _check_time(request.settings.time, chosen)
     for run in request.runs:
-        _refuse_a_second_job(run)
+        refuse_a_second_job(run)
 
 
-def _refuse_a_second_job(run: LaunchedRun) -> None:
+def _jobs_in(dependency: str) -> list[str]:
+    return re.findall(r"afterok:([0-9_]+)", dependency)
+
+
+def _check_time(wanted: str, chosen: Sequence[slurm.Partition]) -> None:
+    """Slurm takes a job whose limit exceeds its partition's, and never starts it."""
+    limits = [item.most_minutes for item in chosen]
+    most = None if None in limits else max(limit for limit in limits if limit is not None)
+    if most is not None and minutes_of(wanted) > most:
+        allowed = ", ".join(f"{item.name} {item.time_limit}" for item in chosen)
+        raise UserError(
+            f"time = {wanted}: more than the partition allows ({allowed}); the run takes many jobs anyway"
+        )
+
+
+def refuse_a_second_job(run: LaunchedRun) -> None:
+    """Raises UserError if a job of this run is in the queue."""
     if not run.job_file.is_file():
         return
     alive = [job for job in slurm.queue(run.job()["jobs"]) if job.is_live]
@@ -254,7 +331,8 @@ def prepare(request: Request) -> None:
     for config, run in zip(request.configs, request.runs, strict=True):
         run.folder.mkdir(parents=True, exist_ok=True)
         take_snapshot(run, config)
-        run.outcome_file.unlink(missing_ok=True)
+        if not request.preflight_only:
+            run.outcome_file.unlink(missing_ok=True)
         run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=[])
     if request.is_sweep:
         request.folder.mkdir(parents=True, exist_ok=True)
@@ -270,10 +348,9 @@ def submit(request: Request) -> list[str]:
     executor = submitit.SlurmExecutor(folder=request.folder)
     executor.update_parameters(**script_parameters(request))
     functions = [TrainJob(str(run.run)) for run in request.runs]
-    copies = 1 if request.settings.requeue else request.settings.chain_jobs
     jobs: list[list[str]] = [[] for _ in functions]
     try:
-        for _ in range(copies):
+        for _ in range(request.copies):
             if len(functions) == 1:
                 jobs[0].append(str(executor.submit(functions[0]).job_id))
             else:
@@ -281,13 +358,12 @@ def submit(request: Request) -> list[str]:
                 for found, job in zip(jobs, submitted, strict=True):
                     found.append(str(job.job_id))
     except (FailedJobError, FailedSubmissionError) as error:
+        if any(jobs):  # a chain of which a limit allowed a part: all of it, or nothing
+            slurm.call("scancel", *(job for found in jobs for job in found))
         raise UserError(slurm.explain("sbatch", str(error))) from None
     for run, found in zip(request.runs, jobs, strict=True):
-        run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=found)
+        run.write_jobs(found)
         run.launch.record("launch", jobs=found, nodes=request.nodes, ranks=request.ranks)
-    if request.is_sweep:
-        names = [run.run.name for run in request.runs]
-        write_json(request.folder / "sweep.json", {"runs": names, "jobs": [found[0] for found in jobs]})
     return [job for found in jobs for job in found]
 
 

@@ -20,6 +20,8 @@ class Report:
     stage: str = "began"
     problems: list[str] = field(default_factory=list)
     """With this node."""
+    alone: list[str] = field(default_factory=list)
+    """Of what this rank tried by itself. With the node if others could do it, else with the run or the site."""
     everywhere: list[str] = field(default_factory=list)
     """With the run or the site, whatever the node."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -30,7 +32,7 @@ class Report:
         write_json(folder / f"report.{self.rank:05d}.json", asdict(self))
 
 
-LAST_STAGE = "finished"
+FIRST_STAGE, ALONE_STAGE, LAST_STAGE = "began", "checked itself", "finished"
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,9 @@ class Verdict:
 def judge(folder: Path, nodes: Sequence[str], *, code: int | None, seconds: float) -> Verdict:
     """The verdict on an allocation. code: the preflight step's exit code, None if its time ran out."""
     reports = [Report(**read_json(path)) for path in sorted(folder.glob("report.*.json"))]
-    bad = _bad_nodes(reports, nodes, code, seconds)
-    everywhere = list(dict.fromkeys(problem for report in reports for problem in report.everywhere))
+    lone, common = _alone(reports)
+    bad = _bad_nodes(reports, nodes, code, seconds) | lone
+    everywhere = list(dict.fromkeys([*common, *(said for report in reports for said in report.everywhere)]))
     may_pass = False
     unfinished = [report for report in reports if report.stage != LAST_STAGE]
     if not bad and not everywhere and (code is None or code or unfinished):
@@ -83,7 +86,26 @@ def _bad_nodes(
             else "left no report: does it see the run folder?"
         )
         bad |= {node: ended for node in nodes if node not in heard}
-    return bad | _other_versions(reports)
+    return _stuck(reports) | bad | _other_versions(reports)
+
+
+def _stuck(reports: Sequence[Report]) -> dict[str, str]:
+    """Nodes with a rank that never came to the end of what it checks alone, where ranks of other nodes did."""
+    stuck = {
+        report.host: f"rank {report.rank} did not finish its own checks"
+        for report in reports
+        if report.stage == FIRST_STAGE
+    }
+    return stuck if any(report.host not in stuck for report in reports) else {}
+
+
+def _alone(reports: Sequence[Report]) -> tuple[dict[str, str], list[str]]:
+    """What ranks could not do by themselves: of the nodes, if it was so on at most half of them, else of the site."""
+    hosts = {report.host for report in reports}
+    failed = {report.host: "; ".join(report.alone) for report in reports if report.alone}
+    if 2 * len(failed) <= len(hosts):
+        return failed, []
+    return {}, [problem for report in reports for problem in report.alone]
 
 
 def _other_versions(reports: Sequence[Report]) -> dict[str, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from data_pipelines.batch import Batch
 from data_pipelines.rows import Source, open_sources
+from data_pipelines.vocabulary import Vocabulary
 from data_pipelines.whole_rows import WholeEvaluation, vocabulary_of
 from pretrain.checkpoint_reader import TrainedModel
 from pretrain.errors import UserError
@@ -49,30 +51,42 @@ def evaluate_bound(
     """The bound over all of a split, by modality and by task: `elbo/image`, `elbo_task/text-to-image` and so on.
 
     Raises:
-        UserError: the datasets' vocabulary is not the model's.
+        UserError: the datasets' vocabulary is not the model's, nor plain text by its tokenizer.
     """
     assert trained.modalities is not None, "only masked diffusion has a bound"
     ours, config = trained.modalities.vocabulary, trained.config
     sources = open_sources([Source(path=path) for path in paths], split=split)
     theirs = vocabulary_of(sources)
-    if theirs.fingerprint != ours.fingerprint:
-        missing = "; name one of the run's datasets of pairs beside it" if len(theirs.modalities) == 1 else ""
+    if theirs != ours and theirs != text_part(ours):
         raise UserError(
             f"{', '.join(paths)}: token ids of the vocabulary {theirs.fingerprint[:12]}, the run has "
             f"{ours.fingerprint[:12]} ({trained.modalities.describe()}); build the data with the run's tokenizer and "
-            f"codecs{missing}"
+            "codecs"
         )
     objective = build_diffusion(config, ours)
     rows = WholeEvaluation(sources, config.data.sequence_length, limit_rows)
     sums = torch.zeros((draws, len(objective.parts), 2), dtype=torch.float64, device=trained.device)
     for batch in watch(rows.batches(rows_per_batch), -(-rows.rows // rows_per_batch)):
-        for draw, corrupted in enumerate(objective.evaluation_batches([batch], range(draws))):
+        padded = repadded(batch, theirs.pad, ours.pad)
+        for draw, corrupted in enumerate(objective.evaluation_batches([padded], range(draws))):
             sums[draw] += objective(trained.model, corrupted.to(trained.device)).parts
     return {
         name: _bound(sums[:, number].cpu())
         for number, name in enumerate(objective.parts)
         if name.startswith("elbo") and sums[0, number, 1]
     }
+
+
+def text_part(vocabulary: Vocabulary) -> Vocabulary:
+    """What `vocabulary_of` takes plain text by the same tokenizer for."""
+    return Vocabulary(text=vocabulary.text, eot=vocabulary.eot)
+
+
+def repadded(batch: Batch, theirs: int, ours: int) -> Batch:
+    """With our padding for theirs: the ids after the text's are others in a vocabulary of text alone."""
+    if theirs == ours:
+        return batch
+    return replace(batch, sequences=torch.where(batch.sequences == theirs, ours, batch.sequences))
 
 
 def _bound(sums_D2: Tensor) -> Bound:

@@ -415,6 +415,7 @@ def _within(one: Sequence[str], other: Sequence[str]) -> bool:
 
 def _plain(message: str) -> str:
     plain = message.removeprefix("Value error, ").replace("Input should be", "should be")
+    plain = re.sub(r"a valid dictionary or (instance|object) .*", "settings of its own: {key: value}", plain)
     return plain.replace("a valid tuple", "a list, e.g. [a, b]").replace("should be 'auto'", "auto")
 
 
@@ -444,6 +445,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
         (_check_objective, ("objective", "model", "data")),
         (_check_task, ("data", "monitor")),
         (_check_optim, ("optim", "run")),
+        (_check_scaling, ("optim", "model")),
     ]
     for rule, needs in rules:
         if all(name in sections for name in needs):
@@ -576,3 +578,8 @@ def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:
     if optim.schedule == "wsd" and optim.warmup_steps + length > run.steps:
         message = f"{optim.warmup_steps} warm-up and {length} decay steps exceed run.steps = {run.steps}"
         yield Problem("optim.decay_steps", message, decay, True)
+
+
+def _check_scaling(optim: OptimSection, model: Any) -> Iterator[Problem]:
+    for key, message, value in optim.scaling_problems(tied_head=getattr(model, "tied_head", False)):
+        yield Problem(f"optim.{key}", message, value, value is not None)

@@ -20,8 +20,9 @@ class ModalitySection(Section):
 
     schedule: Literal["linear", "cosine", "polynomial"] = "linear"
     """Where mask ratios lie: r = t, cos(pi t / 2) or t^power, with t uniform."""
-    power: float = Field(default=2.0, ge=0.1, le=10)
-    """polynomial only."""
+    power: float = Field(default=2.0, ge=0.5, le=10)
+    """polynomial only. Below 1, few masks are small, and those weigh much in the bound: at 1/2 up to n^2 for one of n
+    tokens, and below that the reported bound would lack what is never drawn."""
     weight: Literal["elbo", "clipped", "none"] = "elbo"
     """Training weight of a masked token. elbo: the likelihood bound's; clipped: at most `clip` of it; none: the
     same for all, one over the mean mask ratio."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -57,3 +57,28 @@ class OptimSection(Section):
     def wsd_decay_steps(self, steps: int) -> int:
         """Length of wsd's final decay in a run of `steps`."""
         return steps // 5 if self.decay_steps is None else self.decay_steps
+
+    def scaling_problems(self, *, tied_head: bool) -> list[tuple[str, str, Any]]:
+        """(key, what is wrong and what would be right, value) of settings that would have no effect."""
+        found: list[tuple[str, str, Any]] = []
+        if self.multipliers.head != 1 and tied_head:
+            message = (
+                "the head is the embedding here; set optim.multipliers.embedding, or model.tied_head=false"
+            )
+            found.append(("multipliers.head", message, self.multipliers.head))
+        rule = self.scaling
+        if rule is None:
+            return found
+        if rule.rule == "step_law":
+            unused = {key: getattr(rule, key) for key in ("base_rows", "base_tokens", "critical_steps")}
+            message = "rule step_law does not use it; remove it"
+            found += [
+                (f"scaling.{key}", message, value) for key, value in unused.items() if value is not None
+            ]
+        elif rule.base_rows is None and rule.base_tokens is None:
+            message = (
+                f"rule {rule.rule} changes nothing without a base; set base_rows or base_tokens of the run whose "
+                "settings these are, or optim.scaling=null"
+            )
+            found.append(("scaling", message, None))
+        return found

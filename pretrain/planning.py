@@ -19,7 +19,7 @@ from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
-from pretrain.optim.scaling import Scaled, run_shape, scale, transfer_warnings
+from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.mesh import data_parallel_size, micro_batch_rows
 from pretrain.run_data import rounded_vocabulary
 
@@ -80,8 +80,6 @@ class Plan:
     optim: Scaled
     """The optimizer's settings after `optim.scaling`."""
     groups: tuple[Group, ...]
-    warnings: tuple[str, ...]
-    """Where a rule is used outside of its range."""
     attention_bias: float | None
     gpus: int
     accelerator: Accelerator
@@ -108,7 +106,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
     for name, parameter in model.named_parameters():
         group = family.parameter_group(name)
         groups[group] = groups.get(group, 0) + parameter.numel()
-    scaled = scale(config.optim, run_shape(config, model))
+    scaled = resolve(config, model)
     transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
     types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
     data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
@@ -130,7 +128,6 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         tokens=tokens,
         optim=scaled,
         groups=tuple(Group(*(group[key] for key in GROUP_KEYS)) for group in types),
-        warnings=(*scaled.warnings, *transfer_warnings(transfer, width, layers)),
         attention_bias=getattr(model_config, "attention_bias", None),
         gpus=gpus,
         accelerator=accelerator,

@@ -183,6 +183,9 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             evaluation=evaluation,
         )
         stack.push(lambda _, error, __: record_crash(run, error))
+        if ranks.is_main:
+            for warning in engine.scaled.warnings:
+                logger.warning("%s", warning)
         if clock.step > clock.steps:
             logger.warning(
                 "step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps

@@ -31,13 +31,17 @@ class Multipliers:
 
 
 def multipliers(transfer: Transfer, width: int, layers: int) -> dict[str, Multipliers]:
-    """By type: embedding, matrix (of a block), vector (of a block: gains and biases), head (an untied one)."""
+    """By type: embedding, matrix (of a block), vector (of a block: gains and biases), qk_norm (gains that all heads
+    share, so their gradients do not shrink with the width), final_norm (the gains after the blocks, which no depth
+    reaches), head (an untied one)."""
     m_width, m_depth, alpha = width / transfer.width, layers / transfer.layers, transfer.alpha
-    block_epsilon = 1 / m_width * m_depth**-alpha
+    block_lr, branch = m_depth ** (alpha - 1), m_depth**-alpha
     return {
         "embedding": Multipliers(epsilon=1 / m_width),
-        "matrix": Multipliers(m_width**-0.5, m_depth ** (alpha - 1) / m_width, block_epsilon),
-        "vector": Multipliers(lr=m_depth ** (alpha - 1), epsilon=block_epsilon),
+        "matrix": Multipliers(m_width**-0.5, block_lr / m_width, branch / m_width),
+        "vector": Multipliers(lr=block_lr, epsilon=branch / m_width),
+        "qk_norm": Multipliers(lr=block_lr, epsilon=branch),
+        "final_norm": Multipliers(epsilon=1 / m_width),
         # Without a factor on the logits, so that fused cross-entropies work: it is in the deviation and the rate.
         "head": Multipliers(1 / m_width, 1 / m_width),
     }

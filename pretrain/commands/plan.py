@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from models.layers.transfer import multipliers, residual_factor
 from pretrain.config import load_config
 from pretrain.planning import Plan, make_plan
 
@@ -29,7 +31,7 @@ def print_plan(
     console.print(_memory(plan, config))
     console.print(_training(plan, config, price))
     console.print(_optimizer(plan, config))
-    for warning in plan.warnings:
+    for warning in plan.optim.warnings:
         console.print(f"[bold]warning[/bold]: {warning}")
     free = plan.accelerator.memory_gib * GIB - plan.memory.total
     if free < 0:
@@ -75,10 +77,26 @@ def _optimizer(plan: Plan, config: Config) -> Table:
         "betas", f"{now.betas[0]:.4g}, {now.betas[1]:.4g}", f"{given.betas[0]:g}, {given.betas[1]:g}"
     )
     table.add_row("weight decay per step", f"{now.weight_decay:.4g}", f"{given.weight_decay:g}")
+    if given.depth_multipliers:
+        points = ", ".join(f"{point:g}" for point in given.depth_multipliers)
+        table.add_row("rates by depth", f"x {points}", "")
+    for what, factor in _of_transfer(config):
+        table.add_row(what, f"x {factor:.4g}", "")
     if given.scaling is not None:
         kappa = "" if plan.optim.kappa is None else f"kappa = {plan.optim.kappa:.4g}"
         table.add_row("rule", kappa, given.scaling.rule)
     return table
+
+
+def _of_transfer(config: Config) -> list[tuple[str, float]]:
+    """What a base model changes besides rates and epsilons."""
+    model = config.model
+    transfer = getattr(model, "transfer", None)
+    if transfer is None:
+        return []
+    by_type = multipliers(transfer, model.width, model.layers)
+    deviations = [(f"initial deviation, {kind}", by_type[kind].deviation) for kind in ("matrix", "head")]
+    return [*deviations, ("residual branches", residual_factor(transfer, model.layers))]
 
 
 def _training(plan: Plan, config: Config, price: float | None) -> Table:
@@ -90,7 +108,10 @@ def _training(plan: Plan, config: Config, price: float | None) -> Table:
     table.add_row("steps, tokens", f"{config.run.steps:,}, {plan.tokens:.4g}")
     table.add_row("schedule", f"{config.optim.schedule}, {config.optim.warmup_steps} warm-up steps")
     if plan.attention_bias is not None:
-        table.add_row("attention bias", f"{plan.attention_bias:.4f} = -ln(sequence length)")
+        usual = math.isclose(plan.attention_bias, -math.log(config.data.sequence_length))
+        table.add_row(
+            "attention bias", f"{plan.attention_bias:.4f}" + (" = -ln(sequence length)" if usual else "")
+        )
     table.add_row(
         f"time at MFU {plan.mfu:.0%}", f"{plan.seconds / 86400:.2f} days, {plan.gpu_hours:,.0f} GPU hours"
     )

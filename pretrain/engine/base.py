@@ -15,6 +15,7 @@ from pretrain.errors import UserError
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
     from pretrain.objectives import Objective
+    from pretrain.optim.scaling import Scaled
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ def means(names: Sequence[str], parts: Tensor) -> dict[str, float]:
 
 class Engine(Protocol):
     """Besides what the methods say, an engine keeps the model's parameters within `model.bounds()` after every
-    update, exactly and before any forward pass."""
+    update, exactly and before any forward pass.
+
+    scaled: the optimizer's settings as they are used.
+    """
+
+    scaled: Scaled
 
     def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
         """Forward, backward, clip and update on this rank's rows of one step."""

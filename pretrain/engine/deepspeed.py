@@ -24,7 +24,7 @@ from pretrain.engine.fragments import (
     refresh_weights,
 )
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
-from pretrain.optim.scaling import run_shape, scale
+from pretrain.optim.scaling import resolve
 from pretrain.parallel.mesh import micro_batch_rows
 
 if TYPE_CHECKING:
@@ -62,10 +62,10 @@ class DeepSpeedEngine:
         self._device = device
         self._placements = parallelized.placements
         module = LossModule(parallelized.model)
-        optim = scale(config.optim, run_shape(config, parallelized.model)).optim
+        self.scaled = resolve(config, parallelized.model)
         groups = parameter_groups(
             parallelized.model.named_parameters(),
-            optim,
+            self.scaled.optim,
             config.model.width,
             layers=config.model.layers,
             transfer=getattr(config.model, "transfer", None),
@@ -77,7 +77,7 @@ class DeepSpeedEngine:
         self._clips_itself = config.parallel.zero > 0
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
-            optimizer=build_optimizer(groups, optim),
+            optimizer=build_optimizer(groups, self.scaled.optim),
             config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows),
             mpu=mesh.mpu,
             dist_init_required=False,

@@ -97,7 +97,7 @@ class MetricsHook(Hook):
         record: Record = {
             "loss/train": loss_sum / weight,
             **means(run.objective.parts, self._reduced_parts()),
-            "optim/learning_rate": run.config.optim.lr * run.lr_factor(run.clock.step - 1),
+            "optim/learning_rate": run.engine.scaled.optim.lr * run.lr_factor(run.clock.step - 1),
             "optim/gradient_norm": report.gradient_norm.item(),
             "speed/tokens_per_second": speed,
             "speed/step_seconds": seconds / self._steps,

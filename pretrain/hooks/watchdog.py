@@ -14,6 +14,7 @@ import platform
 import sys
 import threading
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,9 +73,17 @@ class WatchdogHook(Hook):
         period_s = min(max(self._limit_s / 20, 0.2), 10.0)
         while not self._ended.wait(period_s):
             silent_s = time.monotonic() - self._stepped
-            self._beat(silent_s)
+            try:
+                self._beat(silent_s)
+            except OSError as error:  # a full disk, a storage that is away: the next one may pass
+                print(f"warning: no heartbeat was written: {error}", file=sys.stderr, flush=True)
             if silent_s > self._limit_s:
-                self._give_up(period_s)
+                try:
+                    self._give_up(period_s)
+                except Exception:  # e.g. no room for the stacks: the rank hangs all the same
+                    traceback.print_exc()
+                finally:
+                    os._exit(EXIT_NODE_FAULT)  # the main thread hangs in a collective and would never return
 
     def _beat(self, silent_s: float) -> None:
         now = time.time()
@@ -93,7 +102,6 @@ class WatchdogHook(Hook):
             write_json(self._folder.fault, {"rank": culprit.rank, "host": culprit.host, "reason": reason})
         self._folder.record_exit(RankExit(self._rank, platform.node(), EXIT_NODE_FAULT, reason, self._step))
         print(f"error: {reason}", file=sys.stderr, flush=True)
-        os._exit(EXIT_NODE_FAULT)  # the main thread hangs in a collective and would never return
 
     def _dump_stacks(self) -> None:
         self._folder.stacks.mkdir(parents=True, exist_ok=True)

@@ -54,25 +54,26 @@ def parameter_groups(
     weight by lr x weight_decay; dividing by the group's peak leaves schedule x `optim.weight_decay`, the same
     share for every type and learning rate.
 
-    width, layers: of the model. transfer: its base model, where there is one; it decides instead of
-        `matrix_lr_multiplier`.
+    width, layers: of the model. transfer: its base model, where there is one: the width then has its part through
+        Complete(d)P, and `matrix_lr_multiplier` is that of the base's width.
     """
-    split_head = transfer is not None or optim.multipliers.head != 1.0
+    split_head = transfer is not None or optim.multipliers.head != optim.multipliers.embedding
     by_size = None if transfer is None else multipliers(transfer, width, layers)
-    members: dict[tuple[str, float], list[nn.Parameter]] = {}
+    members: dict[tuple[str, str, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         kind = parameter_type(name, parameter)
         if split_head and name.startswith("head."):
             kind = "head"
+        scaled_as = kind if by_size is None else transfer_type(name, kind)
         depth = depth_multiplier(optim.depth_multipliers, name, layers)
-        members.setdefault((kind, depth), []).append(parameter)
+        members.setdefault((kind, scaled_as, depth), []).append(parameter)
     groups = []
-    for (kind, depth), parameters in members.items():
+    for (kind, scaled_as, depth), parameters in members.items():
         peak, epsilon = optim.lr * depth * getattr(optim.multipliers, kind), optim.epsilon
+        if kind == "matrix":
+            peak *= matrix_lr_multiplier(optim, width if transfer is None else transfer.width)
         if by_size is not None:
-            peak, epsilon = peak * by_size[kind].lr, epsilon * by_size[kind].epsilon
-        elif kind == "matrix":
-            peak *= matrix_lr_multiplier(optim, width)
+            peak, epsilon = peak * by_size[scaled_as].lr, epsilon * by_size[scaled_as].epsilon
         decay = 0.0 if kind == "vector" else optim.weight_decay / peak
         groups.append(
             {
@@ -81,10 +82,19 @@ def parameter_groups(
                 "peak_lr": peak,
                 "eps": epsilon,
                 "weight_decay": decay,
-                "type": kind,
+                "type": scaled_as,
             }
         )
     return groups
+
+
+def transfer_type(name: str, kind: str) -> str:
+    """The row of Complete(d)P's table that a parameter of this type belongs to."""
+    if kind != "vector":
+        return kind
+    if name.endswith((".q_norm.weight", ".k_norm.weight")):
+        return "qk_norm"
+    return "vector" if name.startswith("blocks.") else "final_norm"
 
 
 def depth_multiplier(points: Sequence[float], name: str, layers: int) -> float:

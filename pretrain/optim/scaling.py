@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from models.layers.transfer import Transfer
+from pretrain.optim.adamw import matrix_lr_multiplier
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,6 +51,16 @@ class Shape:
     @property
     def tokens(self) -> int:
         return self.rows * self.sequence_length * self.steps
+
+
+def resolve(config: Config, model: nn.Module) -> Scaled:
+    """The settings that a run uses, and all that there is to say about them. The model may be on meta."""
+    scaled = scale(config.optim, run_shape(config, model))
+    transfer, width = getattr(config.model, "transfer", None), config.model.width
+    found = [*scaled.warnings, *transfer_warnings(transfer, width, config.model.layers)]
+    if config.optim.scaling is not None and config.optim.scaling.rule == "step_law":
+        found += step_law_conflicts(config.optim, transfer, width)
+    return replace(scaled, warnings=tuple(found))
 
 
 def run_shape(config: Config, model: nn.Module) -> Shape:
@@ -169,3 +180,18 @@ def transfer_warnings(transfer: Transfer | None, width: int, layers: int) -> lis
                 f"model.{name} is {ratio:.3g} times model.transfer.{name}; this was validated from 1 to {limit} times"
             )
     return found
+
+
+def step_law_conflicts(optim: OptimSection, transfer: Transfer | None, width: int) -> list[str]:
+    """What else changes a learning rate that step_law gives for this size, and for all tensors alike."""
+    if transfer is not None:
+        return [
+            "step_law's rate is of this model's size already, and model.transfer scales it again: leave one out"
+        ]
+    factor = matrix_lr_multiplier(optim, width)
+    if factor == 1:
+        return []
+    return [
+        f"step_law's rate is one for all tensors, and optim.matrix_lr_multiplier gives matrices {factor:.3g} of it: "
+        "set 1"
+    ]

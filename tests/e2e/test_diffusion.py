@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from data_pipelines.dataset import write_dataset
+from data_pipelines.tokenizers import word_tokenizer
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
 from pretrain.planning import make_plan
 from pretrain.run_folder import RunFolder
+from tests.data_pipelines.helpers import write_documents
 from tests.e2e.pairs import build_pairs, modalities, write_config
 from tests.e2e.training import losses, metrics, run_forked, train_rank
 from tests.harness import RanksFailed, run_ranks
@@ -82,8 +87,12 @@ def test_bf16_stays_near_fp32(tmp_path: Path, pairs: Path, alone: Path) -> None:
 
 def test_sigmoid_attention_trains_too(tmp_path: Path, pairs: Path) -> None:
     settings = ["model.attention=sigmoid", "model.image_positions=1d", "objective.condition=joint"]
-    run_ranks(2, train_rank, write_config(tmp_path, pairs), [*settings, "objective.masking=bernoulli"])
-    found = [line for line in logged(tmp_path / "runs" / "tiny") if "loss/validation" in line]
+    settings += ["objective.masking=bernoulli", "optim.scaling.base_rows=4"]
+    run_ranks(2, train_rank, write_config(tmp_path, pairs), settings)
+    lines = logged(tmp_path / "runs" / "tiny")
+    rates = [line["optim/learning_rate"] for line in lines if "optim/learning_rate" in line]
+    assert max(rates) == pytest.approx(5e-3 * 2**0.5), "the rule's rate is the one that is logged"
+    found = [line for line in lines if "loss/validation" in line]
     assert found[-1]["loss/validation"] < found[0]["loss/validation"] - 0.2
 
 
@@ -136,6 +145,28 @@ def test_evaluate_prints_bounds_with_intervals(alone: Path, pairs: Path) -> None
     assert "95 % interval" in table.output and "elbo_task/text-to-image" in table.output
 
 
+def test_evaluate_takes_plain_text_of_the_runs_tokenizer(alone: Path, pairs: Path, tmp_path: Path) -> None:
+    """Alone or beside pairs, where it is the same rows with another padding."""
+    run = str(alone / "runs" / "tiny")
+    options = ("--draws", "40", "--json", "--device", "cpu")
+    found = []
+    for data in ([pairs / "text"], [pairs / "text", pairs / "text-to-image"]):
+        ended = run_forked("evaluate", run, *options, *(f"--data={path}" for path in data))
+        assert ended.code == 0, ended.errors
+        found.append(json.loads(ended.output)["bounds"])
+    assert set(found[0]) == {"elbo/all", "elbo/text", "elbo_task/text"}
+    one, other = (bounds["elbo_task/text"] for bounds in found)
+    assert one["tokens"] == other["tokens"]
+    noise = math.hypot(one["half_interval"], other["half_interval"])
+    assert abs(one["nats_per_token"] - other["nats_per_token"]) < 2 * noise
+    words = tmp_path / "words"
+    words.mkdir()
+    splits = {"validation": write_documents(words, "validation", [np.zeros(4, np.int64)], 10**9)}
+    write_dataset(words, splits, word_tokenizer(("a", "b")).save(words))
+    refused = run_forked("evaluate", run, "--device", "cpu", f"--data={words}")
+    assert refused.code == 2 and "build the data with the run's tokenizer" in refused.errors
+
+
 def test_plan_takes_the_vocabulary_from_the_data(pairs: Path, tmp_path: Path) -> None:
     plan = make_plan(load_config(write_config(tmp_path, pairs)), gpus=2, gpu="h100", mfu=0.4)
     assert plan.parameters["embedding"] == 320 * 32
@@ -155,8 +186,6 @@ def test_another_codec_is_refused_by_name(tmp_path: Path, alone: Path, pairs: Pa
         "evaluate", str(alone / "runs" / "tiny"), "--device", "cpu", "-d", data[0], "-d", data[1]
     )
     assert ended.code == 2 and "build the data with the run's tokenizer and codecs" in ended.errors
-    text = run_forked("evaluate", str(alone / "runs" / "tiny"), "--device", "cpu", "-d", str(pairs / "text"))
-    assert text.code == 2 and "name one of the run's datasets of pairs beside it" in text.errors
 
 
 MISTAKES = [

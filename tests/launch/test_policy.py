@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from launch.policy import Attempt, Ending, classify, decide
+from launch.policy import Attempt, Decision, Ending, classify, decide, with_enough_nodes
 from pretrain.attempts import RankExit
 
 
@@ -77,6 +77,23 @@ def test_bad_nodes_add_up() -> None:
     last = Attempt(2, Ending.node_fault, 0, 5, "silent", ("node7",))
     decision = decide([last], most_without_progress=3, excluded=["node3"])
     assert decision.exclude == ("node3", "node7") and "without node3, node7" in decision.message
+
+
+@pytest.mark.parametrize(
+    ("partition", "wanted", "left"),
+    [
+        (["a", "b", "c", "d"], 2, ("a", "b")),
+        (["a", "b", "c"], 2, ("b",)),
+        (["a", "b"], 2, ()),
+        (None, 2, ("a", "b")),
+    ],
+)
+def test_no_more_nodes_are_excluded_than_the_partition_can_spare(
+    partition: list[str] | None, wanted: int, left: tuple[str, ...]
+) -> None:
+    decision = with_enough_nodes(Decision("again", "crash", ("a", "b")), partition, wanted)
+    assert decision.exclude == left and decision.action == "again"
+    assert ("may be had again" in decision.message) == (left != ("a", "b"))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,19 @@ def test_goodput_adds_up_to_the_time_that_passed() -> None:
     assert used.total == pytest.approx(200.0) and used.share == pytest.approx(0.7)
 
 
+def test_an_attempt_that_died_with_its_node_counts_to_its_last_sign_of_life() -> None:
+    ledger = [
+        event("attempt", 0.0, attempt=1),
+        event("start", 10.0, attempt=1),
+        event(
+            "attempt_end", 500.0, attempt=1, step=80, last_step=90, ended=110.0
+        ),  # written by the next attempt
+        event("attempt", 500.0, attempt=2),
+    ]
+    used = goodput(ledger, [{"step": 50, "speed/step_seconds": 1.0}], now=500.0)
+    assert used == Goodput(productive=90.0, start_up=10.0, waiting=390.0, lost=10.0)
+
+
 def test_an_attempt_that_is_still_starting_is_all_start_up() -> None:
     used = goodput([event("attempt", 100.0, attempt=1)], [], now=130.0)
     assert used == Goodput(start_up=30.0)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from launch.cli import _options
+from launch.job import LaunchedRun
+from launch.policy import Attempt, Ending
 from launch.settings import ClusterSettings, load_settings, minutes_of
-from launch.slurm import explain
-from launch.submit import Request, absolute, check_shape, script, sweep_configs
+from launch.slurm import Partition, explain, past_states
+from launch.submit import Request, absolute, check_shape, dependency_on, script, sweep_configs
+from pretrain.attempts import write_json
 from pretrain.config import load_config
 from pretrain.errors import ConfigError, UserError
 
@@ -51,6 +56,75 @@ def test_a_chain_waits_for_its_turn_and_a_container_is_passed_on(tmp_path: Path)
     assert "--container-image=img.sqsh --container-mounts=/a:/a" in text
 
 
+def test_a_run_after_another_waits_also_as_a_chain(tmp_path: Path) -> None:
+    text = script(replace(request(tmp_path, requeue=False), after="afterok:7"))
+    assert "#SBATCH --dependency=afterok:7,singleton" in text and "#SBATCH --kill-on-invalid-dep=yes" in text
+    alone = replace(request(tmp_path, requeue=False), preflight_only=True)
+    assert alone.copies == 1 and "--dependency" not in script(alone)
+
+
+def test_what_a_run_waits_for(tmp_path: Path) -> None:
+    first, chain = LaunchedRun(tmp_path / "first"), LaunchedRun(tmp_path / "chain")
+    first.write_job(ClusterSettings(), nodes=1, name="first", jobs=["7"])
+    chain.write_job(ClusterSettings(requeue=False), nodes=1, name="chain", jobs=["8", "9"])
+    assert dependency_on([first]) == "afterok:7"
+    assert dependency_on([chain]) == "afterok:8?afterok:9"  # the jobs that are not needed are cancelled
+    with pytest.raises(UserError, match="name one run"):
+        dependency_on([first, chain])
+    write_json(first.outcome_file, {"ending": "done", "message": "finished"})
+    assert dependency_on([first]) is None
+    write_json(first.outcome_file, {"ending": "crash", "message": "it broke"})
+    with pytest.raises(UserError, match="it broke"):
+        dependency_on([first])
+
+
+def test_bad_nodes_of_an_earlier_launch_stay_out_and_its_failures_are_not_counted(tmp_path: Path) -> None:
+    wanted = request(tmp_path, sbatch={"exclude": "node[1-2]"}, cpus_per_task=12)
+    run = wanted.runs[0]
+    run.write_job(wanted.settings, nodes=2, name="demo", jobs=["7"])
+    run.exclude(("node9",))
+    run.launch.begin(1)
+    run.write_ended(Attempt(1, Ending.crash, 0, 0, "why"))
+    assert [attempt.number for attempt in run.ended_attempts()] == [1]
+    text = script(wanted)
+    assert "#SBATCH --exclude='node[1-2],node9'" in text
+    assert "export SRUN_CPUS_PER_TASK=12" in text, "or each rank has one core, from Slurm 22.05 on"
+    run.write_job(wanted.settings, nodes=2, name="demo", jobs=[])
+    assert run.ended_attempts() == []
+
+
+def test_sbatch_options_are_passed_on_as_they_are_written() -> None:
+    given = ["comment=it's a run", "--mem=0", "spread-job", "dependency=a=b"]
+    assert _options(given) == {"comment": "it's a run", "mem": "0", "spread-job": True, "dependency": "a=b"}
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        (
+            "echo '7|PREEMPTED'; echo '7|COMPLETED'; echo '8_1|CANCELLED by 0'",
+            {"7": "COMPLETED", "8_1": "CANCELLED"},
+        ),
+        ("echo 'Slurm accounting storage is disabled' >&2; exit 1", {}),
+    ],
+)
+def test_the_accounting_is_asked_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, found: dict[str, str]
+) -> None:
+    program = tmp_path / "sacct"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert past_states(["7", "8_1"]) == found
+
+
+def test_a_partitions_time_limit() -> None:
+    limits = [
+        Partition("a", 4, True, text).most_minutes for text in ("1-00:00:00", "30:00", "infinite", "n/a")
+    ]
+    assert limits == [1440, 30, None, None]
+
+
 def test_a_sweep_is_an_array_of_runs_with_names_of_their_own(tmp_path: Path) -> None:
     configs = sweep_configs(DEMO, [f"run.folder={tmp_path}"], ["optim.lr=[1e-3,3e-3]", "run.seed=[1,2]"])
     assert [(c.run.name, c.optim.lr, c.run.seed) for c in configs] == [
@@ -62,6 +136,8 @@ def test_a_sweep_is_an_array_of_runs_with_names_of_their_own(tmp_path: Path) -> 
     many = Request("demo", configs, ClusterSettings(gpus_per_node=0), 1)
     text = script(many)
     assert "#SBATCH --array=0-3%4" in text and "SLURM_ARRAY_TASK_ID" in text
+    with pytest.raises(ConfigError, match="more than one would be called demo-lr-0.001"):
+        sweep_configs(DEMO, [], ["optim.lr=[1e-3,0.001]"])
     with pytest.raises(ConfigError, match="key=\\[value, value\\]"):
         sweep_configs(DEMO, [], ["optim.lr=1e-3"])
 
@@ -106,6 +182,10 @@ def test_sbatchs_refusals_come_with_their_likely_cause() -> None:
     )
     assert text.startswith("sbatch refused: invalid partition specified: x") and "sinfo -s" in text
     assert "likely" not in explain("sbatch", "something new")
+    limits = explain(
+        "sbatch", "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    )
+    assert "of your account or QOS" in limits
 
 
 def command(*arguments: str, path: str) -> subprocess.CompletedProcess[str]:

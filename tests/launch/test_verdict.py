@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.verdict import LAST_STAGE, Report, judge
+import pytest
+
+from launch.verdict import ALONE_STAGE, FIRST_STAGE, LAST_STAGE, Report, judge
 
 NODES = ["node1", "node2", "node3"]
 
@@ -57,3 +59,20 @@ def test_what_is_wrong_everywhere_is_said_once(tmp_path: Path) -> None:
     write(tmp_path, *(Report(i, NODES[i], everywhere=["no room"]) for i in range(3)), stage="checked itself")
     verdict = judge(tmp_path, NODES, code=1, seconds=60)
     assert verdict.everywhere == "no room" and not verdict.may_pass and not verdict.bad_nodes
+
+
+def test_a_rank_that_hangs_in_its_own_checks_gives_its_node_away(tmp_path: Path) -> None:
+    write(tmp_path, Report(0, "node1"), Report(2, "node3"), stage=ALONE_STAGE)
+    write(tmp_path, Report(1, "node2"), stage=FIRST_STAGE)
+    assert list(judge(tmp_path, NODES, code=None, seconds=60).bad_nodes) == ["node2"]
+
+
+@pytest.mark.parametrize(("failing", "bad"), [(1, ["node1"]), (2, []), (3, [])])
+def test_data_that_one_node_misses_is_its_fault_and_that_all_miss_is_not(
+    tmp_path: Path, failing: int, bad: list[str]
+) -> None:
+    reports = [Report(i, NODES[i], alone=["no data"] if i < failing else []) for i in range(3)]
+    write(tmp_path, *reports, stage=ALONE_STAGE)
+    verdict = judge(tmp_path, NODES, code=1, seconds=60)
+    assert list(verdict.bad_nodes) == bad
+    assert verdict.everywhere == (None if bad else "no data") and not verdict.may_pass

@@ -14,10 +14,12 @@ from models.layers.transfer import Transfer, multipliers
 from pretrain.config import config_from_dict, load_config
 from pretrain.config_optim import OptimSection, ScalingSection
 from pretrain.errors import ConfigError
-from pretrain.optim import parameter_groups
+from pretrain.optim import parameter_groups, parameter_type
+from pretrain.optim.adamw import transfer_type
 from pretrain.optim.scaling import (
     Shape,
     critical_rows,
+    resolve,
     scale,
     sde,
     step_law_batch_tokens,
@@ -99,6 +101,19 @@ def test_a_rule_outside_of_its_range_is_said() -> None:
     assert scale(given, shape(128, 128 * LENGTH * 2000)).warnings == ()
 
 
+def test_what_scales_step_laws_rate_again_is_said() -> None:
+    law = "optim.scaling.rule=step_law"
+    for overrides, said in (
+        (["optim.matrix_lr_multiplier=0.5"], "gives matrices 0.5 of it"),
+        (["model.transfer={width: 64, layers: 2}", "model.tied_head=false"], "leave one out"),
+        (["optim.matrix_lr_multiplier=1"], ""),
+    ):
+        config = load_config(Path("configs/sigmoid/demo.yaml"), [law, *overrides])
+        model = families["sigmoid"].build(config.model.resolved(vocabulary=64, sequence_length=16))
+        found = " ".join(resolve(config, model).warnings)
+        assert said in found and bool(said) == ("step_law's rate is" in found)
+
+
 def decoder(transfer: Transfer | None, width: int, layers: int):
     family = families["sigmoid"]
     config = family.config(
@@ -116,6 +131,70 @@ def test_a_model_of_the_base_size_is_unchanged_by_the_transfer() -> None:
         initialise(model, seed=1)
     tokens = torch.arange(16)[None]
     assert torch.equal(plain(tokens), carried(tokens))
+    optim = OptimSection(lr=0.01, matrix_lr_multiplier=0.5, weight_decay=0.01)
+    ours, theirs = (
+        settings_by_name(model, optim, transfer)
+        for model, transfer in ((plain, None), (carried, Transfer(width=32, layers=2)))
+    )
+    assert ours == theirs
+
+
+def settings_by_name(
+    model: torch.nn.Module, optim: OptimSection, transfer: Transfer | None = None
+) -> dict[str, tuple[float, ...]]:
+    """(peak rate, epsilon, weight decay) of every parameter of a model of width 32 and two layers."""
+    named = dict(model.named_parameters())
+    groups = parameter_groups(named.items(), optim, 32, layers=2, transfer=transfer)
+    where = {id(parameter): group for group in groups for parameter in group["params"]}
+    keys = ("peak_lr", "eps", "weight_decay")
+    return {name: tuple(where[id(p)][key] for key in keys) for name, p in named.items()}
+
+
+def test_an_untied_head_has_the_embeddings_factor_only_if_it_is_its_own() -> None:
+    model = families["sigmoid"].build(decoder(None, 32, 2))
+    for head in (1.0, 3.0):
+        optim = OptimSection(lr=0.01, multipliers={"embedding": 3.0, "head": head})
+        found = settings_by_name(model, optim)
+        assert found["embedding.weight"][0] == 0.03
+        assert found["head.weight"][0] == pytest.approx(0.01 * head)
+
+
+def gradient_sizes(width: int) -> dict[str, float]:
+    """RMS of the gradients by type, after three updates (at the start, heads do not yet pull the gains that they
+    share the same way); heads have a width of 16."""
+    transfer = Transfer(width=64, layers=2)
+    config = families["trimodal"].config(
+        layers=2, width=width, heads=width // 16, norm="pre", transfer=transfer
+    )
+    model = families["trimodal"].build(config.resolved(vocabulary=256, sequence_length=32))
+    initialise(model, seed=1)
+    optim = OptimSection(lr=3e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model.named_parameters(), optim, width, layers=2, transfer=transfer)
+    )
+    tokens = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
+    tokens[:, 1::2] = tokens[:, ::2]
+    for step in range(4):
+        optimizer.zero_grad()
+        logits = model.head(model(tokens.roll(1, 1)))
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+        if step < 3:
+            optimizer.step()
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        kind = transfer_type(name, "head" if name.startswith("head.") else parameter_type(name, parameter))
+        assert parameter.grad is not None
+        found.setdefault(kind, []).append(parameter.grad.flatten())
+    return {kind: float(torch.cat(parts).square().mean().sqrt()) for kind, parts in found.items()}
+
+
+def test_epsilons_follow_the_gradients_of_wider_models() -> None:
+    """Adam's epsilon is to stay the same share of the gradients' size, of every type of tensor."""
+    base, wide = gradient_sizes(64), gradient_sizes(256)
+    table = multipliers(Transfer(width=64, layers=2), width=256, layers=2)
+    assert set(base) == set(table)
+    for kind, ratio in ((kind, wide[kind] / base[kind]) for kind in base):
+        assert 0.5 < ratio / table[kind].epsilon < 2.2, (kind, ratio)
 
 
 def test_the_table_of_complete_d_p() -> None:
@@ -124,6 +203,8 @@ def test_the_table_of_complete_d_p() -> None:
     assert table["matrix"].epsilon == pytest.approx(0.25 * 0.5)
     assert table["vector"].lr == pytest.approx(0.5)
     assert table["embedding"].lr == 1 and table["embedding"].epsilon == 0.25
+    assert table["qk_norm"].lr == pytest.approx(0.5) and table["qk_norm"].epsilon == pytest.approx(0.5)
+    assert table["final_norm"].lr == 1 and table["final_norm"].epsilon == 0.25
     assert table["head"].deviation == 0.25
 
 
@@ -187,3 +268,24 @@ def test_it_survives_the_run_folder() -> None:
     config = load_config(Path("configs/sigmoid/demo.yaml"), overrides)
     assert config_from_dict(config.to_dict(), "again") == config
     assert sde(config.optim, 4.0).lr == 2 * config.optim.lr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["optim.scaling={rule: sde}"], "optim.scaling: rule sde changes nothing without a base"),
+        (
+            ["optim.scaling={rule: step_law, base_rows: 4}"],
+            "optim.scaling.base_rows = 4: rule step_law does not",
+        ),
+        (
+            ["optim.multipliers.head=2", "model.tied_head=true"],
+            "optim.multipliers.head = 2.0: the head is the",
+        ),
+        (["optim.scaling=5"], "optim.scaling = 5: should be settings of its own: {key: value}"),
+    ],
+)
+def test_settings_without_effect_are_refused(overrides: list[str], expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(Path("configs/sigmoid/demo.yaml"), overrides)
+    assert expected in str(error.value)

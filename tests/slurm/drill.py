@@ -32,6 +32,7 @@ gpus_per_node: 0
 tasks_per_node: 2
 exclusive: false
 wait_seconds: 10
+signal_seconds: {signal_seconds}
 setup: ["export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu GLOO_SOCKET_IFNAME={interface}"]
 preflight: {{enabled: false}}
 """
@@ -45,20 +46,23 @@ class Drill:
 
     # ------------------------------------------------------------------------------------------------- acting
 
-    def launch(self, *options: str, steps: int = STEPS) -> LaunchedRun:
+    def launch(self, *options: str, steps: int = STEPS, signal_seconds: int = 120) -> LaunchedRun:
         """`triptych launch` as a user types it. Raises RuntimeError if it refuses."""
-        done = self.launch_command(*options, steps=steps)
+        done = self.launch_command(*options, steps=steps, signal_seconds=signal_seconds)
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
         return LaunchedRun(self.folder / "runs" / "drill")
 
-    def launch_command(self, *options: str, steps: int = STEPS) -> subprocess.CompletedProcess[str]:
+    def launch_command(
+        self, *options: str, steps: int = STEPS, signal_seconds: int = 120
+    ) -> subprocess.CompletedProcess[str]:
         """What the command answers; `options` come last, and win."""
         config, settings = self.folder / "drill.yaml", self.folder / "cluster.yaml"
         text = CONFIG.format(folder=self.folder, data=self.corpus, steps=steps)
         config.write_text(text, encoding="utf-8")
         interface = "eth0" if self.cluster.network else "lo"
-        settings.write_text(SETTINGS.format(interface=interface), encoding="utf-8")
+        values = SETTINGS.format(interface=interface, signal_seconds=signal_seconds)
+        settings.write_text(values, encoding="utf-8")
         return self.command("launch", str(config), "--cluster", str(settings), "--nodes", "2", *options)
 
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:

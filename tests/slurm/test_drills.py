@@ -47,8 +47,18 @@ def test_the_signal_before_the_time_limit_saves_and_comes_back(drill: Drill, und
 @pytest.mark.slow
 def test_a_real_time_limit(drill: Drill) -> None:
     # Slurm sends the signal up to a minute before its time, and ends a job up to half a minute late.
-    run = drill.launch("--time", "1", "--sbatch", "signal=USR2@10", steps=3000)
+    run = drill.launch("--time", "1", steps=3000, signal_seconds=10)
     drill.wait(lambda: "resume" in drill.endings(run), 150, "a restart", run)
+    drill.wait_attempt(run, 2)
+
+
+@pytest.mark.slow
+def test_a_time_limit_that_nobody_was_told_of(drill: Drill) -> None:
+    """Slurm ends the job as it would end one whose save took longer than the time before the limit."""
+    run = drill.launch("--time", "1", "--sbatch", "signal=URG@10", steps=3000, signal_seconds=10)
+    drill.wait(lambda: drill.endings(run), 150, "the end of the first attempt", run)
+    end = drill.ledger(run, "attempt_end")[0]
+    assert end["ending"] in ("resume", "crash") and "the time limit came" in end["reason"], end
     drill.wait_attempt(run, 2)
 
 

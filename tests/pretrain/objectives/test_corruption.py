@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch, Corruption
 from data_pipelines.layout import CONDITION, STRUCTURE, TARGET, Layout, read_layout
+from data_pipelines.mixing import Mixture
 from pretrain.monitoring import PART_SCALARS
 from pretrain.objectives.corruption import PARTS
 from pretrain.objectives.counters import hashed, key, stratified, uniform
+from pretrain.objectives.diffusion_schedules import schedule_of
 from pretrain.objectives.masked_diffusion import forbid_specials
 from tests.pretrain.objectives.rows import (
     VOCABULARY,
@@ -165,19 +167,33 @@ def test_complementary_rows_supervise_every_token_once(masking: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "polynomial"])
-def test_ratios_are_stratified_over_a_step_for_every_source_and_document(schedule: str) -> None:
-    """Independent draws would leave a gap of some 1.3 / sqrt(48) between the shares and the schedule."""
-    objective = objective_of(masking="bernoulli", **every_modality(schedule=schedule))
-    rows = objective.rows(RepeatedRow())
+@pytest.mark.parametrize("complementary", [False, True])
+def test_ratios_are_stratified_over_a_step_for_every_source(schedule: str, complementary: bool) -> None:
+    """Independent draws would be some 0.87 / sqrt(n) from the schedule at worst: 0.16 and 0.2."""
+    n = 200
+    rows = RepeatedRow(row=[[4] * n], length=n, mixture=Mixture([0.6, 0.4]))
+    settings = every_modality(schedule=schedule)
+    objective = objective_of(complementary=complementary, **settings)
+    below = schedule_of(objective.section.text).below
+    size = 96 if complementary else 48
     for step in range(4):
-        numbers = np.arange(step * 48, (step + 1) * 48)
-        for source in (0, 1):
-            for document in (0, 1, 2):
-                shift = hashed(key(0, "train") ^ key("ratio"), np.full(48, source))
-                u = np.sort(stratified(shift, numbers, np.full(48, document)))
-                gap = np.abs(u - (np.arange(48) + 0.5) / 48).max()
-                assert gap < 0.05
-    assert len(rows.batch([0]).rows) == 1
+        numbers = np.arange(step * size, (step + 1) * size)
+        masked_share = scored(objective.rows(rows).batch(numbers.tolist())).sum(1).numpy() / n
+        if complementary:
+            numbers, masked_share = numbers[::2] // 2, masked_share[::2]
+        source = rows.mixture.draws(numbers)[0]
+        for one in (0, 1):
+            quantiles = np.sort(below(masked_share[source == one] - 0.5 / n))
+            count = len(quantiles)
+            assert np.abs(quantiles - (np.arange(count) + 0.5) / count).max() < 0.09
+
+
+def test_documents_of_a_row_and_sources_draw_apart() -> None:
+    shift = hashed(key(0, "train") ^ key("ratio"), np.array([0, 1]))
+    assert shift[0] != shift[1]
+    draws = np.arange(64)
+    first, second = (stratified(shift[:1].repeat(64), draws, np.full(64, document)) for document in (0, 1))
+    assert np.allclose((second - first) % 1, np.sqrt(2) - 1)
 
 
 @given(st.integers(0, 2**40), st.integers(0, 2**20), st.integers(0, 4096))
