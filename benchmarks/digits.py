@@ -45,7 +45,7 @@ from pretrain.generate.documents import Document, documents_of
 from pretrain.generate.lengths import load_lengths
 from pretrain.generate.media import contact_sheet, write_image, write_sound
 from pretrain.generate.requests import Requests
-from pretrain.generate.settings import SamplerSettings, settings_for
+from pretrain.generate.settings import DEFAULTS, SamplerSettings, settings_for
 from pretrain.run_folder import find_run
 
 ROWS_AT_ONCE = 64
@@ -53,7 +53,7 @@ SHEET_COLUMNS = 10
 IMAGE_SAMPLERS = {
     "ancestral": SamplerSettings(sampler="ancestral"),
     "first hitting, w 1.5": SamplerSettings(sampler="first_hitting", guidance=1.5),
-    "ancestral, w 1.5": SamplerSettings(sampler="ancestral", guidance=1.5),
+    "ancestral, w 1.5": DEFAULTS["image"],
     "ancestral, w 2": SamplerSettings(sampler="ancestral", guidance=2.0),
     "confidence": SamplerSettings(gumbel=1.0),
     "confidence, w 1.5": SamplerSettings(gumbel=1.0, guidance=1.5),

@@ -116,6 +116,9 @@ def test_texts(trained: Path, tmp_path: Path) -> None:
         (["--sampler", "ancestral", "--score", "margin"], "score = margin"),
         (["--prompt", "[MASK]", "--tokens", "3"], "--tokens: the prompt's [MASK]s"),
         (["--prompt", "zebra"], "zebra"),
+        (["--prompt", "one", "--tokens", "9"], "every text target that this run learned from fills 6 tokens"),
+        (["--task", "text-to-image", "--prompt", "two", "--out", "a.picture"], "write to a .png"),
+        (["--task", "text-to-image", "--prompt", "two", "--out", "."], "--out .: is a folder"),
     ],
 )
 def test_options_that_do_not_fit_are_named(trained: Path, options: list[str], message: str) -> None:
@@ -134,6 +137,8 @@ def test_guidance_needs_condition_dropout() -> None:
     with pytest.raises(UserError, match="objective.condition_dropout = 0"):
         refuse_vain_guidance(guided, "text-to-image", section(condition_dropout=0))
     refuse_vain_guidance(SamplerSettings(), "text-to-image", section(condition_dropout=0))
+    with pytest.raises(UserError, match="objective.whole_modality = 0"):
+        refuse_vain_guidance(guided, "text-to-image", section(condition="joint"))
 
 
 def test_questions_are_answered(trained: Path, tmp_path: Path) -> None:
@@ -171,7 +176,15 @@ def test_questions_are_answered(trained: Path, tmp_path: Path) -> None:
         ('{"task": "text", "choices": ["one", "two"], "right": 0}', "an object with keys of"),
         (
             '{"task": "image-to-text", "condition": "x.png", "choices": ["one", "two"], "answer": 0}',
-            "x.png: cannot be read",
+            "line 1: x.png: cannot be read",
+        ),
+        (
+            '{"task": "text", "prompt": "one plus", "choices": ["zebra", "two"], "answer": 1}',
+            "line 1: 'one plus zebra': the tokenizer has no token",
+        ),
+        (
+            '{"task": "text", "prompt": "one plus one", "choices": ["one one one", "two"], "answer": 1}',
+            "line 1: a choice makes a text of 6 tokens and end-of-text; this run's texts have 6",
         ),
     ],
 )
