@@ -183,7 +183,7 @@ def _first_pass(source: Path, out: Path, options: PairOptions, report: Progress)
     if not survey.samples:
         raise DataError(
             f"{source}: no samples here. A sample is KEY.txt or KEY.json with KEY.png, .jpg, .wav or .flac, or with "
-            "KEY.image.u16 or KEY.audio.u16 codes, in a folder or in .tar shards."
+            "KEY.image.u16 or KEY.audio.u16 codes, in a folder or in .tar shards; KEY has no dot."
         )
     report("reading", survey.samples, survey.samples)
     return survey

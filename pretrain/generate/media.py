@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.codecs.base import AudioCodec, ImageCodec
+from data_pipelines.pair_sources import DEEP
 from pretrain.errors import UserError
 
 PCM_16 = 32767
@@ -24,6 +25,8 @@ def read_image(path: Path, codec: ImageCodec) -> np.ndarray:
 
     try:
         with Image.open(path) as opened:
+            if opened.mode.startswith(DEEP):
+                raise UserError(f"{path}: more than 8 bits a pixel and colour; convert it to 8")
             picture = opened.convert("L" if codec.colours == 1 else "RGB")
     except UnidentifiedImageError:
         raise UserError(f"{path}: not a picture that Pillow can read; give a PNG or a JPEG") from None

@@ -27,11 +27,11 @@ from tests.data_pipelines.test_whole_rows import read_back
 COUNT = 30
 
 
-def png(number: int, colour: bool = False, side: int = 8) -> bytes:
+def png(number: int, colour: bool = False, side: int = 8, bits: int = 8) -> bytes:
     random = np.random.default_rng(number)
     pixels = random.integers(0, 256, (side, side, *([3] if colour else [])))
     file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(pixels.astype(f"uint{bits}")).save(file, "PNG")
     return file.getvalue()
 
 
@@ -218,6 +218,7 @@ BAD = [
     ({"s7": {"txt": None, "json": b"{}"}}, {}, 'a.tar:s7: no string "caption"'),
     ({"s7": {"png": None, "wav": None}}, {}, "a.tar:s7: a caption without an image or a sound"),
     ({"s7": {"png": png(7)[:60]}}, {}, "a.tar:s7: its png cannot be decoded"),
+    ({"s7": {"png": png(7, bits=16)}}, {}, "a.tar:s7: its png cannot be decoded .more than 8 bits"),
     ({"s7": {"png": png(7, side=6)}}, {}, "a.tar:s7: an image of 6 x 6 pixels, the codec takes 8 x 8"),
     ({"s7": {"wav": b"RIFF no sound"}}, {}, "a.tar:s7: its wav cannot be decoded"),
     ({}, {"text_slot": 8}, "a.tar:s0: its text has 8 tokens, the slot 8"),

@@ -114,6 +114,9 @@ def test_files_of_another_form_are_refused(modalities: Modalities, tmp_path: Pat
     write_image(tmp_path / "wide.png", np.zeros((4, 5), np.uint8))
     with pytest.raises(UserError, match="5 x 4 pixels; this run's images are 4 x 4"):
         read_image(tmp_path / "wide.png", modalities.image)  # type: ignore[arg-type]
+    write_image(tmp_path / "deep.png", np.zeros((4, 4), np.uint16))
+    with pytest.raises(UserError, match="deep.png: more than 8 bits"):
+        read_image(tmp_path / "deep.png", modalities.image)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match="not a picture"):
         read_image(tmp_path / "text.png", modalities.image)  # type: ignore[arg-type]
