@@ -186,6 +186,11 @@ class CheckpointStore:
             failure, self._failure = self._failure, None
             raise failure
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether this rank's part of the last save has ended, and well. Never waits."""
+        return self._failure is None and (self._thread is None or not self._thread.is_alive())
+
     def _start(self, job: _Job) -> None:
         staged: Future[None] = Future()
         if not self._asynchronous:

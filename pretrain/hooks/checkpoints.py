@@ -34,6 +34,8 @@ class CheckpointHook(Hook):
     def after_step(self, run: Run, report: StepReport) -> None:
         self._last_report = report
         self._report(run)
+        if self._unrecorded_step is not None and run.store.at_rest:
+            self._record(run)
         if due(run.clock.step, self._every) and not run.clock.done:
             self._save(run)
 
@@ -58,7 +60,7 @@ class CheckpointHook(Hook):
             self._unreported_step = None
 
     def _record(self, run: Run) -> None:
-        """Wait for the save before, and note it in the ledger now that it is whole."""
+        """Wait for the save before, and note it in the ledger now that it is whole (rank 0 writes its manifest)."""
         run.store.wait()
         if self._unrecorded_step is not None:
             run.record("save", step=self._unrecorded_step)
