@@ -27,6 +27,7 @@ from data_pipelines.digits.judges import (
     ImageJudge,
     detect_digit,
     is_number_word,
+    is_sentence,
     is_true_sentence,
     nearest_neighbour_distance,
     within_class_distance,
@@ -189,14 +190,19 @@ def exact_match(model: Model, task: str) -> tuple[float, int]:
 
 
 def free_text(model: Model, samples: int) -> dict[str, float]:
-    """Shares of texts without a prompt: true sentences, number words alone, and the true ones among sentences."""
+    """Shares of texts without a prompt: true sentences, well-formed ones, number words alone; and of those that are more
+    than a number word, the well-formed and the true ones."""
     asked = [model.requests.text("", seed=(0, number)).tokens_T.tolist() for number in range(samples)]
     texts = list(model.fill(asked, model.settings("free text")))
-    true, words = (sum(map(judge, texts)) for judge in (is_true_sentence, is_number_word))
+    true, formed, words = (
+        sum(map(judge, texts)) for judge in (is_true_sentence, is_sentence, is_number_word)
+    )
     return {
         "true_sentences": true / samples,
+        "well_formed_sentences": formed / samples,
         "number_words": words / samples,
         "sentences": samples - words,
+        "well_formed_of_sentences": formed / max(samples - words, 1),
         "true_of_sentences": true / max(samples - words, 1),
     }
 
@@ -266,6 +272,7 @@ def show(found: dict[str, Any]) -> None:
         ("text to audio", found["text_to_audio"], count, "99 %"),
         ("image to text", found["image_to_text"], found["image_to_text_documents"], "93 %"),
         ("audio to text", found["audio_to_text"], found["audio_to_text_documents"], "99 %"),
+        ("free text: well formed", free["well_formed_of_sentences"], max(free["sentences"], 1), ""),
         ("free text: true sentences", free["true_of_sentences"], max(free["sentences"], 1), "90 %"),
     ):
         tasks.add_row(name, with_interval(share, number), wanted)
