@@ -190,8 +190,8 @@ def exact_match(model: Model, task: str) -> tuple[float, int]:
 
 
 def free_text(model: Model, samples: int) -> dict[str, float]:
-    """Shares of texts without a prompt: true sentences, well-formed ones, number words alone; and of those that are more
-    than a number word, the well-formed and the true ones."""
+    """Shares of texts without a prompt: true sentences, well-formed ones, number words alone; and of those that are
+    more than a number word, the well-formed and the true ones."""
     asked = [model.requests.text("", seed=(0, number)).tokens_T.tolist() for number in range(samples)]
     texts = list(model.fill(asked, model.settings("free text")))
     true, formed, words = (
