@@ -11,7 +11,6 @@ report.json, a contact sheet of pictures and a sound of each digit.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from data_pipelines.digits.judges import (
     ImageJudge,
     detect_digit,
     is_number_word,
+    is_sentence,
     is_true_sentence,
     nearest_neighbour_distance,
     within_class_distance,
@@ -45,15 +45,18 @@ from pretrain.generate.documents import Document, documents_of
 from pretrain.generate.lengths import load_lengths
 from pretrain.generate.media import contact_sheet, write_image, write_sound
 from pretrain.generate.requests import Requests
-from pretrain.generate.settings import SamplerSettings, settings_for
+from pretrain.generate.settings import DEFAULTS, SamplerSettings, settings_for
+from pretrain.likelihood import Share
 from pretrain.run_folder import find_run
 
 ROWS_AT_ONCE = 64
+FEWEST = 2 * len(WORDS)
+"""Samples: how varied pictures are takes two of each digit."""
 SHEET_COLUMNS = 10
 IMAGE_SAMPLERS = {
     "ancestral": SamplerSettings(sampler="ancestral"),
     "first hitting, w 1.5": SamplerSettings(sampler="first_hitting", guidance=1.5),
-    "ancestral, w 1.5": SamplerSettings(sampler="ancestral", guidance=1.5),
+    "ancestral, w 1.5": DEFAULTS["image"],
     "ancestral, w 2": SamplerSettings(sampler="ancestral", guidance=2.0),
     "confidence": SamplerSettings(gumbel=1.0),
     "confidence, w 1.5": SamplerSettings(gumbel=1.0, guidance=1.5),
@@ -80,6 +83,12 @@ class Model:
             some = [canvas(vocabulary, document) for document in tokens[start : start + ROWS_AT_ONCE]]
             for filled in sampler(some, start):
                 yield self.requests.sample(filled)
+
+    def settings(self, kind: str) -> SamplerSettings:
+        """The defaults of what is made."""
+        objective = self.trained.config.objective
+        assert objective.kind == "masked_diffusion"
+        return settings_for(kind, objective)
 
     def prompted(self, task: str, digits: np.ndarray) -> list[list[int]]:
         """Documents that ask for something of each digit's word."""
@@ -159,7 +168,7 @@ def pictures_of(model: Model, settings: SamplerSettings, samples: int) -> np.nda
 
 
 def sounds_of(model: Model, samples: int) -> list[np.ndarray]:
-    return list(model.fill(model.prompted("text-to-audio", digits_to_ask(samples)), settings_for("audio")))
+    return list(model.fill(model.prompted("text-to-audio", digits_to_ask(samples)), model.settings("audio")))
 
 
 def documents_of_test(model: Model, task: str) -> list[Document]:
@@ -174,25 +183,34 @@ def exact_match(model: Model, task: str) -> tuple[float, int]:
     """Share of the test split's documents whose text comes out as it is, and how many there are."""
     documents = documents_of_test(model, task)
     mask = model.modalities.vocabulary.mask
-    made = model.fill([document.blank(mask) for document in documents], settings_for("text"))
+    made = model.fill([document.blank(mask) for document in documents], model.settings("text"))
     wanted = [model.modalities.sample("text", document.target.numpy()) for document in documents]
     right = [text == answer for text, answer in zip(made, wanted, strict=True)]
     return float(np.mean(right)), len(right)
 
 
 def free_text(model: Model, samples: int) -> dict[str, float]:
-    """Shares of texts without a prompt: true sentences, number words alone, and the true ones among sentences."""
+    """Shares of texts without a prompt: true sentences, well-formed ones, number words alone; and of those that are
+    more than a number word, the well-formed and the true ones."""
     asked = [model.requests.text("", seed=(0, number)).tokens_T.tolist() for number in range(samples)]
-    texts = list(model.fill(asked, settings_for("free text")))
-    true = float(np.mean([is_true_sentence(text) for text in texts]))
-    words = float(np.mean([is_number_word(text) for text in texts]))
-    return {"true_sentences": true, "number_words": words, "true_of_sentences": true / max(1 - words, 1e-9)}
+    texts = list(model.fill(asked, model.settings("free text")))
+    true, formed, words = (
+        sum(map(judge, texts)) for judge in (is_true_sentence, is_sentence, is_number_word)
+    )
+    return {
+        "true_sentences": true / samples,
+        "well_formed_sentences": formed / samples,
+        "number_words": words / samples,
+        "sentences": samples - words,
+        "well_formed_of_sentences": formed / max(samples - words, 1),
+        "true_of_sentences": true / max(samples - words, 1),
+    }
 
 
-def half_width(share: float, count: int) -> float:
-    """Half of the 95 % interval of a share (Wilson)."""
-    z = 1.96
-    return z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+def with_interval(share: float, count: int) -> str:
+    """A share of `count` with half of its 95 % interval."""
+    low, high = Share(round(share * count), count).interval
+    return f"{share:.1%} +- {(high - low) / 2:.1%}"
 
 
 def measure(
@@ -229,7 +247,7 @@ def show(found: dict[str, Any]) -> None:
         "pictures by", "right", "within class", "of real", "nearest", "copies", box=None, header_style="bold"
     )
     for name, one in found["text_to_image"].items():
-        right = f"{one['right']:.1%} +- {half_width(one['right'], count):.1%}"
+        right = with_interval(one["right"], count)
         row = (
             f"{one['within_class']:.1f}",
             f"{one['of_real']:.2f}",
@@ -247,16 +265,21 @@ def show(found: dict[str, Any]) -> None:
     )
     console.print(table)
     tasks = Table("task", "right", "wanted", box=None, header_style="bold")
+    free = found["text"]
     best = found["text_to_image"][found["reported_sampler"]]["right"]
     for name, share, number, wanted in (
         (f"text to image ({found['reported_sampler']})", best, count, "95 %"),
         ("text to audio", found["text_to_audio"], count, "99 %"),
         ("image to text", found["image_to_text"], found["image_to_text_documents"], "93 %"),
         ("audio to text", found["audio_to_text"], found["audio_to_text_documents"], "99 %"),
-        ("free text: true sentences", found["text"]["true_of_sentences"], count, "90 %"),
+        ("free text: well formed", free["well_formed_of_sentences"], max(free["sentences"], 1), ""),
+        ("free text: true sentences", free["true_of_sentences"], max(free["sentences"], 1), "90 %"),
     ):
-        tasks.add_row(name, f"{share:.1%} +- {half_width(share, number):.1%}", wanted)
+        tasks.add_row(name, with_interval(share, number), wanted)
     console.print(tasks)
+    console.print(
+        f"free text: {free['number_words']:.1%} are number words alone, which are not counted above"
+    )
 
 
 def write(folder: Path, found: dict[str, Any], pictures: np.ndarray, sounds: list[np.ndarray]) -> None:
@@ -284,6 +307,8 @@ def main() -> None:
         "--out", type=Path, default=None, help="folder for the report, a contact sheet and sounds"
     )
     arguments = parser.parse_args()
+    if arguments.samples < FEWEST:
+        parser.error(f"--samples {arguments.samples}: at least {FEWEST}, two of each digit")
     found, pictures, sounds = measure(load(arguments.run), arguments.samples, sweep=arguments.sweep)
     show(found)
     if arguments.out is not None:

@@ -1,7 +1,8 @@
 """The tokenizer and the codecs behind a vocabulary: text, images and sounds to ids and back.
 
 A folder holds vocabulary.json, the tokenizer's file, and `codecs/image/` and `codecs/audio/` where there are such.
-Datasets of already encoded codes have no codec in their folder; their ids can be trained on, not decoded.
+Datasets of already encoded codes have no codec in their folder; their ids can be trained on, and decoded once a codec
+with as many codes is put there.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from data_pipelines.codecs.base import FILE, Codec, load_codec
 from data_pipelines.codecs.codebooks import flatten, level_size, unflatten
 from data_pipelines.errors import DataError
 from data_pipelines.tokenizers import Tokenizer, tokenizer_of
-from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
+from data_pipelines.vocabulary import MODALITIES, Modality, Vocabulary, load_vocabulary
 
 CODECS = "codecs"
+GIVEN_CODES = "codes:"
+"""What the `codec` of a modality begins with whose codes were given: how many there are, and no fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Modalities:
         _check(self.vocabulary.text.codec, self.tokenizer.fingerprint, "text")
         for name, codec in (("image", self.image), ("audio", self.audio)):
             if codec is not None:
-                _check(self.vocabulary.modality(name).codec, codec.fingerprint, name)
+                _check_codec(self.vocabulary.modality(name), codec)
 
     def codec(self, name: str) -> Codec:
         """Raises DataError where there is none."""
@@ -46,8 +49,8 @@ class Modalities:
         codec = self.image if name == "image" else self.audio
         if codec is None:
             raise DataError(
-                f"there is no codec for {name} tokens here (the dataset was made from codes). Put it into "
-                f"{CODECS}/{name}/."
+                f"there is no codec for {name} tokens here (the dataset was made from codes). Put the one that made "
+                f"them into {CODECS}/{name}/ of the dataset's folder, or of the tokenizer/ folder of a run."
             )
         return codec
 
@@ -124,6 +127,20 @@ def codebook_size(modality: Modality) -> int:
     return modality.size // modality.codebooks - int(modality.delay)
 
 
+def _check_codec(modality: Modality, codec: Codec) -> None:
+    if not modality.codec.startswith(GIVEN_CODES):
+        _check(modality.codec, codec.fingerprint, modality.name)
+        return
+    wanted = (modality.codebooks, codebook_size(modality), modality.grid)
+    found = (codec.codebooks, codec.codebook_size, codec.grid)
+    if wanted != found:
+        form = "{} codebook(s) of {} codes, grid {}".format
+        raise DataError(
+            f"the {modality.name} codec has {form(*found)}; the codes of this dataset have {form(*wanted)}. Use the "
+            "codec that made them."
+        )
+
+
 def _check(wanted: str, found: str, name: str) -> None:
     if wanted != found:
         raise DataError(
@@ -147,8 +164,17 @@ def code_modality(
     grid: tuple[int, int] | None = None,
     delay: bool = False,
 ) -> Modality:
-    """The same from figures alone, for codes whose codec is not here. `books`: codebooks and codes of each."""
+    """The same from figures alone, for codes whose codec is not here. `books`: codebooks and codes of each.
+
+    Raises:
+        DataError: several codebooks in the cells of a grid, which would share one position.
+    """
     count, size = books
+    if count > 1 and grid is not None:
+        raise DataError(
+            f"an {name} codec of {count} codebooks with a grid: each cell of a grid is one token. Give it the grid "
+            "None, so that its tokens are in one line."
+        )
     delay = delay and count > 1
     return Modality(name, first, count * level_size(size, delay), fingerprint, count, grid, delay)
 
@@ -168,6 +194,12 @@ def combine(
     return Modalities(Vocabulary(text, tokenizer.eot, images, sounds), tokenizer, image, audio)
 
 
+def codec_folders(folder: Path) -> dict[str, Path]:
+    """The codecs that a dataset's or a run's folder holds, by modality."""
+    places = {name: folder / CODECS / name for name in MODALITIES}
+    return {name: place for name, place in places.items() if (place / FILE).is_file()}
+
+
 def load_modalities(folder: Path | str) -> Modalities:
     """Vocabulary, tokenizer and codecs of a dataset's or a run's folder.
 
@@ -178,10 +210,7 @@ def load_modalities(folder: Path | str) -> Modalities:
     vocabulary = load_vocabulary(folder)
     if vocabulary is None:
         raise DataError(f"{folder / 'vocabulary.json'}: missing, so {folder} has text alone.")
-    codecs: dict[str, Codec | None] = {}
-    for modality in vocabulary.modalities[1:]:
-        place = folder / CODECS / modality.name
-        codecs[modality.name] = load_codec(place) if (place / FILE).is_file() else None
+    codecs = {name: load_codec(place) for name, place in codec_folders(folder).items()}
     try:
         tokenizer = tokenizer_of(folder, vocabulary.text.codec)
         return Modalities(vocabulary, tokenizer, codecs.get("image"), codecs.get("audio"))

@@ -20,7 +20,7 @@ from data_pipelines.codecs import Codec, PatchCodec, SpectralCodec, load_codec
 from data_pipelines.codecs.spectral import Frames
 from data_pipelines.dataset import Dataset, open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import Modalities, code_modality, codec_modality, load_modalities
+from data_pipelines.modalities import GIVEN_CODES, Modalities, code_modality, codec_modality, load_modalities
 from data_pipelines.pair_sources import Sample, read_samples
 from data_pipelines.pairs import PairWriter
 from data_pipelines.publish import make_partial, publish, refuse_used
@@ -67,6 +67,10 @@ class PairOptions:
     def modalities(self) -> set[str]:
         """image, audio: what the tasks need besides text."""
         return {name for task in self.tasks or TASKS for name in TASKS[task]} - {"text"}
+
+    def codecs(self) -> dict[str, str | None]:
+        """What was said of each modality's codec."""
+        return {"image": self.image_codec, "audio": self.audio_codec}
 
     def check(self) -> None:
         """Raises DataError for a value out of range."""
@@ -179,7 +183,7 @@ def _first_pass(source: Path, out: Path, options: PairOptions, report: Progress)
     if not survey.samples:
         raise DataError(
             f"{source}: no samples here. A sample is KEY.txt or KEY.json with KEY.png, .jpg, .wav or .flac, or with "
-            "KEY.image.u16 or KEY.audio.u16 codes, in a folder or in .tar shards."
+            "KEY.image.u16 or KEY.audio.u16 codes, in a folder or in .tar shards; KEY has no dot."
         )
     report("reading", survey.samples, survey.samples)
     return survey
@@ -196,6 +200,7 @@ def _thin(kept: list[Sample], sample: Sample, number: int) -> None:
 
 def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None) -> Modalities:
     """The vocabulary with its tokenizer and codecs, as given or learned."""
+    _refuse_unused(survey, options)
     if given is not None:
         if options.tokenizer and bpe_size(options.tokenizer):
             raise DataError(
@@ -211,7 +216,7 @@ def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None)
     parts: dict[str, Modality | None] = {"image": None, "audio": None}
     codecs: dict[str, Codec | None] = {"image": None, "audio": None}
     first = text.end
-    for name, spec in (("image", options.image_codec), ("audio", options.audio_codec)):
+    for name, spec in options.codecs().items():
         if not survey.with_modality[name]:
             continue
         found = _codes_spec(name, spec, first, options.delay)
@@ -219,7 +224,27 @@ def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None)
             codecs[name] = codec = _given_codec(name, spec) or _train_codec(name, spec, survey, options.seed)
             found = codec_modality(name, first, codec, options.delay)
         parts[name], first = found, found.end
+    if options.delay and (parts["audio"] is None or parts["audio"].codebooks == 1):
+        raise DataError("--delay: for audio of several codebooks, which this is not; leave it out.")
     return Modalities(Vocabulary(text, tokenizer.eot, **parts), tokenizer, **codecs)
+
+
+def _refuse_unused(survey: _Survey, options: PairOptions) -> None:
+    """Raises DataError for an option that would change nothing."""
+    for name, spec in options.codecs().items():
+        if spec is None:
+            continue
+        if not survey.with_modality[name]:
+            raise DataError(f"--{name}-codec {spec}: the tasks have no {name} samples; leave it out.")
+        if options.vocabulary is not None and _is_made_here(spec):
+            raise DataError(
+                f"--{name}-codec {spec}: --vocabulary {options.vocabulary} says which codec is used; leave one of them "
+                "out."
+            )
+    if options.delay and options.vocabulary is not None:
+        raise DataError(
+            f"--delay: --vocabulary {options.vocabulary} says whether there is a delay; leave it out."
+        )
 
 
 def _tokenizer(survey: _Survey, spec: str) -> Tokenizer:
@@ -229,7 +254,7 @@ def _tokenizer(survey: _Survey, spec: str) -> Tokenizer:
 
 def _given_codec(name: str, spec: str | None) -> Codec | None:
     """The codec of a folder; None where `spec` says how to train one or what codes there are."""
-    if spec is None or spec.split(":")[0] in ("patch", "spectral", "codes"):
+    if spec is None or _is_made_here(spec):
         return None
     codec = load_codec(spec)
     if codec.modality != name:
@@ -237,9 +262,14 @@ def _given_codec(name: str, spec: str | None) -> Codec | None:
     return codec
 
 
+def _is_made_here(spec: str) -> bool:
+    """Whether a spec says how to train a codec, or what codes there are; else it is a codec's folder."""
+    return spec.split(":")[0] in ("patch", "spectral", "codes")
+
+
 def _codes_spec(name: str, spec: str | None, first: int, delay: bool) -> Modality | None:
     """The range of `codes:...`, whose codec is not here."""
-    if spec is None or not spec.startswith("codes:"):
+    if spec is None or not spec.startswith(GIVEN_CODES):
         return None
     _, size, *rest = spec.split(":")
     wanted = "codes:CODES:ROWSxCOLUMNS" if name == "image" else "codes:CODES[:CODEBOOKS]"
@@ -261,10 +291,10 @@ def _codes_spec(name: str, spec: str | None, first: int, delay: bool) -> Modalit
 
 def _train_codec(name: str, spec: str | None, survey: _Survey, seed: int) -> Codec:
     samples = survey.training[name]
-    if not samples:
+    if name in survey.codes:
         raise DataError(
-            f"the samples have {name} codes: say with --{name}-codec which codec made them (its folder), or "
-            f"{'codes:CODES:ROWSxCOLUMNS' if name == 'image' else 'codes:CODES:CODEBOOKS'}."
+            f"{'some' if samples else 'all'} of the samples have {name} codes: say with --{name}-codec which codec "
+            f"made them (its folder), or {'codes:CODES:ROWSxCOLUMNS' if name == 'image' else 'codes:CODES:CODEBOOKS'}."
         )
     kind, *numbers = (spec or ("patch:256:2" if name == "image" else "spectral:64")).split(":")
     wanted = {"image": ("patch", "patch:CODES:SIZE"), "audio": ("spectral", "spectral:CODES[:CODEBOOKS]")}[

@@ -22,6 +22,8 @@ IMAGES = ("png", "jpg", "jpeg", "webp")
 SOUNDS = ("wav", "flac", "ogg", "mp3")
 CAPTIONS = ("txt", "json")
 CODES = tuple(f"{name}.u{bits}" for name in ("image", "audio") for bits in (16, 32))
+DEEP = ("I", "F")
+"""Pillow's modes of more than 8 bits begin so. Converting clips them to white, without an error."""
 KNOWN = (*CAPTIONS, *IMAGES, *SOUNDS, *CODES)
 
 
@@ -108,6 +110,8 @@ class Sample:
         assert extension is not None, f"{self.where} has no image"
         try:
             with Image.open(io.BytesIO(self.parts[extension]())) as opened:
+                if opened.mode.startswith(DEEP):
+                    raise ValueError("more than 8 bits a pixel and colour; convert it to 8")
                 grey = colours == 1 or (colours is None and opened.mode in ("1", "L"))
                 return np.asarray(opened.convert("L" if grey else "RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

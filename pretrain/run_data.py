@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_pipelines.evaluation import evaluation_batches
-from data_pipelines.modalities import Modalities, load_modalities
+from data_pipelines.modalities import Modalities, codec_folders, load_modalities
 from data_pipelines.rows import OpenSource, RowReader, Source, open_sources
 from data_pipelines.tasks import TaskRows, build_task, task_batches
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
@@ -213,8 +213,8 @@ def modalities_of(paths: list[str], vocabulary: Vocabulary) -> Modalities:
     folders = [Path(path) for path in paths if load_vocabulary(Path(path)) is not None]
     if not folders:
         return Modalities(vocabulary, load_tokenizer(paths[0]))
-    found = [load_modalities(folder) for folder in folders]
-    return max(found, key=lambda one: (one.image is not None) + (one.audio is not None))
+    # One only: codecs may be large.
+    return load_modalities(max(folders, key=lambda folder: len(codec_folders(folder))))
 
 
 def rounded_vocabulary(size: int) -> int:

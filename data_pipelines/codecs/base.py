@@ -2,8 +2,8 @@
 
 A codec of one's own is a class with these members and a `load(folder)` that returns one; `save` writes a codec.json
 with {"kind": "my_package.my_module:MyCodec"} and whatever else it wants. That module must be importable wherever the
-dataset is built or samples are made, or loading the codec is refused with a message that names it. Training reads
-tokens alone and never loads a codec.
+dataset is built, a run trains (it keeps the codec, and shows samples) or samples are made, or loading the codec is
+refused with a message that names it.
 
 K codebooks, T frames.
 """

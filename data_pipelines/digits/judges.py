@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.digits.images import LEVELS, Digits, import_sklearn, load_digits
-from data_pipelines.digits.sentences import is_number_word, is_true_sentence
+from data_pipelines.digits.sentences import is_number_word, is_sentence, is_true_sentence
 from data_pipelines.digits.tones import detect_digit
 
 __all__ = [
     "ImageJudge",
     "detect_digit",
     "is_number_word",
+    "is_sentence",
     "is_true_sentence",
     "nearest_neighbour_distance",
     "within_class_distance",

@@ -32,13 +32,19 @@ def split_facts() -> dict[str, list[str]]:
     return {split: [every[number] for number in numbers] for split, numbers in cuts.items()}
 
 
-def is_true_sentence(text: str) -> bool:
-    """Whether a text is one of the sentences: well formed, and what it says is so."""
+def is_sentence(text: str) -> bool:
+    """Whether a text has the form of the sentences, true or not."""
     words = text.split()
     if len(words) != SENTENCE_WORDS or words[1] not in SIGNS or words[3] != EQUALS:
         return False
-    if not set(words[::2]).issubset(WORDS):
+    return set(words[::2]).issubset(WORDS)
+
+
+def is_true_sentence(text: str) -> bool:
+    """Whether a text is one of the sentences: well formed, and what it says is so."""
+    if not is_sentence(text):
         return False
+    words = text.split()
     a, b, result = (WORDS.index(word) for word in words[::2])
     return result == (a + b if words[1] == "plus" else a - b)
 

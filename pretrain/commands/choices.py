@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from data_pipelines.errors import DataError
 from data_pipelines.layout import TASK_NAMES
 from data_pipelines.pairs import fill_text
 from data_pipelines.vocabulary import TASKS
@@ -73,7 +75,7 @@ def _question(line: str, where: str, folder: Path) -> Question:
     begins = content.get(key, "" if task == FREE_TEXT else None)
     if not isinstance(begins, str):
         raise UserError(
-            f"{where}: {task} needs a {key}, a text" + ("" if key == "prompt" else " or a file's name")
+            f"{where}: {task} needs a {key}, " + ("a text" if key == "prompt" else "a file's name")
         )
     if task != FREE_TEXT and TASKS[task][1] != "text":
         raise UserError(f"{where}: choices are texts, and {task} makes no text")
@@ -94,7 +96,7 @@ def answers_of(question: Question, requests: Requests) -> list[Answer]:
     """What each choice would put into the question's document. Raises UserError that names the line."""
     try:
         return [_answer(question, choice, requests) for choice in question.choices]
-    except UserError as error:
+    except (UserError, DataError) as error:
         raise UserError(f"{question.where}: {error}") from None
 
 
@@ -107,11 +109,20 @@ def _answer(question: Question, choice: str, requests: Requests) -> Answer:
         whole = modalities.text_ids(f"{question.begins} {choice}".strip())
         if whole[: len(begun)].tolist() != begun.tolist():
             raise UserError(f"{question.begins!r} ends inside a token of {choice!r}; end it at a word")
-        ids = fill_text(whole, slot, vocabulary.eot, question.where)[len(begun) :]
+        ids = _filled(whole, slot, vocabulary.eot)[len(begun) :]
         blank = canvas(vocabulary, [*begun.tolist(), *[vocabulary.mask] * len(ids)])
         return Answer(blank, torch.from_numpy(ids))
-    ids = fill_text(modalities.text_ids(choice), slot, vocabulary.eot, question.where)
+    ids = _filled(modalities.text_ids(choice), slot, vocabulary.eot)
     return Answer(requests.pair(question.task, question.begins, len(ids)), torch.from_numpy(ids))
+
+
+def _filled(ids: np.ndarray, slot: int | None, eot: int) -> np.ndarray:
+    """A text as the run's data has it, with end-of-text behind."""
+    if slot is not None and len(ids) >= slot:
+        raise UserError(
+            f"a choice makes a text of {len(ids)} tokens and end-of-text; this run's texts have {slot} in all"
+        )
+    return fill_text(ids, slot, eot, "a choice")
 
 
 def print_choices(

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pretrain.commands.options import with_options
+from pretrain.commands.pair_options import EncodingOptions
+
 if TYPE_CHECKING:
     from data_pipelines.build import BuildOptions, Built
     from data_pipelines.dataset import Dataset
@@ -104,6 +107,7 @@ def build(
 
 
 @app.command()
+@with_options(encoding=EncodingOptions)
 def pairs(
     source: Annotated[
         Path,
@@ -112,31 +116,7 @@ def pairs(
         ),
     ],
     out: Out,
-    image_codec: Annotated[
-        str | None,
-        typer.Option(help="A codec's folder, patch:CODES:SIZE, or codes:CODES:ROWSxCOLUMNS for given codes."),
-    ] = None,
-    audio_codec: Annotated[
-        str | None,
-        typer.Option(help="A codec's folder, spectral:CODES[:CODEBOOKS], or codes:CODES[:CODEBOOKS]."),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="bytes, bpe:N, a tokenizer.json, or a dataset folder. Default: bpe:8192."),
-    ] = None,
-    tasks: Annotated[
-        str, typer.Option(help="text-to-image,image-to-text ... Default: all that the samples allow.")
-    ] = "",
-    text_slot: Annotated[
-        int | None,
-        typer.Option(help="Tokens of a text that is to be made. Default: the longest caption + 1."),
-    ] = None,
-    vocabulary: Annotated[
-        Path | None, typer.Option(help="A dataset whose vocabulary, tokenizer and codecs are taken.")
-    ] = None,
-    delay: Annotated[
-        bool, typer.Option("--delay", help="Delay pattern for several audio codebooks.")
-    ] = False,
+    encoding: EncodingOptions,
     validation_fraction: Fraction = 0.05,
     shard_megabytes: ShardSize = 256.0,
     seed: Seed = 0,
@@ -148,14 +128,9 @@ def pairs(
     """
     from data_pipelines.pair_build import PairOptions, build_pairs
 
+    tasks = tuple(name.strip() for name in encoding.tasks.split(",") if name.strip())
     options = PairOptions(
-        image_codec=image_codec,
-        audio_codec=audio_codec,
-        tokenizer=tokenizer,
-        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
-        text_slot=text_slot,
-        vocabulary=vocabulary,
-        delay=delay,
+        **{**vars(encoding), "tasks": tasks},
         validation_fraction=validation_fraction,
         shard_megabytes=shard_megabytes,
         seed=seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from data_pipelines.modalities import Modalities
 from data_pipelines.vocabulary import TASKS
@@ -17,12 +17,19 @@ from pretrain.generate.causal import Sampling, generate
 from pretrain.generate.denoiser import model_denoiser
 from pretrain.generate.diffusion import Sampler
 from pretrain.generate.lengths import Lengths, load_lengths
-from pretrain.generate.media import contact_sheet, write_image, write_sound
+from pretrain.generate.media import (
+    check_image_name,
+    check_sound_name,
+    contact_sheet,
+    write_image,
+    write_sound,
+)
 from pretrain.generate.requests import FREE_TEXT, Requests
-from pretrain.generate.settings import SamplerSettings, settings_for
+from pretrain.generate.settings import SamplerSettings, learns_without_condition, settings_for
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
+    from pretrain.config_objective import MaskedDiffusionSection
     from pretrain.generate.canvas import Canvas
 
 CAUSAL_TOKENS = 128
@@ -107,15 +114,25 @@ class _Diffusion:
         if self.made != "text" and self.what.out is None:
             suffix = "png" if self.made == "image" else "wav"
             raise UserError(f"--out: missing; name the .{suffix} file to write")
-        if self.what.out is not None and not Path(self.what.out).absolute().parent.is_dir():
-            raise UserError(f"--out {self.what.out}: there is no such folder; make it first")
+        if self.what.out is not None:
+            self._refuse_out(Path(self.what.out))
         if self.what.sheet and self.made != "image":
             raise UserError(f"--sheet: for pictures; {self.task} makes {self.made}")
 
+    def _refuse_out(self, out: Path) -> None:
+        """Before anything is made, which may take long."""
+        if not out.absolute().parent.is_dir():
+            raise UserError(f"--out {out}: there is no such folder; make it first")
+        if out.is_dir():
+            raise UserError(f"--out {out}: is a folder; name a file")
+        (check_image_name if self.made == "image" else check_sound_name)(out)
+        self.modalities.codec(self.made)
+
     def _settings(self) -> SamplerSettings:
         kind = "free text" if self.task == FREE_TEXT else self.made
-        settings = settings_for(kind, **given(self.how))
-        refuse_vain_guidance(settings, self.task, self.trained.config.objective)
+        objective = cast("MaskedDiffusionSection", self.trained.config.objective)
+        settings = settings_for(kind, objective, **given(self.how))
+        refuse_vain_guidance(settings, self.task, objective)
         return settings
 
     def _canvases(self, requests: Requests) -> list[Canvas]:
@@ -138,21 +155,19 @@ class _Diffusion:
             _write_one(path, sample, sample_rate)
 
 
-def refuse_vain_guidance(settings: SamplerSettings, task: str, objective: Any) -> None:
-    """Raises UserError for guidance where there is no condition, or where the model never saw one masked whole.
-
-    objective: the section of the run's config.
-    """
+def refuse_vain_guidance(settings: SamplerSettings, task: str, objective: MaskedDiffusionSection) -> None:
+    """Raises UserError for guidance where there is no condition, or where the model never saw one masked whole."""
     if settings.guidance == 1:
         return
     if task == FREE_TEXT:
         raise UserError(
             f"--guidance {settings.guidance:g}: free text has no condition to be guided by; leave it out"
         )
-    if objective.condition == "clean" and objective.condition_dropout == 0:
+    if not learns_without_condition(objective):
+        key = "condition_dropout" if objective.condition == "clean" else "whole_modality"
         raise UserError(
-            f"--guidance {settings.guidance:g}: this run has objective.condition_dropout = 0, so it never learned to "
-            "do without its condition; leave it out, or train with condition_dropout 0.1"
+            f"--guidance {settings.guidance:g}: this run has objective.{key} = 0, so it never learned to do without "
+            f"its condition; leave it out, or train with {key} 0.1"
         )
 
 

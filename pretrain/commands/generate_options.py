@@ -62,12 +62,16 @@ class HowOptions:
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="Masked diffusion: ancestral, first_hitting or confidence (the default but for free text)."
+            help="Masked diffusion: ancestral (the default for images and free text), first_hitting or confidence "
+            "(the default for sounds and answers)."
         ),
     ] = None
     steps: Annotated[
         int | None,
-        typer.Option(help="Denoising steps. confidence: one per token, up to 64; ancestral: 256."),
+        typer.Option(
+            help="Denoising steps. confidence: one per token, up to 64 (sounds: 8), more only with --remask; "
+            "ancestral: 256, of which those in which no token appears cost nothing."
+        ),
     ] = None
     schedule: Annotated[
         str | None, typer.Option(help="linear (the default) or cosine: the share still masked after a step.")
@@ -76,7 +80,8 @@ class HowOptions:
         float | None,
         typer.Option(
             help="w in l = u + w (c - u), c the logits given the condition, u with the condition all [MASK]: 1 is "
-            "none (the default). Papers that write (1 + g) c - g u have w = 1 + g."
+            "none. Default: 1.5 for images where the run has objective.condition_dropout, else 1. Papers that write "
+            "(1 + g) c - g u have w = 1 + g."
         ),
     ] = None
     score: Annotated[
@@ -87,7 +92,7 @@ class HowOptions:
     ] = None
     gumbel: Annotated[
         float | None,
-        typer.Option(help="confidence: noise on the scores, falling linearly to 0. Images: 1, else 0."),
+        typer.Option(help="confidence: noise on the scores, falling linearly to 0; default 0."),
     ] = None
     block: Annotated[
         int | None, typer.Option(help="Make so many tokens at a time, from the left. Default: all.")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.codecs.base import AudioCodec, ImageCodec
+from data_pipelines.pair_sources import DEEP
 from pretrain.errors import UserError
 
 PCM_16 = 32767
@@ -24,11 +25,13 @@ def read_image(path: Path, codec: ImageCodec) -> np.ndarray:
 
     try:
         with Image.open(path) as opened:
+            if opened.mode.startswith(DEEP):
+                raise UserError(f"{path}: more than 8 bits a pixel and colour; convert it to 8")
             picture = opened.convert("L" if codec.colours == 1 else "RGB")
     except UnidentifiedImageError:
         raise UserError(f"{path}: not a picture that Pillow can read; give a PNG or a JPEG") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if picture.size != (codec.width, codec.height):
         raise UserError(
             f"{path}: {picture.width} x {picture.height} pixels; this run's images are {codec.width} x {codec.height}, "
@@ -38,13 +41,26 @@ def read_image(path: Path, codec: ImageCodec) -> np.ndarray:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """image: uint8, (height, width) or (height, width, 3). The file's name says the format; PNG loses nothing."""
+    """image: uint8, (height, width) or (height, width, 3). The file's name says the format; PNG loses nothing.
+
+    Raises UserError, naming the file.
+    """
     from PIL import Image
 
+    check_image_name(path)
     try:
         Image.fromarray(image).save(path)
-    except ValueError:
-        raise UserError(f"{path}: Pillow knows no format of this name; write to a .png") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_image_name(path: Path) -> None:
+    """Raises UserError where no format has this ending."""
+    from PIL import Image
+
+    Image.init()
+    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"{path}: Pillow writes no format of this name; write to a .png")
 
 
 def contact_sheet(images: Sequence[np.ndarray], scale: int = 4, columns: int | None = None) -> np.ndarray:
@@ -85,15 +101,23 @@ def read_sound(path: Path, codec: AudioCodec) -> np.ndarray:
 
 
 def write_sound(path: Path, sound: np.ndarray, sample_rate: int) -> None:
-    """sound: float32 in [-1, 1], (samples,). Writes a WAV file of 16 bits."""
+    """sound: float32 in [-1, 1], (samples,). Writes a WAV file of 16 bits. Raises UserError, naming the file."""
+    check_sound_name(path)
+    samples = np.round(np.clip(sound, -1, 1) * PCM_16).astype("<i2")
+    try:
+        with path.open("wb") as opened, wave.open(opened, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(sample_rate)
+            file.writeframes(samples.tobytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_sound_name(path: Path) -> None:
+    """Raises UserError for another ending than WAV's."""
     if path.suffix.lower() != ".wav":
         raise UserError(f"{path}: sounds are written as WAV; write to a .wav")
-    samples = np.round(np.clip(sound, -1, 1) * PCM_16).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(samples.tobytes())
 
 
 def _convert(codec: AudioCodec) -> str:

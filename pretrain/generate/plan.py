@@ -41,7 +41,7 @@ def _share(steps: int, block: tuple[int, int], tokens: int) -> int:
 
 def _block_steps(first: int, end: int, settings: SamplerSettings, steps: int) -> list[Step]:
     tokens = end - first
-    if settings.sampler == "confidence":
+    if settings.sampler == "confidence" and not settings.remask:
         steps = min(steps, tokens)
     ratios = [mask_ratio(settings.schedule, number / steps) for number in range(steps + 1)]
     counts = masked_counts(tokens, ratios)
@@ -68,9 +68,11 @@ def mask_ratio(schedule: str, progress: float) -> float:
 
 
 def masked_counts(tokens: int, ratios: list[float]) -> list[int]:
-    """How many of `tokens` are masked at each ratio: one fewer at least after every step while there are any."""
+    """How many of `tokens` are masked at each ratio: one fewer at least after every step while there are any, if there
+    are no more steps than tokens."""
     counts = [tokens]
+    fewer = int(len(ratios) - 1 <= tokens)
     for ratio in ratios[1:]:
         # 1e-9: a share like 3 * (1 - 2/3) that rounds to just below 1 is meant to be 1.
-        counts.append(max(0, min(math.floor(tokens * ratio + 1e-9), counts[-1] - 1)))
+        counts.append(max(0, min(math.floor(tokens * ratio + 1e-9), counts[-1] - fewer)))
     return counts

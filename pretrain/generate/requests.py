@@ -82,9 +82,10 @@ class Requests:
     def condition_ids(self, modality: str, source: str) -> list[int]:
         """The ids of a text, or of a picture's or sound's file."""
         if modality == "text":
-            if not source:
+            text = source.strip()  # as captions are
+            if not text:
                 raise UserError("--prompt is empty: say what to make")
-            return [int(i) for i in self.modalities.text_ids(source)]
+            return [int(i) for i in self.modalities.text_ids(text)]
         sample = self._read(modality, Path(source))
         return [int(i) for i in self.modalities.ids(modality, [sample], source)[0]]
 
@@ -115,6 +116,8 @@ class Requests:
             return count
         if tokens is None:
             return usual_length(self.lengths, task)
+        if made == "text":
+            self._check_slot(task, tokens, f"--tokens {tokens}")
         least = modality.codebooks * modality.codebooks if modality.delay else modality.codebooks
         if tokens % modality.codebooks or tokens < least:
             raise UserError(
@@ -137,8 +140,16 @@ class Requests:
 
     def _filled(self, tokens: list[int]) -> list[int]:
         """Text as long as the data's slot, if there is one: another length would be new to the model."""
+        self._check_slot(FREE_TEXT, len(tokens), f"a text of {len(tokens)} tokens")
         slot = self.slot(FREE_TEXT) or 0
         return tokens + [self.modalities.vocabulary.eot] * (slot - len(tokens))
+
+    def _check_slot(self, task: str, tokens: int, what: str) -> None:
+        slot = self.slot(task)
+        if slot is not None and tokens > slot:
+            raise UserError(
+                f"{what}: every {task} target that this run learned from fills {slot} tokens; use at most that"
+            )
 
     def _canvas(self, tokens: list[int]) -> Canvas:
         if len(tokens) > self.row:

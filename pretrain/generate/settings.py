@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from pretrain.config_objective import MaskedDiffusionSection
 
 SAMPLERS = ("ancestral", "first_hitting", "confidence")
 SCHEDULES = ("linear", "cosine")
@@ -36,7 +39,8 @@ class SamplerSettings:
     """ancestral: each token appears by itself, at random. first_hitting: one token at a time, in random order.
     confidence: in each step the tokens that the model is surest of."""
     steps: int | None = None
-    """None: confidence as many as there are tokens, up to 64; ancestral 256. first_hitting has one per token."""
+    """None: confidence as many as there are tokens, up to 64; ancestral 256. first_hitting has one per token.
+    confidence takes more steps than tokens only with `remask`, to make again what it masked again."""
     schedule: str = "linear"
     """linear or cosine: which share of the tokens is still masked after each step."""
     score: str = "max_probability"
@@ -88,11 +92,12 @@ class SamplerSettings:
         if self.sampler == "first_hitting":
             return tokens
         steps = USUAL_STEPS[self.sampler] if self.steps is None else self.steps
-        return steps if self.sampler == "ancestral" else min(steps, tokens)
+        more = self.sampler == "ancestral" or (self.remask > 0 and self.steps is not None)
+        return steps if more else min(steps, tokens)
 
 
 DEFAULTS = {
-    "image": SamplerSettings(gumbel=1.0),
+    "image": SamplerSettings(sampler="ancestral", guidance=1.5),
     "audio": SamplerSettings(steps=8),
     "text": SamplerSettings(temperature=0.0),
     "free text": SamplerSettings(sampler="ancestral"),
@@ -100,16 +105,22 @@ DEFAULTS = {
 """By what is made: images and sounds, answers in text, and text without a condition."""
 
 
-def settings_for(kind: str, **chosen: Any) -> SamplerSettings:
+def settings_for(kind: str, objective: MaskedDiffusionSection, **chosen: Any) -> SamplerSettings:
     """The defaults of a kind (a key of DEFAULTS) with what was chosen, None being no choice.
 
-    Another sampler than the default one starts from what all samplers share, for the default's score and noise
-    would mean nothing to it.
+    Another sampler than the default one keeps what all samplers share of the default: temperature and guidance.
+
+    objective: of the run. Where it never masked a condition whole, there is no guidance by default.
     """
     chosen = {key: value for key, value in chosen.items() if value is not None}
     base = DEFAULTS[kind]
+    if not learns_without_condition(objective):
+        base = dataclasses.replace(base, guidance=1.0)
     if chosen.get("sampler", base.sampler) != base.sampler:
-        return SamplerSettings(**{"temperature": base.temperature, **chosen})
-    if chosen.get("score") == "random":
-        base = dataclasses.replace(base, gumbel=0.0)
+        base = SamplerSettings(temperature=base.temperature, guidance=base.guidance)
     return dataclasses.replace(base, **chosen)
+
+
+def learns_without_condition(objective: MaskedDiffusionSection) -> bool:
+    """Whether training masks some conditions whole, which is what guidance compares with."""
+    return (objective.condition_dropout if objective.condition == "clean" else objective.whole_modality) > 0

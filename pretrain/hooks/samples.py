@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from dataclasses import replace
 from itertools import islice
@@ -26,9 +27,12 @@ from pretrain.hooks.base import Hook, due
 
 if TYPE_CHECKING:
     from data_pipelines.tokenizers import Tokenizer
+    from pretrain.config_objective import MaskedDiffusionSection
     from pretrain.engine.base import StepReport
     from pretrain.run import Run
     from pretrain.run_data import DiffusionData
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 9
 """Of each task."""
@@ -89,6 +93,7 @@ class DiffusionSampleHook(PeriodicSamples):
     def __init__(self, data: DiffusionData, every: int | None) -> None:
         super().__init__(every)
         self._modalities = data.modalities
+        self._objective = cast("MaskedDiffusionSection", data.config.objective)
         batches = islice(data.validation.batches(LENGTH_ROWS_AT_ONCE), LENGTH_BATCHES)
         documents = list(documents_of(batches, data.vocabulary))
         self._lengths = count_lengths(documents)
@@ -98,10 +103,17 @@ class DiffusionSampleHook(PeriodicSamples):
             for task in sorted(self._lengths)
             if _made(task) in shown
         }
+        self._hidden = sorted(self._lengths.keys() - self._examples.keys())
 
     def before_training(self, run: Run) -> None:
-        if run.ranks.is_main:
-            save_lengths(self._lengths, run.folder.tokenizer)
+        if not run.ranks.is_main:
+            return
+        save_lengths(self._lengths, run.folder.tokenizer)
+        if self._hidden:
+            logger.warning(
+                "no samples of %s: the data holds codes, and no codec to decode them with",
+                ", ".join(self._hidden),
+            )
 
     def _write(self, run: Run) -> None:
         def agree(tokens: Tensor) -> Tensor:
@@ -113,7 +125,7 @@ class DiffusionSampleHook(PeriodicSamples):
         with run.engine.inference() as model:
             denoiser = model_denoiser(model, vocabulary)
             for task, examples in self._examples.items():
-                settings = settings_for("free text" if task == FREE_TEXT else _made(task))
+                settings = settings_for("free text" if task == FREE_TEXT else _made(task), self._objective)
                 sampler = Sampler(denoiser, vocabulary, settings, run.device, agree=agree)
                 filled = sampler([canvas(vocabulary, one.blank(vocabulary.mask)) for one in examples])
                 if run.ranks.is_main:

@@ -14,7 +14,7 @@ from data_pipelines.codecs.codebooks import fill_mask, flatten, level_size, unfl
 from data_pipelines.codecs.kmeans import kmeans, nearest
 from data_pipelines.codecs.spectral import Frames, log_magnitudes
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import Modalities, combine, load_modalities
+from data_pipelines.modalities import Modalities, code_modality, combine, load_modalities
 from data_pipelines.tokenizers import BytesTokenizer, word_tokenizer
 
 FRAMES = Frames(8000, 256, 200, 300, 2000)
@@ -261,3 +261,9 @@ def test_text_alone_has_no_modalities(tmp_path):
     BytesTokenizer().save(tmp_path)
     with pytest.raises(DataError, match="text alone"):
         load_modalities(tmp_path)
+
+
+def test_a_cell_of_a_grid_is_one_token():
+    with pytest.raises(DataError, match="image codec of 2 codebooks with a grid"):
+        code_modality("image", 0, (2, 16), "x", (4, 4))
+    assert code_modality("image", 0, (2, 16), "x").size == 32

@@ -8,7 +8,14 @@ import pytest
 from data_pipelines.digits.build import DigitOptions, build_digits
 from data_pipelines.digits.images import MODERATE, WEAK, augment, load_digits
 from data_pipelines.digits.judges import ImageJudge, nearest_neighbour_distance, within_class_distance
-from data_pipelines.digits.sentences import WORDS, facts, is_number_word, is_true_sentence, split_facts
+from data_pipelines.digits.sentences import (
+    WORDS,
+    facts,
+    is_number_word,
+    is_sentence,
+    is_true_sentence,
+    split_facts,
+)
 from data_pipelines.digits.tones import NO_DIGIT, SAMPLE_RATE, detect_digit, make_tones
 from data_pipelines.errors import DataError
 from data_pipelines.lint import lint
@@ -114,6 +121,7 @@ def test_tones_are_heard_before_and_after_the_codec(demo):
 def test_sentences():
     every, split = facts(), split_facts()
     assert len(every) == len(set(every)) == 110 and all(map(is_true_sentence, every))
+    assert all(map(is_sentence, every))
     assert sorted(fact for part in split.values() for fact in part) == sorted(every)
     assert [len(split[name]) for name in ("train", "validation", "test")] == [98, 6, 6]
     for text in (
@@ -123,7 +131,7 @@ def test_sentences():
         "",
         "seven",
     ):
-        assert not is_true_sentence(text)
+        assert not is_true_sentence(text) and is_sentence(text) == text.endswith("equals eight")
     assert is_number_word("seven") and not is_number_word("plus")
 
 

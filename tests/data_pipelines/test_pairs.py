@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from data_pipelines.codecs import PatchCodec
 from data_pipelines.dataset import open_dataset
 from data_pipelines.errors import DataError
 from data_pipelines.lint import lint
@@ -26,11 +27,11 @@ from tests.data_pipelines.test_whole_rows import read_back
 COUNT = 30
 
 
-def png(number: int, colour: bool = False, side: int = 8) -> bytes:
+def png(number: int, colour: bool = False, side: int = 8, bits: int = 8) -> bytes:
     random = np.random.default_rng(number)
     pixels = random.integers(0, 256, (side, side, *([3] if colour else [])))
     file = io.BytesIO()
-    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(pixels.astype(f"uint{bits}")).save(file, "PNG")
     return file.getvalue()
 
 
@@ -132,6 +133,45 @@ def test_a_folder_of_files_gives_the_same_tokens(tmp_path, built):
     assert not (tmp_path / "out/text-to-image").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_codec": "patch:40:2"}, "--image-codec patch:40:2: --vocabulary .* says which codec is used"),
+        ({"audio_codec": "codes:9"}, "--audio-codec codes:9: --vocabulary .* says which codec is used"),
+        ({"delay": True}, "--delay: --vocabulary .* says whether there is a delay"),
+    ],
+)
+def test_a_vocabulary_leaves_nothing_to_choose(tmp_path, built, changes, message):
+    options = PairOptions(vocabulary=built / "out" / "text-to-image", **changes)
+    with pytest.raises(DataError, match=message):
+        build_pairs(built / "raw", tmp_path / "out", options)
+
+
+def test_codes_get_their_codec_later(tmp_path):
+    """The dataset knows how many codes there are, not whose they are."""
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 4, 6), dtype=np.uint8)
+    codec = PatchCodec.train(list(pictures), codes=12, patch=2)
+    codes = codec.encode(list(pictures))
+    made = [
+        {"__key__": f"{n}", "txt": b"a", "image.u16": one.astype("<u2").tobytes()}
+        for n, one in enumerate(codes)
+    ]
+    write_tar(tmp_path / "a.tar", made)
+    options = PairOptions(image_codec="codes:12:2x3", tokenizer="bytes", validation_fraction=0)
+    build_pairs(tmp_path / "a.tar", tmp_path / "out", options)
+    folder = tmp_path / "out/text-to-image"
+    place = folder / "codecs" / "image"
+    place.mkdir(parents=True)
+    codec.save(place)
+    decoded = {load_modalities(folder).sample("image", ids).tobytes() for _, ids in documents(folder)}
+    assert decoded == {image.tobytes() for image in codec.decode(codes)}
+    PatchCodec.train(list(pictures), codes=11, patch=2).save(place)
+    with pytest.raises(
+        DataError, match=r"has 1 codebook\(s\) of 11 codes, grid \(2, 3\); the codes .* have 1 .* of 12"
+    ):
+        load_modalities(folder)
+
+
 def test_codes_are_taken_as_they_are(tmp_path):
     random = np.random.default_rng(0)
     images, sounds = random.integers(0, 70_000, (5, 6)), random.integers(0, 9, (5, 2, 4))
@@ -178,6 +218,7 @@ BAD = [
     ({"s7": {"txt": None, "json": b"{}"}}, {}, 'a.tar:s7: no string "caption"'),
     ({"s7": {"png": None, "wav": None}}, {}, "a.tar:s7: a caption without an image or a sound"),
     ({"s7": {"png": png(7)[:60]}}, {}, "a.tar:s7: its png cannot be decoded"),
+    ({"s7": {"png": png(7, bits=16)}}, {}, "a.tar:s7: its png cannot be decoded .more than 8 bits"),
     ({"s7": {"png": png(7, side=6)}}, {}, "a.tar:s7: an image of 6 x 6 pixels, the codec takes 8 x 8"),
     ({"s7": {"wav": b"RIFF no sound"}}, {}, "a.tar:s7: its wav cannot be decoded"),
     ({}, {"text_slot": 8}, "a.tar:s0: its text has 8 tokens, the slot 8"),
@@ -186,6 +227,9 @@ BAD = [
     ({}, {"image_codec": "patch:40"}, "--image-codec patch:40: a codec's folder, or patch:CODES:SIZE"),
     ({}, {"image_codec": "no/folder"}, "no/folder holds no codec"),
     ({}, {"tasks": ("text-to-video",)}, "--tasks text-to-video: no such task"),
+    ({}, {"delay": True, "audio_codec": "spectral:12"}, "--delay: for audio of several codebooks"),
+    ({}, {"tasks": ("text-to-image",)}, "--audio-codec .*: the tasks have no audio samples"),
+    ({"s7": {"png": None, "image.u16": bytes(32)}}, {}, "some of the samples have image codes: say with"),
     ({}, {"validation_fraction": 1.0}, "--validation-fraction 1.0"),
     ({}, {"text_slot": 1}, "--text-slot 1"),
 ]

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 import wave
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pretrain.commands.generate import refuse_vain_guidance
+from pretrain.config import load_config
 from pretrain.config_objective import MaskedDiffusionSection
 from pretrain.errors import UserError
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
+from pretrain.generate.lengths import load_lengths
 from pretrain.generate.media import write_image, write_sound
 from pretrain.generate.settings import SamplerSettings
+from pretrain.hooks.samples import DiffusionSampleHook
+from pretrain.run_data import open_diffusion
 from tests.e2e.training import run_forked, train_rank
 from tests.e2e.trimodal import WORDS, build_pairs, picture, sound, write_tiny_config
 from tests.harness import run_ranks
@@ -46,6 +52,22 @@ def test_samples_are_in_tensorboard(trained: Path) -> None:
     assert set(texts) <= set(tags["tensors"])
     (told,) = events.Tensors("samples/image-to-text/text_summary")[-1].tensor_proto.string_val
     assert told.decode().count("(true: ") == 9
+
+
+def test_codes_without_a_codec_are_said_to_have_no_samples(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_pairs(tmp_path / "data")
+    for codecs in (tmp_path / "data").glob("*/codecs"):
+        shutil.rmtree(codecs / "image")
+    data = open_diffusion(load_config(write_tiny_config(tmp_path, tmp_path / "data")))
+    hook = DiffusionSampleHook(data, 1)
+    run = SimpleNamespace(ranks=SimpleNamespace(is_main=True), folder=SimpleNamespace(tokenizer=tmp_path))
+    hook.before_training(run)  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no samples of text-to-image: the data holds codes, and no codec to decode them with"
+    ]
+    assert "text-to-image" in load_lengths(tmp_path)
 
 
 def test_how_long_targets_are_is_kept(trained: Path) -> None:
@@ -116,6 +138,9 @@ def test_texts(trained: Path, tmp_path: Path) -> None:
         (["--sampler", "ancestral", "--score", "margin"], "score = margin"),
         (["--prompt", "[MASK]", "--tokens", "3"], "--tokens: the prompt's [MASK]s"),
         (["--prompt", "zebra"], "zebra"),
+        (["--prompt", "one", "--tokens", "9"], "every text target that this run learned from fills 6 tokens"),
+        (["--task", "text-to-image", "--prompt", "two", "--out", "a.picture"], "write to a .png"),
+        (["--task", "text-to-image", "--prompt", "two", "--out", "."], "--out .: is a folder"),
     ],
 )
 def test_options_that_do_not_fit_are_named(trained: Path, options: list[str], message: str) -> None:
@@ -134,6 +159,8 @@ def test_guidance_needs_condition_dropout() -> None:
     with pytest.raises(UserError, match="objective.condition_dropout = 0"):
         refuse_vain_guidance(guided, "text-to-image", section(condition_dropout=0))
     refuse_vain_guidance(SamplerSettings(), "text-to-image", section(condition_dropout=0))
+    with pytest.raises(UserError, match="objective.whole_modality = 0"):
+        refuse_vain_guidance(guided, "text-to-image", section(condition="joint"))
 
 
 def test_questions_are_answered(trained: Path, tmp_path: Path) -> None:
@@ -172,6 +199,14 @@ def test_questions_are_answered(trained: Path, tmp_path: Path) -> None:
         (
             '{"task": "image-to-text", "condition": "x.png", "choices": ["one", "two"], "answer": 0}',
             "x.png: cannot be read",
+        ),
+        (
+            '{"task": "text", "prompt": "one plus", "choices": ["zebra", "two"], "answer": 1}',
+            "line 1: 'one plus zebra': the tokenizer has no token",
+        ),
+        (
+            '{"task": "text", "prompt": "one plus one", "choices": ["one one one", "two"], "answer": 1}',
+            "line 1: a choice makes a text of 6 tokens and end-of-text; this run's texts have 6",
         ),
     ],
 )

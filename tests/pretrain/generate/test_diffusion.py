@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_pipelines.vocabulary import Modality, Vocabulary
 from models import families
 from models.initialise import initialise
+from pretrain.config_objective import MaskedDiffusionSection
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
 from pretrain.generate.denoiser import model_denoiser
@@ -338,8 +339,7 @@ def test_a_wrong_setting_is_named(key: str, values: dict) -> None:
 
 def test_noise_on_a_random_order_is_refused() -> None:
     with pytest.raises(UserError, match="^gumbel = 1.0: must be left out: score = random"):
-        settings_for("image", score="random", gumbel=1.0)
-    assert settings_for("image", score="random").gumbel == 0
+        SamplerSettings(score="random", gumbel=1.0)
 
 
 def test_rows_at_once_keep_the_logits_small() -> None:
@@ -351,10 +351,43 @@ def test_rows_at_once_keep_the_logits_small() -> None:
 
 
 def test_defaults_give_way_to_what_was_chosen() -> None:
-    assert settings_for("image").gumbel == 1.0 and DEFAULTS["image"].steps_for(100) == 64
-    assert settings_for("image", steps=None, temperature=0.5).temperature == 0.5
-    assert settings_for("image", sampler="ancestral").gumbel == 0.0
-    assert settings_for("text", sampler="first_hitting").temperature == 0.0
+    objective = MaskedDiffusionSection(kind="masked_diffusion")
+    assert settings_for("image", objective) == SamplerSettings(sampler="ancestral", guidance=1.5)
+    assert settings_for("image", objective, steps=None, temperature=0.5).temperature == 0.5
+    assert settings_for("image", objective, sampler="confidence") == SamplerSettings(guidance=1.5)
+    assert settings_for("text", objective, sampler="first_hitting").temperature == 0.0
+    assert DEFAULTS["text"].steps_for(100) == 64
+
+
+@pytest.mark.parametrize(
+    ("values", "guidance"),
+    [
+        ({"condition_dropout": 0.1}, 1.5),
+        ({"condition_dropout": 0}, 1.0),
+        ({"condition": "joint"}, 1.0),  # condition_dropout means nothing there
+        ({"condition": "joint", "whole_modality": 0.2}, 1.5),
+    ],
+)
+def test_images_are_guided_where_training_masked_conditions_whole(values: dict, guidance: float) -> None:
+    objective = MaskedDiffusionSection(kind="masked_diffusion", **values)
+    assert settings_for("image", objective).guidance == guidance
+    assert settings_for("image", objective, guidance=3.0).guidance == 3.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("block", [None, 3])
+def test_confidence_takes_extra_steps_to_remask(schedule: str, block: int | None) -> None:
+    one = canvas(PAIRS, DOCUMENTS[0])
+    tokens = int((one.tokens_T == PAIRS.mask).sum())
+    passes = {}
+    for remask in (0.0, 0.4):
+        settings = SamplerSettings(steps=8 * tokens, remask=remask, schedule=schedule, block=block)
+        toy = RandomLogits(PAIRS)
+        (filled,) = Sampler(toy, PAIRS, settings, CPU)([one])
+        given = one.tokens_T != PAIRS.mask
+        assert torch.equal(filled[given], one.tokens_T[given]) and PAIRS.mask not in filled
+        passes[remask] = len(toy.calls)
+    assert passes[0.0] == tokens and passes[0.4] > tokens
 
 
 def test_a_canvas_without_masks_is_left_alone() -> None:

@@ -41,6 +41,7 @@ def requests(modalities: Modalities, row: int = 32) -> Requests:
 def test_a_text_becomes_a_pair_with_the_grid_to_fill(modalities: Modalities) -> None:
     v = modalities.vocabulary
     one = requests(modalities).pair("text-to-image", "one two")
+    assert torch.equal(requests(modalities).pair("text-to-image", " one two ").tokens_T, one.tokens_T)
     assert one.tokens_T.tolist() == [
         v.task("text-to-image"),
         *[v.begin("text"), 0, 1, v.end("text")],
@@ -56,6 +57,8 @@ def test_pictures_and_sounds_are_conditions_from_files(modalities: Modalities, t
     write_image(tmp_path / "in.png", picture)
     one = requests(modalities).pair("image-to-text", str(tmp_path / "in.png"))
     assert (one.tokens_T == v.mask).sum() == 2 and one.condition_T.sum() == 4
+    with pytest.raises(UserError, match="--tokens 3: every image-to-text target .* fills 2 tokens"):
+        requests(modalities).pair("image-to-text", str(tmp_path / "in.png"), 3)
     sound = np.sin(np.arange(656) / 3).astype(np.float32)
     write_sound(tmp_path / "in.wav", sound, 8000)
     two = requests(modalities).pair("audio-to-text", str(tmp_path / "in.wav"))
@@ -88,7 +91,7 @@ def test_bytes_keep_the_space_before_a_mask() -> None:
     ("make", "message"),
     [
         (lambda r: r.pair("text-to-smell", "one"), "--task text-to-smell: this run has text, text-to-image"),
-        (lambda r: r.pair("text-to-image", ""), "--prompt is empty"),
+        (lambda r: r.pair("text-to-image", " "), "--prompt is empty"),
         (lambda r: r.pair("text-to-image", "one", 5), "--tokens 5: every image of this run has 4 tokens"),
         (lambda r: r.text("one [MASK]", 3), "--tokens: the prompt's \\[MASK\\]s say how many"),
         (lambda r: r.text("one", 40), "a document of 41 tokens: this run learned rows of 32"),
@@ -111,6 +114,9 @@ def test_files_of_another_form_are_refused(modalities: Modalities, tmp_path: Pat
     write_image(tmp_path / "wide.png", np.zeros((4, 5), np.uint8))
     with pytest.raises(UserError, match="5 x 4 pixels; this run's images are 4 x 4"):
         read_image(tmp_path / "wide.png", modalities.image)  # type: ignore[arg-type]
+    write_image(tmp_path / "deep.png", np.zeros((4, 4), np.uint16))
+    with pytest.raises(UserError, match="deep.png: more than 8 bits"):
+        read_image(tmp_path / "deep.png", modalities.image)  # type: ignore[arg-type]
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match="not a picture"):
         read_image(tmp_path / "text.png", modalities.image)  # type: ignore[arg-type]
@@ -123,6 +129,11 @@ def test_files_of_another_form_are_refused(modalities: Modalities, tmp_path: Pat
         file.writeframes(b"\0" * 400)
     with pytest.raises(UserError, match="2 channels, 44,100 samples a second; .* -ar 8000"):
         read_sound(tmp_path / "stereo.wav", modalities.audio)  # type: ignore[arg-type]
+    for write, name in ((write_image, "a.png"), (write_sound, "a.wav")):
+        (tmp_path / name).mkdir()
+        samples = (np.zeros((4, 4), np.uint8),) if name == "a.png" else (np.zeros(4, np.float32), 8000)
+        with pytest.raises(UserError, match=f"{name}: cannot be written"):
+            write(tmp_path / name, *samples)  # type: ignore[operator]
     with pytest.raises(UserError, match="write to a .wav"):
         write_sound(tmp_path / "a.mp3", np.zeros(4, np.float32), 8000)
     with pytest.raises(UserError, match="write to a .png"):
