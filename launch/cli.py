@@ -114,6 +114,9 @@ def status(
     folder: RunsFolder = Path("runs"),
     watch: Annotated[float | None, typer.Option(help="Refresh every so many seconds.")] = None,
     details: Annotated[bool, typer.Option("--details", help="Where the time went, and the ledger.")] = False,
+    sort: Annotated[
+        str, typer.Option(help="name, loss or validation: of a sweep the best comes first.")
+    ] = "name",
 ) -> None:
     """What runs, why it waits, step, loss, speed and goodput.
 
@@ -123,7 +126,7 @@ def status(
     """
     from launch.commands import show_status
 
-    show_status(folder, runs or [], watch=watch, details=details)
+    show_status(folder, runs or [], watch=watch, details=details, sort=sort)
 
 
 @app.command()

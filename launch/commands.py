@@ -19,7 +19,7 @@ from rich.live import Live
 from launch import slurm
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings, load_settings, minutes_of
-from launch.status import find_runs, goodput_table, read_status, status_table
+from launch.status import find_runs, goodput_table, read_status, sorted_by, status_table
 from launch.submit import (
     Request,
     absolute,
@@ -38,6 +38,7 @@ from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder
 
 FOLLOW_S = 0.5
+ASK_SLURM_S = 15
 
 
 @dataclass(frozen=True)
@@ -161,25 +162,26 @@ def _say_submitted(request: Request, jobs: Sequence[str], console: Console) -> N
 # --------------------------------------------------------------------------------------------- status, logs
 
 
-def show_status(folder: Path, names: list[str], *, watch: float | None, details: bool) -> None:
+def show_status(folder: Path, names: list[str], *, watch: float | None, details: bool, sort: str) -> None:
     console = Console(highlight=False)
     if not find_runs(folder, names):
         console.print(f"no launched runs under {folder}; `triptych launch CONFIG` makes one")
         return
     if watch is None:
-        console.print(_view(folder, names, details))
+        console.print(_view(folder, names, details, sort))
         return
-    with Live(_view(folder, names, details), console=console, auto_refresh=False) as live:
+    with Live(_view(folder, names, details, sort), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(watch)
-                live.update(_view(folder, names, details), refresh=True)
+                live.update(_view(folder, names, details, sort), refresh=True)
         except KeyboardInterrupt:
             return
 
 
-def _view(folder: Path, names: list[str], details: bool) -> Group:
+def _view(folder: Path, names: list[str], details: bool, sort: str) -> Group:
     statuses, problem = read_status(find_runs(folder, names))
+    statuses = sorted_by(sort, statuses)
     parts: list[Any] = [status_table(statuses)]
     if problem is not None:
         parts.append(f"Slurm's part is missing: {problem}")
@@ -210,10 +212,12 @@ def show_logs(folder: Path, name: str, *, follow: bool, rank: int, attempt: int 
 def _follow(run: LaunchedRun, rank: int, number: int, lines: int, *, later: bool) -> None:
     """Print a rank's log as it is written, from its last `lines`; `later`: then those of the attempts that follow,
     until the run has ended."""
-    read = 0
+    read, asked, lives = 0, time.monotonic(), True
     while True:
+        if time.monotonic() - asked > ASK_SLURM_S:
+            asked, lives = time.monotonic(), _lives(run)
         # Asked before the log is read: what was written until then is in it.
-        ended, newest = run.outcome_file.is_file(), run.launch.current
+        ended, newest = run.outcome_file.is_file() or not lives, run.launch.current
         path = run.log(rank, number)
         if path.is_file():
             read = _print_new(path, read, lines if read == 0 else None)
@@ -223,6 +227,14 @@ def _follow(run: LaunchedRun, rank: int, number: int, lines: int, *, later: bool
             return
         else:
             time.sleep(FOLLOW_S)
+
+
+def _lives(run: LaunchedRun) -> bool:
+    """Whether a job of the run is in the queue; where Slurm does not answer, it is taken to be."""
+    try:
+        return any(job.is_live for job in slurm.queue(run.job()["jobs"]))
+    except UserError:
+        return True
 
 
 def _print_new(path: Path, start: int, lines: int | None) -> int:

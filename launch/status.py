@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,23 @@ def _last_moment(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[slurm.Queue
     if any(job.is_live for job in jobs):
         return time.time()
     return float(ledger[-1]["at"]) if ledger else time.time()
+
+
+SORTS = ("name", "loss", "validation")
+
+
+def sorted_by(key: str, statuses: Sequence[RunStatus]) -> list[RunStatus]:
+    """By one of SORTS, the best first; what has no figure yet comes last."""
+    if key not in SORTS:
+        raise UserError(f"--sort {key}: one of {', '.join(SORTS)}")
+    if key == "name":
+        return list(statuses)
+
+    def figure(status: RunStatus) -> float:
+        found = status.progress.loss if key == "loss" else status.progress.validation_loss
+        return math.inf if found is None else found
+
+    return sorted(statuses, key=figure)
 
 
 def status_table(statuses: Sequence[RunStatus]) -> Table:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.progress import Goodput, goodput, read_progress
-from launch.status import duration
+from launch.job import LaunchedRun
+from launch.progress import Goodput, Progress, goodput, read_progress
+from launch.status import RunStatus, duration, sorted_by
+from pretrain.errors import UserError
 
 
 def event(kind: str, at: float, **facts: object) -> dict[str, object]:
@@ -79,3 +81,15 @@ def test_progress_from_the_newest_lines(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (5, 200, 7500, 100_000)] == ["5 s", "3 min 20 s", "2 h 5 min", "1 d 3 h"]
+
+
+def test_a_sweep_is_sorted_by_its_results() -> None:
+    def status(name: str, validation: float | None) -> RunStatus:
+        progress = Progress(steps=10, validation_loss=validation)
+        return RunStatus(LaunchedRun(Path(name)), [], 1, progress, Goodput(), None)
+
+    some = [status("a", 3.0), status("b", None), status("c", 2.5)]
+    assert [one.run.run.name for one in sorted_by("validation", some)] == ["c", "a", "b"]
+    assert sorted_by("name", some) == some
+    with pytest.raises(UserError, match="--sort speed: one of name, loss, validation"):
+        sorted_by("speed", some)
