@@ -31,16 +31,21 @@ class Digits:
 
 @dataclass(frozen=True)
 class Warp:
-    """The largest turn (degrees), change of size (a share), and shift (pixels); each is drawn evenly up to it."""
+    """The largest turn (degrees), change of size (a share), and shift (pixels); each is drawn evenly up to it.
+
+    noise: standard deviation of what is added to each pixel that has ink, in levels. It makes neighbouring codes of a
+        tokenizer stand for each other, which else share nothing.
+    """
 
     turn: float
     scale: float
     shift: float
+    noise: float = 0.0
 
 
 WEAK = Warp(7, 0.06, 0.2)
 """For images that are to be made: they must look like digits."""
-MODERATE = Warp(10, 0.10, 0.4)
+MODERATE = Warp(10, 0.10, 0.4, noise=1.0)
 """For images that are to be read."""
 
 
@@ -104,4 +109,6 @@ def _warped(images_N: np.ndarray, warp: Warp, random: np.random.Generator) -> np
     inside = (column >= 0) & (column < SIDE) & (row >= 0) & (row < SIDE)
     looked_up = images_N[np.arange(count)[:, None], row.clip(0, SIDE - 1), column.clip(0, SIDE - 1)] * inside
     fine = looked_up.reshape(count, SIDE, FINER, SIDE, FINER).astype(np.float64)
-    return np.rint(fine.mean((2, 4))).astype(np.uint8)
+    warped = fine.mean((2, 4))
+    warped += random.normal(0, warp.noise * 255 / LEVELS, warped.shape) * (warped > 0)
+    return np.rint(warped.clip(0, 255)).astype(np.uint8)
