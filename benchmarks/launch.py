@@ -75,7 +75,12 @@ def status_seconds(cluster: Cluster, folder: Path) -> list[float]:
     for _ in range(STATUS_CALLS):
         began = time.perf_counter()
         done = subprocess.run(
-            command, env=cluster.environment, capture_output=True, text=True, timeout=60, check=True
+            command,
+            env={**cluster.environment, "COLUMNS": "250"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
         )
         seconds.append(time.perf_counter() - began)
         shown = sum("run-" in line and "pending" in line for line in done.stdout.splitlines())

@@ -18,7 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = missing_programs()
     for item in items:
         if missing and {"cluster", "network_cluster"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.skip(reason=f"a real Slurm needs {', '.join(missing)}; see .ci/run"))
+            item.add_marker(
+                pytest.mark.skip(reason=f"a real Slurm needs {', '.join(missing)}; see launch/README.md")
+            )
 
 
 def open_cluster(*, network: bool) -> Iterator[Cluster]:

@@ -21,12 +21,12 @@ pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
 
 def test_a_run_finishes_and_can_be_watched(drill: Drill, undisturbed: Losses) -> None:
     run = drill.launch()
+    again = drill.command("launch", str(drill.folder / "drill.yaml"), "--gpus-per-node", "0", "--nodes", "1")
+    assert again.returncode == 2 and "launched already" in again.stderr
     drill.wait_step(run, 2)
     table = drill.command("status", "--runs", str(run.run.parent), "drill").stdout
     assert "drill" in table and "running" in table and f"/{STEPS}" in table
     assert "step" in drill.command("logs", "--runs", str(run.run.parent), "drill").stdout
-    again = drill.command("launch", str(drill.folder / "drill.yaml"), "--gpus-per-node", "0", "--nodes", "1")
-    assert again.returncode == 2 and "launched already" in again.stderr
     drill.check(run, undisturbed)
     assert "done" in drill.command("status", "--runs", str(run.run.parent), "--details").stdout
     commit = (run.code.parent / "commit.txt").read_text().strip()
