@@ -154,7 +154,8 @@ def measure() -> dict[str, Any]:
             pass
     with started(starts) as cluster, tempfile.TemporaryDirectory() as folder:
         status = status_seconds(cluster, Path(folder) / "many")
-        (Path(folder) / "drill").mkdir()
+        for name in ("drill", "corpus"):
+            (Path(folder) / name).mkdir()
         restart = restart_seconds(
             cluster, build_corpus(Path(folder) / "corpus", documents=20), Path(folder) / "drill"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import yaml
 
 from pretrain.attempts import Launch
 
-TAIL_BYTES = 1 << 16
+TAIL_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ class Progress:
 def read_progress(run: Path) -> Progress:
     """From the config and the newest log lines."""
     config = run / "config.yaml" if (run / "config.yaml").is_file() else run / "launch" / "config.yaml"
-    values = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    values = (
+        yaml.load(config.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if config.is_file()
+        else {}
+    )
     found: dict[str, Any] = {}
     for record in _last_records(run / "logs" / "metrics.jsonl"):
         found |= record
@@ -71,9 +77,11 @@ def _records(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
     """One JSON object per line; a line that is still being written is passed over."""
     for line in lines:
         try:
-            yield json.loads(line)
+            yield orjson.loads(line)
         except ValueError:
-            continue
+            # orjson is strict: a NaN, which a log may hold, is none of JSON's numbers.
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
 
 def _records_of(path: Path) -> list[dict[str, Any]]:
