@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,6 +84,20 @@ def open_sources(sources: Sequence[Source], split: str = "train") -> list[OpenSo
     return opened
 
 
+def order_fingerprint(
+    rule: Mapping[str, Any], sources: Sequence[OpenSource], settings: Mapping[str, Any]
+) -> str:
+    """Equal for readers that give equal rows.
+
+    rule: the version of the order, and what else decides what a row's ids mean. settings: mixture, length, seed ...
+    """
+    data = {
+        "datasets": [source.dataset.fingerprint for source in sources],
+        "splits": [source.split for source in sources],
+    }
+    return hashlib.sha256(json.dumps({**rule, **data, **settings}).encode()).hexdigest()
+
+
 class RowReader:
     """Reads rows by number. Can be pickled; caches stay behind.
 
@@ -118,17 +133,17 @@ class RowReader:
             TokenStream(s.dataset, s.split, (seed, number) if shuffle else None, window_shards)
             for number, s in enumerate(self.sources)
         ]
-        identity = {
-            "order": 1,  # raise it if the order of rows ever changes
-            "datasets": [s.dataset.fingerprint for s in self.sources],
-            "splits": [s.split for s in self.sources],
-            "weights": self.mixture.weights,
-            "sequence_length": sequence_length,
-            "seed": seed,
-            "window_shards": window_shards,
-            "shuffle": shuffle,
-        }
-        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        self.fingerprint = order_fingerprint(
+            {"order": 1},  # raise it if the order of rows ever changes
+            self.sources,
+            {
+                "weights": self.mixture.weights,
+                "sequence_length": sequence_length,
+                "seed": seed,
+                "window_shards": window_shards,
+                "shuffle": shuffle,
+            },
+        )
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
         """The rows with these numbers, in this order.

@@ -8,8 +8,6 @@ a window of shards, and which of the documents of equal length takes which slot.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +23,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.mixing import Mixture
 from data_pipelines.order import LruCache, Runs, expand, join_runs, permutation
 from data_pipelines.packing import gather, segments_and_positions
-from data_pipelines.rows import OpenSource, RowPart
+from data_pipelines.rows import OpenSource, RowPart, order_fingerprint
 from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
 
 
@@ -368,18 +366,18 @@ class WholeRowReader:
             WholeStream(s, self.vocabulary, sequence_length, (seed, n) if shuffle else None, window_shards)
             for n, s in enumerate(self.sources)
         ]
-        identity = {
-            "whole_order": 1,  # raise it if the order of rows ever changes
-            "vocabulary": self.vocabulary.fingerprint,
-            "datasets": [s.dataset.fingerprint for s in self.sources],
-            "splits": [s.split for s in self.sources],
-            "weights": self.mixture.weights,
-            "sequence_length": sequence_length,
-            "seed": seed,
-            "window_shards": window_shards,
-            "shuffle": shuffle,
-        }
-        self.fingerprint = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+        self.fingerprint = order_fingerprint(
+            # Raise the number if the order of rows ever changes.
+            {"whole_order": 1, "vocabulary": self.vocabulary.fingerprint},
+            self.sources,
+            {
+                "weights": self.mixture.weights,
+                "sequence_length": sequence_length,
+                "seed": seed,
+                "window_shards": window_shards,
+                "shuffle": shuffle,
+            },
+        )
 
     @property
     def rows_per_epoch(self) -> list[int]:
@@ -511,15 +509,3 @@ def _shares(have: np.ndarray, limit: int) -> np.ndarray:
         take[take.argmax()] -= 1
         take[take.argmin()] += 1
     return take
-
-
-def whole_evaluation_batches(
-    sources: Sequence[OpenSource],
-    sequence_length: int,
-    rows_per_batch: int,
-    rank: int = 0,
-    world: int = 1,
-    limit_rows: int | None = None,
-) -> Iterator[Batch]:
-    """As `WholeEvaluation(...).batches(...)`."""
-    return WholeEvaluation(sources, sequence_length, limit_rows).batches(rows_per_batch, rank, world)

@@ -23,7 +23,7 @@ from launch.snapshot import take_snapshot
 from pretrain.attempts import ATTEMPT_VARIABLE, read_json
 from pretrain.config import Config, ConfigLoader, SourceSection, load_config
 from pretrain.errors import ConfigError, UserError
-from pretrain.parallel.mesh import data_parallel_size
+from pretrain.parallel.layout import data_parallel_size
 
 LEAST_SECONDS_BEFORE_SIGNAL = 30
 """A job must have at least this long between its start and the request to save, or no step is ever saved."""

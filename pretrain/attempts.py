@@ -127,9 +127,9 @@ class Fence:
 def append_ledger(path: Path, event: str, facts: Mapping[str, Any]) -> None:
     """Add a line: what happened, when."""
     line = {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **facts}
-    with path.open("ab") as file:
+    with path.open("ab+") as file:
         # A full disk may have cut the last line: this one must not be lost with it.
-        torn = file.tell() > 0 and path.read_bytes()[-1:] != b"\n"
+        torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
         file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
 
 

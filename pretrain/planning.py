@@ -20,7 +20,7 @@ from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
-from pretrain.parallel.mesh import data_parallel_size, micro_batch_rows
+from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
 from pretrain.run_data import rounded_vocabulary
 
 if TYPE_CHECKING:

@@ -36,7 +36,8 @@ from pretrain.hooks.watchdog import WatchdogHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
-from pretrain.parallel.mesh import Mesh, build_mesh, data_parallel_size, micro_batch_rows
+from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.parallel.mesh import Mesh, build_mesh
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
 from pretrain.run_data import DiffusionData, RunData, TaskData, TextData, open_run_data

@@ -25,7 +25,7 @@ from pretrain.engine.fragments import (
 )
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
 from pretrain.optim.scaling import resolve
-from pretrain.parallel.mesh import micro_batch_rows
+from pretrain.parallel.layout import micro_batch_rows
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from pretrain.accuracy import Accuracy, accuracy_of, count_right
 from pretrain.hooks.evaluation import PeriodicEvaluation
-from pretrain.parallel.mesh import micro_batch_rows
+from pretrain.parallel.layout import micro_batch_rows
 from pretrain.run_data import TaskData
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from data_pipelines.shards import TokenShardWriter
 from data_pipelines.stream import open_stream
 from data_pipelines.tokenizers import BytesTokenizer
 from data_pipelines.vocabulary import Modality, Vocabulary
-from data_pipelines.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of, whole_evaluation_batches
+from data_pipelines.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
 from tests.data_pipelines.helpers import EOT, VOCABULARY, joined, make_dataset, make_pairs, pair, same
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -156,9 +156,9 @@ def test_evaluation_shows_each_document_once_in_stored_order(sources):
 
 @pytest.mark.parametrize("limit", [None, 7, 2])
 def test_ranks_share_an_evaluation(sources, limit):
-    alone = list(whole_evaluation_batches(sources, 30, 100, limit_rows=limit))
+    alone = list(WholeEvaluation(sources, 30, limit).batches(100))
     assert len(alone) == 1
-    ranks = [list(whole_evaluation_batches(sources, 30, 4, rank, 3, limit)) for rank in range(3)]
+    ranks = [list(WholeEvaluation(sources, 30, limit).batches(4, rank, 3)) for rank in range(3)]
     assert len({len(batches) for batches in ranks}) == 1
     by_row = sorted(
         (row, document)

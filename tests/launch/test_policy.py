@@ -105,5 +105,5 @@ def test_endings_that_end_the_run(ending: Ending, action: str) -> None:
 
 
 def test_the_batch_script_and_status_wait_for_no_torch() -> None:
-    code = "import sys, launch.batch, launch.status; sys.exit('torch' in sys.modules)"
+    code = "import sys, launch.batch, launch.commands; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
