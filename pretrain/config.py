@@ -85,12 +85,25 @@ class ParallelSection(Section):
     data: Annotated[int, Field(ge=1)] | Auto = "auto"
     """Data-parallel size. auto: the ranks that the other sizes leave."""
     tensor: int = Field(default=1, ge=1)
+    """Ranks that share every layer's heads, channels and vocabulary."""
     sequence: bool = False
+    """Whether those ranks share the positions too, in what lies between the layers that they split."""
     context: int = Field(default=1, ge=1)
+    """Ranks that share the positions of a row."""
+    recurrence: Literal["channels", "summaries"] = "channels"
+    """How a recurrence crosses a row that is shared. channels: positions are exchanged for channels, bit-exact;
+    summaries: each Newton iteration exchanges one summary per rank."""
     pipeline: int = Field(default=1, ge=1)
+    """Ranks that share the blocks, each a run of them."""
+    pipeline_chunks: int = Field(default=1, ge=1)
+    """Runs of blocks per rank: above 1 the schedule is interleaved, with a smaller bubble."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
-    activation_checkpointing: Literal["none", "full"] = "none"
+    zero_group: Literal["all", "node"] = "all"
+    """Ranks that ZeRO 3 shards parameters over: all replicas, or those of one node, with copies across nodes."""
+    engine: Literal["auto", "deepspeed", "megatron"] = "auto"
+    """auto: megatron with a pipeline, deepspeed without."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
 
 

@@ -93,13 +93,14 @@ class Decoder(LanguageModel):
         segment_ids_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
         state: list[KVCache] | None = None,
+        hidden_BTC: Tensor | None = None,
     ) -> Tensor:
         """As `LanguageModel.forward`. Segment ids cannot be used together with a state."""
         if state is not None and segment_ids_BT is not None:
             raise ValueError("segment_ids_BT cannot be used with a state: decode one document per row")
         if positions_BT is None and self.config.positions == "rope":
             positions_BT = row_positions(tokens_BT, 0 if state is None else state[0].length)
-        return super().forward(tokens_BT, segment_ids_BT, positions_BT, state)
+        return super().forward(tokens_BT, segment_ids_BT, positions_BT, state, hidden_BTC)
 
     def initial_rule(self, name: str) -> Rule:
         """How `models.initialise` draws the parameter of this name."""

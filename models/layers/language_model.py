@@ -23,6 +23,10 @@ class LanguageModel(nn.Module):
     tied_head: `head.weight` is `embedding.weight`, listed once, under that name.
     """
 
+    sequence_parts = 1
+    """How many ranks share a row: a model that is given one part of the positions still gets the whole rows' segment
+    ids, and its mixers are told by whoever split the rows what to do with them."""
+
     constant_state = False
     """Whether the state keeps its size however long the text, and takes padded rows (segment ids with a state)."""
 
@@ -51,6 +55,7 @@ class LanguageModel(nn.Module):
         segment_ids_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
         state: list[Any] | None = None,
+        hidden_BTC: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, C) after the final norm.
 
@@ -61,6 +66,8 @@ class LanguageModel(nn.Module):
                 the row (and on from the state).
             state: from `new_state`, for decoding: the tokens follow those seen, and the state changes in
                 place.
+            hidden_BTC: what the blocks before the first one here made of the tokens, where this model is a part of
+                a whole one (`part`).
 
         Raises ValueError, naming the argument, for a sequence of length 0 and segment ids of another shape.
         """
@@ -68,16 +75,16 @@ class LanguageModel(nn.Module):
             raise ValueError(
                 f"tokens_BT {tuple(tokens_BT.shape)} is empty: a sequence of length 0 has no states"
             )
-        if segment_ids_BT is not None and segment_ids_BT.shape != tokens_BT.shape:
+        wanted = (tokens_BT.shape[0], tokens_BT.shape[1] * self.sequence_parts)
+        if segment_ids_BT is not None and segment_ids_BT.shape != wanted:
             raise ValueError(
                 f"segment_ids_BT {tuple(segment_ids_BT.shape)} must have one id per token of "
                 f"tokens_BT {tuple(tokens_BT.shape)}"
             )
-        x_BTC = self.embedding(tokens_BT)
-        for layer, block in enumerate(self.blocks):
+        x_BTC = self.embedding(tokens_BT) if hidden_BTC is None else hidden_BTC
+        for layer, block in enumerate(self.blocks.children()):
             x_BTC = block(x_BTC, segment_ids_BT, positions_BT, None if state is None else state[layer])
-        hidden: Tensor = self.norm(x_BTC)
-        return hidden
+        return x_BTC if self.norm is None else self.norm(x_BTC)
 
     def bounds(self) -> dict[str, float]:
         """Parameters that must stay within [-bound, bound], by name: whoever trains sets what an update moved
@@ -93,4 +100,18 @@ class LanguageModel(nn.Module):
     ) -> list[Any]:
         """What the blocks remember before the first token, one entry per layer, for `batch` rows of up to
         `length` tokens."""
-        return [block.new_state(batch, length, device, dtype) for block in self.blocks]  # type: ignore[operator]
+        return [block.new_state(batch, length, device, dtype) for block in self.blocks.children()]  # type: ignore[operator]
+
+
+def part(model: LanguageModel, blocks: Iterable[int], *, first: bool, last: bool) -> None:
+    """Keep some blocks of a whole model, in place, with their numbers, so that parameters keep their names.
+
+    first: also the embedding. last: also the norm and the head. What is left out is None; a head tied to an embedding
+    that is left out has a weight of its own then, named `head.weight`.
+    """
+    kept = {str(number): model.blocks.get_submodule(str(number)) for number in blocks}
+    model.blocks = nn.ModuleDict(kept)  # type: ignore[assignment]  # both give their blocks as children
+    if not first:
+        model.embedding = None  # type: ignore[assignment]
+    if not last:
+        model.norm = model.head = None  # type: ignore[assignment]

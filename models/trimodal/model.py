@@ -38,6 +38,7 @@ class Trimodal(Decoder):
         segment_ids_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
         state: list[Any] | None = None,
+        hidden_BTC: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, C) after the final norm; a token sees all of its segment and nothing else.
 
@@ -58,7 +59,7 @@ class Trimodal(Decoder):
                 f"positions {tuple(positions_BT.shape)} must be {wanted}: image_positions is "
                 f"{self.config.image_positions} in this model"
             )
-        return super().forward(tokens_BT, segment_ids_BT, positions_BT)
+        return super().forward(tokens_BT, segment_ids_BT, positions_BT, None, hidden_BTC)
 
     def new_state(
         self,

@@ -44,8 +44,10 @@ class MetricsHook(Hook):
         self._begin(run)
         loss, weight = self._carried
         # The loss is a rank's part, so one rank takes what was summed before; the weight is the whole step's.
-        self._sums += torch.tensor([loss if run.mesh.data.rank == 0 else 0.0, weight], device=run.device)
-        if run.mesh.data.rank == 0 and self._carried_parts:
+        self._sums += torch.tensor(
+            [loss if run.mesh.contributors.rank == 0 else 0.0, weight], device=run.device
+        )
+        if run.mesh.contributors.rank == 0 and self._carried_parts:
             self._parts += torch.tensor(self._carried_parts, dtype=torch.float64, device=run.device)
 
     def _begin(self, run: Run) -> None:
@@ -78,15 +80,15 @@ class MetricsHook(Hook):
     def _reduced(self) -> tuple[float, float]:
         """Loss over all ranks and weight, since the last log. Collective; the host waits for the device."""
         loss = self._sums[:1].clone()
-        if self._run.mesh.data.size > 1:
-            dist.all_reduce(loss, group=self._run.mesh.data.group)
+        if self._run.mesh.contributors.size > 1:
+            dist.all_reduce(loss, group=self._run.mesh.contributors.group)
         return loss.item(), self._sums[1].item()
 
     def _reduced_parts(self) -> torch.Tensor:
         """The objective's parts over all ranks, since the last log. Collective."""
         parts = self._parts.clone()
-        if self._run.mesh.data.size > 1 and len(parts):
-            dist.all_reduce(parts, group=self._run.mesh.data.group)
+        if self._run.mesh.contributors.size > 1 and len(parts):
+            dist.all_reduce(parts, group=self._run.mesh.contributors.group)
         return parts
 
     def _record(self, run: Run, report: StepReport) -> Record:

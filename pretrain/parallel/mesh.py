@@ -14,15 +14,6 @@ import torch.distributed as dist
 if TYPE_CHECKING:
     from pretrain.config import ParallelSection
 
-MPU_NAMES = (
-    "get_data_parallel_group",
-    "get_data_parallel_rank",
-    "get_data_parallel_world_size",
-    "get_tensor_model_parallel_group",
-    "get_tensor_model_parallel_rank",
-    "get_tensor_model_parallel_world_size",
-)
-
 
 @dataclass(frozen=True)
 class Axis:
@@ -32,11 +23,26 @@ class Axis:
     rank: int
     size: int
 
+    @property
+    def is_last(self) -> bool:
+        return self.rank == self.size - 1
+
 
 @dataclass(frozen=True)
 class Mesh:
     data: Axis
+    """Ranks that read different rows."""
     tensor: Axis
+    """Ranks that share layers."""
+    context: Axis
+    """Ranks that share rows, each with some of their positions."""
+    pipeline: Axis
+    """Ranks that share the blocks."""
+    replicas: Axis
+    """data x context: ranks with the same weights, over which gradients are summed and ZeRO shards."""
+    contributors: Axis
+    """data x context x pipeline: ranks whose sums of the loss add up to the step's. Ranks of one tensor group have
+    equal sums, and all stages but the last have zeros."""
     control: dist.ProcessGroup
     """All ranks, over gloo: agreements between hosts that must not wait for a GPU."""
     storage: dist.ProcessGroup
@@ -66,27 +72,58 @@ def import_parallel_state() -> ModuleType:
     return parallel_state
 
 
-def build_mesh(parallel: ParallelSection) -> Mesh:
-    """Make every process group. Needs torch.distributed; collective over all ranks."""
+def build_mesh(parallel: ParallelSection, host_backend: str = "gloo") -> Mesh:
+    """Make every process group. Needs torch.distributed; collective over all ranks.
+
+    host_backend: of the groups for agreements between hosts.
+    """
     parallel_state = import_parallel_state()
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor,
             pipeline_model_parallel_size=parallel.pipeline,
+            virtual_pipeline_model_parallel_size=parallel.pipeline_chunks
+            if parallel.pipeline_chunks > 1
+            else None,
             context_parallel_size=parallel.context,
+            create_gloo_process_groups=False,
         )
-    mpu = SimpleNamespace(**{name: getattr(parallel_state, name) for name in MPU_NAMES})
-    # DeepSpeed's word for everything that holds one replica of the model together: here the tensor axis.
-    mpu.get_model_parallel_group = mpu.get_tensor_model_parallel_group
-    mpu.get_model_parallel_rank = mpu.get_tensor_model_parallel_rank
-    mpu.get_model_parallel_world_size = mpu.get_tensor_model_parallel_world_size
+    tensor = _axis(parallel_state.get_tensor_model_parallel_group())
+    replicas = _axis(parallel_state.get_data_parallel_group(with_context_parallel=True))
     return Mesh(
         data=_axis(parallel_state.get_data_parallel_group()),
-        tensor=_axis(parallel_state.get_tensor_model_parallel_group()),
-        control=dist.new_group(backend="gloo"),
-        storage=dist.new_group(backend="gloo"),
-        mpu=mpu,
+        tensor=tensor,
+        context=_axis(parallel_state.get_context_parallel_group()),
+        pipeline=_axis(parallel_state.get_pipeline_model_parallel_group()),
+        replicas=replicas,
+        contributors=_contributors(parallel, tensor, replicas),
+        control=dist.new_group(backend=host_backend),
+        storage=dist.new_group(backend=host_backend),
+        mpu=_mpu(tensor, replicas),
     )
+
+
+def _contributors(parallel: ParallelSection, tensor: Axis, replicas: Axis) -> Axis:
+    if parallel.pipeline == 1:
+        return replicas
+    # Megatron numbers the ranks of a tensor group one after the other.
+    world = dist.get_world_size()
+    groups = [dist.new_group(list(range(first, world, tensor.size))) for first in range(tensor.size)]
+    return _axis(groups[tensor.rank])
+
+
+def _mpu(tensor: Axis, replicas: Axis) -> SimpleNamespace:
+    """What DeepSpeed asks an mpu for. Its word for ranks with the same weights is data parallel, and for all that
+    hold one replica together, model parallel: here the tensor axis."""
+    axes = {"data_parallel": replicas, "tensor_model_parallel": tensor, "model_parallel": tensor}
+    functions: dict[str, object] = {}
+    for name, axis in axes.items():
+        functions |= {
+            f"get_{name}_group": lambda axis=axis: axis.group,
+            f"get_{name}_rank": lambda axis=axis: axis.rank,
+            f"get_{name}_world_size": lambda axis=axis: axis.size,
+        }
+    return SimpleNamespace(**functions)
 
 
 def _axis(group: dist.ProcessGroup) -> Axis:
