@@ -23,6 +23,7 @@ from pretrain.engine.fragments import (
     deepspeed_fragments,
     refresh_weights,
 )
+from pretrain.imports import without_compiling
 from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
@@ -203,7 +204,9 @@ def import_deepspeed(device: torch.device) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed 0.19.8 calls collectives that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed
+    with without_compiling():
+        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer  # every optimizer looks for this one, and it compiles
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # `deepspeed.comm.torch` as an attribute is torch itself; the module is found by its name only.

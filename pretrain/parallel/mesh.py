@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
+
+from pretrain.imports import without_compiling
 
 if TYPE_CHECKING:
     from pretrain.config import ParallelSection
@@ -56,18 +56,10 @@ class Mesh:
 
 
 def import_parallel_state() -> ModuleType:
-    """megatron.core.parallel_state, quiet and, on a machine without CUDA, quick.
-
-    The package wraps functions in torch.compile as it is imported, and the first such call imports the whole of
-    Inductor: two of a CPU's seconds in every rank of every start, for functions that CPUs never run compiled.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
+    """megatron.core.parallel_state, quiet and, on a machine without CUDA, quick."""
+    with warnings.catch_warnings(), without_compiling():
         # Megatron warns once per optional library that is not installed; none of them is used here.
         warnings.simplefilter("ignore")
-        if not torch.cuda.is_available():
-            stack.callback(setattr, torch, "compile", torch.compile)
-            torch.compile = lambda function: function  # type: ignore[assignment]
         from megatron.core import parallel_state
     return parallel_state
 
