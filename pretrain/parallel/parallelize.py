@@ -38,7 +38,8 @@ def parallelize(
 ) -> Parallelized:
     """Apply, in this order: tensor parallelism, first weights, activation checkpointing, compilation.
 
-    The model is on the meta device, so that no rank ever holds weights that it shares. Tensor parallelism swaps layers, so it comes first: checkpointing must wrap the layers that stay.
+    The model is on the meta device, so that no rank ever holds weights that it shares.
+    Tensor parallelism swaps layers, so it comes first: checkpointing must wrap the layers that stay.
     Compilation is last, to see the block as it will run. Data parallelism is the engine's.
     """
     sharded = shard_tensors(model, sharding, mesh.tensor, sequence=parallel.sequence)

@@ -82,7 +82,7 @@ def _config(axis: Axis, dtype: torch.dtype) -> Any:
     )
 
 
-class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]  # Megatron has no types
+class ColumnLinear(ColumnParallelLinear):
     """Some of the output features. Its input has entered the `Region` already, once for all layers that read it."""
 
     def __init__(self, plain: nn.Linear, axis: Axis) -> None:
@@ -103,7 +103,7 @@ class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]  # Megatron has 
         return out
 
 
-class RowLinear(RowParallelLinear):  # type: ignore[misc]
+class RowLinear(RowParallelLinear):
     """Some of the input features; the ranks' outputs are summed, and their positions divided under `sequence`."""
 
     def __init__(self, plain: nn.Linear, axis: Axis, sequence: bool) -> None:
@@ -130,7 +130,7 @@ class RowLinear(RowParallelLinear):  # type: ignore[misc]
         return out
 
 
-class SharedEmbedding(VocabParallelEmbedding):  # type: ignore[misc]
+class SharedEmbedding(VocabParallelEmbedding):
     """Some of the vocabulary's rows, filled up so that all ranks have as many; the positions divided under
     `sequence`."""
 
