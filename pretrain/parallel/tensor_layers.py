@@ -98,6 +98,9 @@ class ColumnLinear(ColumnParallelLinear):
         self.in_features = plain.in_features
         self.out_features = plain.out_features // axis.size
 
+    def _forward_impl(self, input: Tensor, weight: Tensor, **_options: Any) -> Tensor:
+        return linear(input, weight)  # Megatron's own form fuses what is not used here
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = super().forward(x)[0]
         return out
@@ -120,6 +123,9 @@ class RowLinear(RowParallelLinear):
         self.in_features = plain.in_features // axis.size
         self.out_features = plain.out_features
         self._sequence = sequence
+
+    def _forward_impl(self, input: Tensor, weight: Tensor, **_options: Any) -> Tensor:
+        return linear(input, weight)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         self.sequence_parallel = self._sequence and self.training
