@@ -24,8 +24,8 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
     if parallel.sequence and data.sequence_length % ranks:
         near = max(1, round(data.sequence_length / ranks)) * ranks
         message = (
-            f"with parallel.sequence {ranks} ranks share a row's positions, and {data.sequence_length} do not divide by "
-            f"{ranks}; use {near}, or parallel.sequence=false"
+            f"with parallel.sequence {ranks} ranks share a row's positions, and {data.sequence_length} do not divide "
+            f"by {ranks}; use {near}, or parallel.sequence=false"
         )
         yield Problem("data.sequence_length", message, data.sequence_length, True)
 

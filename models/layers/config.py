@@ -65,7 +65,9 @@ class DecoderConfig:
 
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""
-        return undivided({"heads": self.heads, "kv_heads": self.key_heads, "mlp_width": self.hidden_width}, parts)
+        return undivided(
+            {"heads": self.heads, "kv_heads": self.key_heads, "mlp_width": self.hidden_width}, parts
+        )
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""

@@ -38,7 +38,8 @@ def parallelize(
 ) -> Parallelized:
     """Apply, in this order: tensor parallelism, first weights, activation checkpointing, compilation.
 
-    The model is on the meta device, so that no rank ever holds weights that it shares. Tensor parallelism swaps layers, so it comes first: checkpointing must wrap the layers that stay.
+    The model is on the meta device, so that no rank ever holds weights that it shares.
+    Tensor parallelism swaps layers, so it comes first: checkpointing must wrap the layers that stay.
     Compilation is last, to see the block as it will run. Data parallelism is the engine's.
     """
     sharded = shard_tensors(model, sharding, mesh.tensor, sequence=parallel.sequence)
@@ -46,6 +47,8 @@ def parallelize(
     mark_parameters(model, sharded, mesh.tensor)
     if parallel.activation_checkpointing == "full":
         checkpoint_blocks(model)
+    if parallel.activation_checkpointing == "selective":
+        recompute_cheap(model)
     if parallel.compile:
         compile_blocks(model)
     return Parallelized(model, sharded.placements)
@@ -55,6 +58,14 @@ def checkpoint_blocks(model: nn.Module) -> None:
     """Keep only each block's input for the backward pass and recompute the rest."""
     for block in model.get_submodule("blocks").children():
         block.forward = _recomputed(block.forward)
+
+
+def recompute_cheap(model: nn.Module) -> None:
+    """Have each layer recompute its large and cheap part; what that is, the layers with `recompute` say."""
+    layers = [module for module in model.modules() if hasattr(module, "recompute")]
+    assert layers, "no layer of this model knows what to recompute"
+    for layer in layers:
+        layer.recompute = True
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.sharding import Channels, Column, Divisible, Part, Row, Shared, Split, Vocab
+from models.sharding import Channels, Divisible, Part, Row, Shared, Split, Vocab
 from pretrain.checkpoint.fragments import Placement, Segment
 from pretrain.parallel.without_cuda import stand_in_for_cuda
 
@@ -191,7 +191,9 @@ def _partial_gradients(
     for name in (name for name, placement in placements.items() if placement.dim is None):
         owner = name.rpartition(".")[0]
         inside = any(name.startswith(f"{region}.") for region in regions)
-        assert not inside or isinstance(splits.get(owner), Shared), f"the sharding table has no row for {owner}"
+        assert not inside or isinstance(splits.get(owner), Shared), (
+            f"the sharding table has no row for {owner}"
+        )
         if inside or sequence:
             partial.add(name)
     return partial
