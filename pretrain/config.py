@@ -480,7 +480,7 @@ def _check_parallel(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
             parallel.tensor,
             True,
         )
-    for key in ("tensor", "context", "pipeline"):
+    for key in ("tensor", "pipeline"):
         size = getattr(parallel, key)
         if size > 1 and not (key == "tensor" and heads and heads % size):
             yield Problem(

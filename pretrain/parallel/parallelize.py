@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.checkpoint.fragments import Placement
+from pretrain.parallel.context import SharedSequences, share_sequences
 
 if TYPE_CHECKING:
     from pretrain.config import ParallelSection
@@ -22,20 +23,23 @@ class Parallelized:
     model: nn.Module
     placements: dict[str, Placement]
     """Where each parameter's local tensor lies in the plain model's, by the plain model's names."""
+    sequences: SharedSequences
+    """Which positions of a batch this rank computes."""
 
 
 def parallelize(model: nn.Module, mesh: Mesh, parallel: ParallelSection) -> Parallelized:
-    """Apply, in this order: tensor parallelism, activation checkpointing, compilation.
+    """Apply, in this order: tensor parallelism, context parallelism, activation checkpointing, compilation.
 
-    Tensor parallelism swaps layers, so it comes first: checkpointing must wrap the layers that stay.
+    Tensor parallelism swaps layers, so it comes first: what follows must wrap the layers that stay.
     Compilation is last, to see the block as it will run. Data parallelism is the engine's.
     """
     placements = shard_tensors(model, mesh)
+    sequences = share_sequences(model, mesh, parallel)
     if parallel.activation_checkpointing == "full":
         checkpoint_blocks(model)
     if parallel.compile:
         compile_blocks(model)
-    return Parallelized(model, placements)
+    return Parallelized(model, placements, sequences)
 
 
 def shard_tensors(model: nn.Module, mesh: Mesh) -> dict[str, Placement]:
