@@ -14,9 +14,18 @@ import torch
 from torch import nn
 
 from data_pipelines.parts import Order, Part, part_of_batch
+from models.layers.conv import CausalConv
+from models.mamba2.mixer import Mamba2Mixer
+from models.pararnn.cells import Cell
 from models.sigmoid.mixer import SigmoidAttention
 from models.softmax.mixer import SoftmaxAttention
 from pretrain.parallel.context_attention import gathered_attend, swapped_attend
+from pretrain.parallel.context_recurrence import (
+    haloed_convolution,
+    summarised_solve,
+    swapped_scan,
+    swapped_solve,
+)
 from pretrain.parallel.exchange import Exchange
 
 if TYPE_CHECKING:
@@ -90,8 +99,24 @@ def _share_softmax(attention: SoftmaxAttention, sequences: SharedSequences, _: P
     sequences.instead(attention, "attend", swapped_attend(attention, sequences.exchange))
 
 
+def _share_cell(cell: Cell, sequences: SharedSequences, parallel: ParallelSection) -> None:
+    across = summarised_solve if parallel.recurrence == "summaries" else swapped_solve
+    sequences.instead(cell, "solve", across(cell, sequences.exchange))
+
+
+def _share_convolution(conv: CausalConv, sequences: SharedSequences, _: ParallelSection) -> None:
+    sequences.instead(conv, "forward", haloed_convolution(conv, sequences.exchange))
+
+
+def _share_mamba2(mixer: Mamba2Mixer, sequences: SharedSequences, _: ParallelSection) -> None:
+    sequences.instead(mixer, "scan", swapped_scan(mixer, sequences.exchange))
+
+
 MIXERS: dict[type[nn.Module], Callable[..., None]] = {
     SigmoidAttention: _share_sigmoid,
     SoftmaxAttention: _share_softmax,
+    Cell: _share_cell,
+    CausalConv: _share_convolution,
+    Mamba2Mixer: _share_mamba2,
 }
 """How each kind of module in which positions meet is shared. A new mixer has a row here."""
