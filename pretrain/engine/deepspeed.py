@@ -112,7 +112,9 @@ class DeepSpeedEngine:
             loss_sum += loss
             part_sums += parts
             if number == len(micro_batches) - 1 and not self._clips_itself:
-                gradient_norm = clip_by_global_norm(self._engine.module.parameters(), self._clip_norm)
+                gradient_norm = clip_by_global_norm(
+                    self._engine.module.parameters(), self._clip_norm, self._mesh.tensor
+                )
             self._engine.step()
         if gradient_norm is None:
             gradient_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._device)
@@ -124,16 +126,19 @@ class DeepSpeedEngine:
     # --------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, batches: Iterable[Batch], objective: Objective) -> Evaluation:
+        weight = torch.zeros((), dtype=torch.float64, device=self._device)
+        # The first row is the loss.
         sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
         with self._without_gradients():
             for batch in batches:
                 on_device = self._sequences.part_of(batch).to(self._device)
                 _, loss, parts = self._engine.module(on_device, objective)
-                sums[0] += torch.stack([loss.double(), objective.weight(on_device).double()])
+                sums[0, 0] += loss
                 sums[1:] += parts
-        dist.all_reduce(sums, group=self._mesh.replicas.group)
-        loss_sum, weight = sums[0].tolist()
-        return Evaluation(loss_sum, weight, means(objective.parts, sums[1:]))
+                weight += objective.weight(on_device)
+        dist.all_reduce(sums, group=self._mesh.contributors.group)
+        dist.all_reduce(weight, group=self._mesh.replicas.group)
+        return Evaluation(sums[0, 0].item(), weight.item(), means(objective.parts, sums[1:]))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:

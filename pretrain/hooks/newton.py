@@ -72,14 +72,16 @@ class NewtonHook(Hook):
     def _reduced(self, layers: list[Tensor]) -> Tensor:
         """(layers, figures) over all ranks: maxima of the maxima, means of the means. Collective."""
         figures = torch.stack(layers).to(self._run.device)
-        replicas = self._run.mesh.replicas
-        if replicas.size > 1:
+        # Ranks of the tensor axis have equally many channels each.
+        for axis in (self._run.mesh.replicas, self._run.mesh.tensor):
+            if axis.size == 1:
+                continue
             # A NaN may be lost in a maximum over ranks; infinity is not, and stops all of them alike.
             maxima = figures[:, :MAXIMA].nan_to_num(nan=math.inf, posinf=math.inf)
             sums = figures[:, MAXIMA:].contiguous()
-            dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=replicas.group)
-            dist.all_reduce(sums, group=replicas.group)
-            figures = torch.cat((maxima, sums / replicas.size), dim=1)
+            dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=axis.group)
+            dist.all_reduce(sums, group=axis.group)
+            figures = torch.cat((maxima, sums / axis.size), dim=1)
         return figures
 
     def _warn(self, figures: list[list[float]]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from data_pipelines.parts import Order, Part, part_of_batch
+from data_pipelines.parts import Order, RowPart, part_of_batch
 from models.layers.conv import CausalConv
 from models.mamba2.mixer import Mamba2Mixer
 from models.pararnn.cells import Cell
@@ -40,7 +40,7 @@ class SharedSequences:
     def __init__(self, model: nn.Module, mesh: Mesh) -> None:
         self._model = model
         self.exchange = Exchange(mesh.context)
-        self.part = Part(mesh.context.rank, mesh.context.size, order_of(model))
+        self.part = RowPart(mesh.context.rank, mesh.context.size, order_of(model))
         self.shared = False
         self._share(mesh.context.size > 1)
 
