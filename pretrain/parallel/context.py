@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from data_pipelines.parts import Order, RowPart, part_of_batch
+from data_pipelines.parts import RowPart, part_of_batch
 from models.layers.conv import CausalConv
 from models.mamba2.mixer import Mamba2Mixer
 from models.pararnn.cells import Cell
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 class SharedSequences:
     """A model's rows, shared by the ranks of the context axis; with one rank on it, nothing is shared."""
 
-    def __init__(self, model: nn.Module, mesh: Mesh) -> None:
+    def __init__(self, model: Any, mesh: Mesh) -> None:
         self._model = model
         self.exchange = Exchange(mesh.context)
-        self.part = RowPart(mesh.context.rank, mesh.context.size, order_of(model))
+        self.part = RowPart(mesh.context.rank, mesh.context.size, model.config.row_order)
         self.shared = False
         self._share(mesh.context.size > 1)
 
@@ -61,7 +61,7 @@ class SharedSequences:
 
     def _share(self, shared: bool) -> None:
         self.shared = shared
-        self._model.sequence_parts = self.part.count if shared else 1  # type: ignore[assignment]
+        self._model.sequence_parts = self.part.count if shared else 1
 
     def instead(self, module: nn.Module, method: str, across: Callable[..., Any]) -> None:
         """Have `across` called in place of a module's method where rows are shared."""
@@ -74,7 +74,7 @@ class SharedSequences:
         setattr(module, method, torch.compiler.disable(call))
 
 
-def share_sequences(model: nn.Module, mesh: Mesh, parallel: ParallelSection) -> SharedSequences:
+def share_sequences(model: Any, mesh: Mesh, parallel: ParallelSection) -> SharedSequences:
     """Let the model's mixers work on rows that the context axis shares."""
     sequences = SharedSequences(model, mesh)
     if sequences.shared:
@@ -83,12 +83,6 @@ def share_sequences(model: nn.Module, mesh: Mesh, parallel: ParallelSection) -> 
                 if isinstance(module, kind):
                     share(module, sequences, parallel)
     return sequences
-
-
-def order_of(model: nn.Module) -> Order:
-    """Balanced where the work grows with the position: each rank computes the pairs of its queries."""
-    attentions = [module for module in model.modules() if isinstance(module, SigmoidAttention)]
-    return "balanced" if any(attention.shape.causal for attention in attentions) else "contiguous"
 
 
 def _share_sigmoid(attention: SigmoidAttention, sequences: SharedSequences, _: ParallelSection) -> None:
