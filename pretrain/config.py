@@ -458,7 +458,7 @@ def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
 
 def _check_parallel(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
     yield from check_tensor(parallel, model, data)
-    yield from check_context(parallel)
+    yield from check_context(parallel, model, data)
     yield from check_pipeline(parallel)
 
 

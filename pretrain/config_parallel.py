@@ -30,9 +30,41 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
         yield Problem("data.sequence_length", message, data.sequence_length, True)
 
 
-def check_context(parallel: ParallelSection) -> Iterator[Problem]:
-    if parallel.context > 1:
-        yield Problem("parallel.context", "this version runs 1 only", parallel.context, True)
+def check_context(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """Rows in equal pieces, none shorter than a convolution's reach, and mixers that can work across ranks."""
+    ranks = parallel.context
+    if ranks == 1:
+        return
+    length, pieces = data.sequence_length, ranks * (2 if model.row_order == "balanced" else 1)
+    if length % pieces:
+        each = ", two to a rank," if pieces > ranks else ""
+        near = max(1, round(length / pieces)) * pieces
+        message = f"{ranks} ranks share a row in {pieces} pieces{each} of equal length; use {near}"
+        yield Problem("data.sequence_length", message, length, True)
+    reach = getattr(model, "conv_width", 1) - 1
+    if length // ranks < reach:
+        message = f"a rank's part of a row must hold the {reach} inputs that the convolution looks back; use {reach * ranks}"
+        yield Problem("data.sequence_length", message, length, True)
+    yield from _check_recurrence(parallel, model)
+
+
+def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
+    """How the mixers of ranks that share rows work together."""
+    if parallel.recurrence == "summaries":
+        if hasattr(model, "summary_problems"):
+            for key, message in model.summary_problems():
+                yield Problem(f"model.{key}", f"{message}; or use parallel.recurrence=channels")
+        else:
+            message = f"{model.family} has no recurrence that Newton's method solves; use channels"
+            yield Problem("parallel.recurrence", message, "summaries", True)
+        return
+    for message in model.swap_problems(parallel.tensor * parallel.context):
+        right = [n for n in range(1, model.width + 1) if not model.swap_problems(parallel.tensor * n)]
+        near = sorted(sorted(right, key=lambda n: abs(n - parallel.context))[:4])
+        if near:  # else it is the tensor axis that does not divide
+            both = "" if parallel.tensor == 1 else f" (tensor x context = {parallel.tensor * parallel.context})"
+            message = f"ranks of one row exchange positions for heads or channels{both}: {message}; use {_one_of(near)}"
+            yield Problem("parallel.context", message, parallel.context, True)
 
 
 def check_pipeline(parallel: ParallelSection) -> Iterator[Problem]:

@@ -62,6 +62,7 @@ class DeepSpeedEngine:
         self._mesh = mesh
         self._device = device
         self._placements = parallelized.placements
+        self._sequences = parallelized.sequences
         module = LossModule(parallelized.model)
         self.scaled = resolve(config, parallelized.model)
         groups = parameter_groups(
@@ -94,10 +95,11 @@ class DeepSpeedEngine:
 
     def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
         set_learning_rate(self._optimizer.param_groups, lr_factor)
-        batch = batch.to(self._device, non_blocking=True)
+        tokens = batch.tokens.numel() * self._mesh.data.size
+        batch = self._sequences.part_of(batch).to(self._device, non_blocking=True)
         weight = objective.weight(batch)
-        if self._mesh.data.size > 1:
-            dist.all_reduce(weight, group=self._mesh.data.group)
+        if self._mesh.replicas.size > 1:
+            dist.all_reduce(weight, group=self._mesh.replicas.group)
         # DeepSpeed averages gradients over the replicas; the sum over all tokens is what we divide.
         scale = self._mesh.replicas.size / weight.clamp(
             min=1
@@ -118,7 +120,6 @@ class DeepSpeedEngine:
             self._engine.step()
         if gradient_norm is None:
             gradient_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._device)
-        tokens = batch.tokens.numel() * self._mesh.data.size
         return StepReport(loss_sum, weight, gradient_norm, tokens, part_sums)
 
     def _no_parts(self, objective: Objective) -> Tensor:
@@ -130,23 +131,28 @@ class DeepSpeedEngine:
         weight = torch.zeros((), dtype=torch.float64, device=self._device)
         # The first row is the loss.
         sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
-        with self.inference():
+        with self._without_gradients():
             for batch in batches:
-                on_device = batch.to(self._device)
+                on_device = self._sequences.part_of(batch).to(self._device)
                 _, loss, parts = self._engine.module(on_device, objective)
                 sums[0, 0] += loss
                 sums[1:] += parts
                 weight += objective.weight(on_device)
         dist.all_reduce(sums, group=self._mesh.contributors.group)
-        dist.all_reduce(weight, group=self._mesh.data.group)
+        dist.all_reduce(weight, group=self._mesh.replicas.group)
         return Evaluation(sums[0, 0].item(), weight.item(), means(objective.parts, sums[1:]))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:
+        with self._without_gradients(), self._sequences.whole_rows():
+            yield self._engine.module.model
+
+    @contextlib.contextmanager
+    def _without_gradients(self) -> Iterator[None]:
         self._engine.eval()
         try:
             with torch.no_grad():
-                yield self._engine.module.model
+                yield
         finally:
             self._engine.train()
 
