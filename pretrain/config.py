@@ -106,6 +106,13 @@ class ParallelSection(Section):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
 
+    @property
+    def chosen_engine(self) -> Literal["deepspeed", "megatron"]:
+        """What `engine: auto` comes to."""
+        if self.engine == "auto":
+            return "megatron" if self.pipeline > 1 else "deepspeed"
+        return self.engine
+
 
 class PrecisionSection(Section):
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -480,7 +487,7 @@ def _check_parallel(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
             parallel.tensor,
             True,
         )
-    for key in ("tensor", "context", "pipeline"):
+    for key in ("tensor", "context"):
         size = getattr(parallel, key)
         if size > 1 and not (key == "tensor" and heads and heads % size):
             yield Problem(
