@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from pretrain.engine.fragments import (
 from pretrain.engine.optimizer import Bounds, optimizer_groups
 from pretrain.optim import build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
+from pretrain.parallel.imports import quiet_renamed_collectives
 from pretrain.parallel.layout import micro_batch_rows
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed 0.19.8 calls collectives that torch 2.13 has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    quiet_renamed_collectives()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -24,8 +24,8 @@ from pretrain.engine.megatron_optimizer import (
 from pretrain.engine.optimizer import Bounds, after_step, before_step, optimizer_groups
 from pretrain.engine.stage import Stage, StagedModel
 from pretrain.optim import build_optimizer, set_learning_rate
+from pretrain.parallel.imports import quick_and_quiet, quiet_renamed_collectives
 from pretrain.parallel.layout import micro_batch_rows
-from pretrain.parallel.megatron_import import quick_and_quiet
 from pretrain.parallel.stages import EMBEDDING
 from pretrain.parallel.without_cuda import replace_cuda_literals, stand_in_for_cuda
 
@@ -243,6 +243,8 @@ def _wrapped(
         from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
         from megatron.core.enums import ModelType
         from megatron.core.pipeline_parallel import schedules
+        from megatron.core.transformer import multi_token_prediction  # noqa: F401  # the schedules' own late import
+    quiet_renamed_collectives()
     stand_in_for_cuda()
     replace_cuda_literals(schedules)
     settings = _settings(config, mesh, dtype)

@@ -1,4 +1,4 @@
-"""Importing megatron.core: quiet and, on a machine without CUDA, quick."""
+"""Importing Megatron-core and DeepSpeed: quiet and, on a machine without CUDA, quick."""
 
 from __future__ import annotations
 
@@ -24,3 +24,8 @@ def quick_and_quiet() -> Iterator[None]:
             stack.callback(setattr, torch, "compile", torch.compile)
             torch.compile = lambda function=None, **_: function or (lambda inner: inner)  # type: ignore[assignment]
         yield
+
+
+def quiet_renamed_collectives() -> None:
+    """DeepSpeed 0.19.8 and megatron-core 0.16.1 call collectives that torch 2.13 has renamed."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
