@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import save
-from models.layers.linear import Linear
+from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
 
 GIB = 1 << 30
@@ -66,31 +66,31 @@ class LiveBytes(TorchDispatchMode):
         self.live -= size
 
 
-def full_row(head: Linear, hidden_NC: Tensor, targets_N: Tensor, places: Tensor) -> Tensor:
+def full_row(head: Head, hidden_NC: Tensor, targets_N: Tensor, places: Tensor) -> Tensor:
     """Logits of every place, as most code does it."""
     each = cross_entropy(head(hidden_NC).float(), targets_N, reduction="none")
     weights = torch.zeros_like(each).index_fill_(0, places, 1.0)
     return (each * weights).sum()
 
 
-def full_masked(head: Linear, hidden_NC: Tensor, targets_N: Tensor, places: Tensor) -> Tensor:
+def full_masked(head: Head, hidden_NC: Tensor, targets_N: Tensor, places: Tensor) -> Tensor:
     """Logits of the masked places, all at once."""
     logits = head(hidden_NC.index_select(0, places)).float()
     return cross_entropy(logits, targets_N.index_select(0, places), reduction="none").sum()
 
 
-def ours(head: Linear, hidden_NC: Tensor, targets_N: Tensor, places: Tensor) -> Tensor:
+def ours(head: Head, hidden_NC: Tensor, targets_N: Tensor, places: Tensor) -> Tensor:
     """As `MaskedDiffusion` does it."""
     each = each_cross_entropy(
         head,
         hidden_NC.index_select(0, places),
         targets_N.index_select(0, places),
-        chunk_tokens=default_chunk_tokens(head.out_features),
+        chunk_tokens=default_chunk_tokens(head.columns),
     )
     return each.sum()
 
 
-FORMS: dict[str, Callable[[Linear, Tensor, Tensor, Tensor], Tensor]] = {
+FORMS: dict[str, Callable[[Head, Tensor, Tensor, Tensor], Tensor]] = {
     "full, every place": full_row,
     "full, masked places": full_masked,
     "gathered and chunked": ours,
@@ -101,7 +101,7 @@ def measure(form: str, sizes: dict[str, int], device: torch.device) -> dict[str,
     """Peak bytes beyond inputs, weights and their gradients, seconds, and the loss."""
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    head = Linear(sizes["width"], sizes["vocabulary"]).to(device, dtype)
+    head = Head(sizes["width"], sizes["vocabulary"]).to(device, dtype)
     torch.nn.init.normal_(head.weight, std=0.02)
     places = torch.arange(0, sizes["masked"], device=device) * sizes["tokens"] // sizes["masked"]
     hidden = torch.randn(sizes["tokens"], sizes["width"], device=device, dtype=dtype, requires_grad=True)

@@ -6,9 +6,11 @@ names (norms) are replicated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
+
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -44,4 +46,33 @@ class Channels:
     dimensions: Mapping[str, int]
 
 
-Split = Column | Row | Vocab | Channels
+@dataclass(frozen=True)
+class Shared:
+    """Every rank holds all of a layer that works on the rank's own channels or heads (a norm within heads).
+
+    Its gradient is the sum of the ranks' gradients.
+    """
+
+
+Split = Column | Row | Vocab | Channels | Shared
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a divided layer a module is to be: the `number`-th of `of`.
+
+    add_up: sums a tensor over the parts, in place, and returns it; outside of autograd.
+    """
+
+    number: int
+    of: int
+    add_up: Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A module that must know that it is a part, because it tells sizes or sums over channels."""
+
+    def take_part(self, part: Part) -> None:
+        """Tell sizes, and compute, as this part. Whoever calls it divides the weights."""
+        ...

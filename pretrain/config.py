@@ -21,7 +21,8 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_section import Auto, Section
+from pretrain.config_parallel import check_context, check_engine, check_pipeline, check_tensor
+from pretrain.config_section import Auto, Problem, Section
 from pretrain.errors import ConfigError
 
 
@@ -191,21 +192,6 @@ SECTIONS: Mapping[str, type[Section]] = {
     "monitor": MonitorSection,
     "launch": LaunchSection,
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    path: str
-    message: str
-    value: Any = None
-    has_value: bool = False
-
-    def __str__(self) -> str:
-        return (
-            f"{self.path} = {self.value}: {self.message}"
-            if self.has_value
-            else f"{self.path}: {self.message}"
-        )
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -459,7 +445,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between settings. Each runs where the sections it reads are valid by themselves."""
     rules: list[tuple[Callable[..., Iterator[Problem]], tuple[str, ...]]] = [
         (_check_model, ("model", "data")),
-        (_check_parallel, ("parallel", "model")),
+        (_check_parallel, ("parallel", "model", "data")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
         (_check_objective, ("objective", "model", "data")),
@@ -477,26 +463,11 @@ def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
         yield Problem(f"model.{key}", message, attrgetter(key)(model), True)
 
 
-def _check_parallel(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
-    heads = getattr(model, "kv_heads", None) or getattr(model, "heads", None)
-    if heads and heads % parallel.tensor:
-        right = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-        yield Problem(
-            "parallel.tensor",
-            f"{heads} heads do not divide by {parallel.tensor}; use one of {right}",
-            parallel.tensor,
-            True,
-        )
-    for key in ("tensor", "context"):
-        size = getattr(parallel, key)
-        if size > 1 and not (key == "tensor" and heads and heads % size):
-            yield Problem(
-                f"parallel.{key}", "this version runs 1 only; use parallel.data and parallel.zero", size, True
-            )
-    if parallel.sequence:
-        yield Problem(
-            "parallel.sequence", "sequence parallelism needs parallel.tensor above 1; set false", True, True
-        )
+def _check_parallel(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    yield from check_tensor(parallel, model, data)
+    yield from check_context(parallel)
+    yield from check_pipeline(parallel, model, data)
+    yield from check_engine(parallel)
 
 
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:

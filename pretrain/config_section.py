@@ -1,8 +1,9 @@
-"""What every section of a config is."""
+"""What every section of a config is, and what is told of a wrong one."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,3 +12,18 @@ Auto = Literal["auto"]
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Problem:
+    path: str
+    message: str
+    value: Any = None
+    has_value: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} = {self.value}: {self.message}"
+            if self.has_value
+            else f"{self.path}: {self.message}"
+        )

@@ -20,7 +20,6 @@ from data_pipelines.batch import Batch, Cursor
 from data_pipelines.stream import open_stream
 from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
-from models.initialise import initialise
 from pretrain.attempts import Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
@@ -210,11 +209,12 @@ def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
     from pretrain.engine.deepspeed import DeepSpeedEngine
 
     family = families[config.model.family]
-    # Not on meta and then to_empty: that gives a tied head a weight of its own. Building draws nothing.
-    with device:
+    with torch.device("meta"):
         model = family.build(config.model)
-    initialise(model, config.run.seed)
-    return DeepSpeedEngine(parallelize(model, mesh, config.parallel), config, mesh, device)
+    parallelized = parallelize(
+        model, family.sharding, mesh, config.parallel, device=device, seed=config.run.seed
+    )
+    return DeepSpeedEngine(parallelized, config, mesh, device)
 
 
 def _build_megatron(config: Config, mesh: Mesh, device: torch.device) -> Engine:

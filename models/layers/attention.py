@@ -16,6 +16,7 @@ from models.layers.cache import KVCache
 from models.layers.linear import Linear
 from models.layers.norm import RMSNorm
 from models.layers.positions import alibi_slopes, rotary_table, rotate
+from models.sharding import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class Attention(nn.Module, ABC):
 
     `qkv` holds the rows of q, then k, then v. The numbers of heads are read from the tensors, so that a
     tensor-parallel rank, which holds a part of the heads, runs the same code: its part of the q, k and v
-    rows has the same proportions. Under ALiBi such a rank is told its first head (`first_head`).
+    rows has the same proportions. Under ALiBi it must know its first head.
     """
 
     def __init__(self, shape: AttentionShape) -> None:
@@ -57,6 +58,9 @@ class Attention(nn.Module, ABC):
         if shape.qk_norm:
             self.q_norm = RMSNorm(shape.head_width, shape.norm_epsilon)
             self.k_norm = RMSNorm(shape.head_width, shape.norm_epsilon)
+
+    def take_part(self, part: Part) -> None:
+        self.first_head = self.shape.heads // part.of * part.number
 
     def forward(
         self,

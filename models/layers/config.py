@@ -63,6 +63,10 @@ class DecoderConfig:
         keys = self.key_heads * self.head_width
         return self.heads * self.head_width, keys, keys
 
+    def division_problems(self, parts: int) -> list[str]:
+        """Why the model cannot be divided into so many parts by heads and features; none if it can."""
+        return undivided({"heads": self.heads, "kv_heads": self.key_heads, "mlp_width": self.hidden_width}, parts)
+
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""
         whole = ("layers", "width", "heads", "kv_heads", "vocabulary", "mlp_width")
@@ -130,6 +134,12 @@ def not_positive(config: object, whole: Sequence[str], numbers: Sequence[str]) -
         for key, limit, value in values
         if value is not None and not value > 0
     ]
+
+
+def undivided(sizes: Mapping[str, int], parts: int) -> list[str]:
+    """What is wrong with dividing each of these into so many parts, in one sentence, if anything is."""
+    wrong = [f"{key} = {size}" for key, size in sizes.items() if size % parts]
+    return [f"{' and '.join(wrong)} cannot be divided by {parts}"] if wrong else []
 
 
 def unknown_choices(config: object, choices: Mapping[str, Sequence[str]]) -> list[Problem]:

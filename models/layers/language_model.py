@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layers.linear import Embedding, Linear
+from models.layers.head import Head
+from models.layers.linear import Embedding
 
 
 class LanguageModel(nn.Module):
@@ -45,7 +46,7 @@ class LanguageModel(nn.Module):
         self.embedding = Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm
-        self.head = Linear(width, vocabulary)
+        self.head = Head(width, vocabulary)
         if tied_head:
             self.head.weight = self.embedding.weight
 

@@ -5,23 +5,23 @@ Shape suffixes: B batch, T time, N tokens (B T, or some of them), C model width,
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
+
+from models.layers.head import Head
 
 # 256 MiB of fp32: a demo's batch is one chunk; of a vocabulary of 32,768 a chunk has 2,048 tokens.
 LOGITS_PER_CHUNK = 2**26
 
 
-def default_chunk_tokens(vocabulary: int) -> int:
-    return max(1, LOGITS_PER_CHUNK // vocabulary)
+def default_chunk_tokens(columns: int) -> int:
+    """Tokens whose logits are made at once, of a head with so many `columns`."""
+    return max(1, LOGITS_PER_CHUNK // columns)
 
 
 def token_cross_entropy(
-    head: Callable[[Tensor], Tensor],
+    head: Head,
     hidden_BTC: Tensor,
     targets_BT: Tensor,
     weights_BT: Tensor,
@@ -32,12 +32,11 @@ def token_cross_entropy(
     """The weighted sum of the tokens' cross-entropies in nats, and the z term: two fp32 scalars.
 
     Args:
-        head: hidden states to logits, called as a module, so that hooks on it run. A wrong target of a token
-            with weight 0 is never looked at, if it is a valid token.
+        targets_BT: token ids. A wrong target of a token with weight 0 is never looked at, if it is a valid token.
         z_loss: the z term is z_loss times the weighted sum of logsumexp(logits)^2 (Chowdhery et al., "PaLM");
             it is returned apart, so that the reported loss stays pure. 0 costs nothing.
         chunk_tokens: with more tokens than this, logits are made and dropped chunk by chunk and made again
-            in the backward pass. `default_chunk_tokens(vocabulary)` is a good value.
+            in the backward pass. `default_chunk_tokens(head.columns)` is a good value.
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
@@ -61,12 +60,12 @@ def token_cross_entropy(
 
 
 def each_cross_entropy(
-    logits_of: Callable[[Tensor], Tensor], hidden_NC: Tensor, targets_N: Tensor, *, chunk_tokens: int
+    head: Head, hidden_NC: Tensor, targets_N: Tensor, *, size: int | None = None, chunk_tokens: int
 ) -> Tensor:
     """The cross-entropy of every token in nats, (N,) fp32; N may be 0.
 
     Args:
-        logits_of: hidden states (n, C) to logits (n, V), through the head as a module, so that hooks on it run.
+        size: only ids below it can be predicted; None: all.
         chunk_tokens: as in `token_cross_entropy`.
     """
     if chunk_tokens < 1:
@@ -76,27 +75,28 @@ def each_cross_entropy(
             f"targets_N {tuple(targets_N.shape)} must have one target per row of hidden_NC {tuple(hidden_NC.shape)}"
         )
     if hidden_NC.shape[0] <= chunk_tokens:
-        return _each_of_chunk(logits_of, hidden_NC, targets_N)
+        return _each_of_chunk(head, hidden_NC, targets_N, size)
     chunks = zip(hidden_NC.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True)
     return torch.cat(
         [
             checkpoint(
-                _each_of_chunk, logits_of, hidden, targets, use_reentrant=False, preserve_rng_state=False
+                _each_of_chunk, head, hidden, targets, size, use_reentrant=False, preserve_rng_state=False
             )
             for hidden, targets in chunks
         ]
     )
 
 
-def _each_of_chunk(logits_of: Callable[[Tensor], Tensor], hidden_NC: Tensor, targets_N: Tensor) -> Tensor:
-    return cross_entropy(logits_of(hidden_NC).float(), targets_N, reduction="none")
+def _each_of_chunk(head: Head, hidden_NC: Tensor, targets_N: Tensor, size: int | None) -> Tensor:
+    each_N: Tensor = head(hidden_NC, targets_N, size=size)[0]
+    return each_N
 
 
 def _chunk_loss(
-    head: Callable[[Tensor], Tensor], hidden_NC: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float
+    head: Head, hidden_NC: Tensor, targets_N: Tensor, weights_N: Tensor, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    logits_NV = head(hidden_NC).float()
-    loss = (cross_entropy(logits_NV, targets_N, reduction="none") * weights_N).sum()
+    each_N, normalisers_N = head(hidden_NC, targets_N, normalisers=z_loss != 0.0)
+    loss = (each_N * weights_N).sum()
     if z_loss == 0.0:
         return loss, torch.zeros_like(loss)
-    return loss, z_loss * (logits_NV.logsumexp(-1).square() * weights_N).sum()
+    return loss, z_loss * (normalisers_N.square() * weights_N).sum()

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.sharding import Part
+
 
 class RMSNorm(nn.Module):
     """`x / sqrt(mean(x^2) + epsilon) * weight`, inside in fp32 or wider, returned in x's dtype."""
@@ -21,42 +23,60 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
-            out: Tensor = _EagerRMSNorm.apply(x, self.weight, self.epsilon)
+            out: Tensor = _EagerRMSNorm.apply(x, self.weight, self.epsilon, None)
             return out
         return functional.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
 
 
 class GatedRMSNorm(RMSNorm):
-    """`RMSNorm(x * silu(gate))`. Source: Dao and Gu, "Transformers are SSMs" (Mamba-2)."""
+    """`RMSNorm(x * silu(gate))`. Source: Dao and Gu, "Transformers are SSMs" (Mamba-2).
+
+    As a part it holds some of the channels, and the mean square is still that of all.
+    """
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__(width, epsilon)
+        self.part: Part | None = None
+
+    def take_part(self, part: Part) -> None:
+        self.part = part
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]  # takes a gate too
         """(..., C) and (..., C) to (..., C)."""
-        return super().forward(x * functional.silu(gate))
+        gated = x * functional.silu(gate)
+        if self.part is None:
+            return super().forward(gated)
+        out: Tensor = _EagerRMSNorm.apply(gated, self.weight, self.epsilon, self.part)
+        return out
 
 
 class _EagerRMSNorm(torch.autograd.Function):
     """With its gradient written by hand: on a CPU torch's own is a chain of some ten operations.
 
     With r = 1 / sqrt(mean(x^2) + epsilon): dw = sum_N r g x, dx = r g w - r^3 x sum_C(g w x) / C.
-    Kept for the backward pass are x and r.
+    Kept for the backward pass are x and r. Of a `part`, both sums over C go over the other parts too.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, part: Part | None) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
-        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.part, ctx.channels = part, x.shape[-1] * (1 if part is None else part.of)
+        square = norm.square_() if part is None else part.add_up(norm.square_())
+        inverse = square.div_(ctx.channels).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight).to(x.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         x, weight, inverse = ctx.saved_tensors
         wide_grad, wide_weight = grad.to(inverse.dtype), weight.to(inverse.dtype)
         product_NC = (wide_grad * x).reshape(-1, x.shape[-1])
         weight_grad = inverse.view(1, -1).mm(product_NC).view(-1)
         along = product_NC.mv(wide_weight).view(inverse.shape)
+        if ctx.part is not None:
+            along = ctx.part.add_up(along)
         x_grad = (wide_grad * wide_weight).mul_(inverse)
-        x_grad.addcmul_(x.to(inverse.dtype), along.mul_(inverse.pow(3)), value=-1 / x.shape[-1])
-        return x_grad.to(x.dtype), weight_grad.to(weight.dtype), None
+        x_grad.addcmul_(x.to(inverse.dtype), along.mul_(inverse.pow(3)), value=-1 / ctx.channels)
+        return x_grad.to(x.dtype), weight_grad.to(weight.dtype), None, None

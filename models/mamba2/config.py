@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.layers.config import Problem, divisors, not_positive, unknown_choices
+from models.layers.config import Problem, divisors, not_positive, undivided, unknown_choices
 
 CHOICES = {"initialisation": ("fan_in", "small", "torch"), "kernel": ("auto", "torch", "mamba_ssm")}
 
@@ -46,6 +46,13 @@ class Mamba2Config:
     def resolved(self, *, vocabulary: int, sequence_length: int) -> Mamba2Config:
         """The same settings with the vocabulary filled in where it was None."""
         return replace(self, vocabulary=vocabulary if self.vocabulary is None else self.vocabulary)
+
+    def division_problems(self, parts: int) -> list[str]:
+        """Why the model cannot be divided into so many parts by heads; none if it can."""
+        found = undivided({"heads": self.heads}, parts)
+        if not found and self.groups % parts and parts % self.groups:
+            found.append(f"a part of {self.heads // parts} heads would hold parts of the {self.groups} groups")
+        return found
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""

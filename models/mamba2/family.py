@@ -12,14 +12,16 @@ from models.layers.loss import default_chunk_tokens
 from models.layers.norm import RMSNorm
 from models.mamba2.config import Mamba2Config
 from models.mamba2.mixer import Block
-from models.sharding import Channels, Column, Row, Split, Vocab
+from models.sharding import Channels, Column, Row, Shared, Split, Vocab
 
-# What no row names (the maps b and c, which all heads of a group share) is replicated. The gated norm's mean
-# square is over all channels: a rank that holds some of them must sum over the ranks.
+# The maps b and c are shared by all heads of a group. The gated norm's mean square is over all channels: a part sums
+# over the parts.
 SHARDING: Mapping[str, Split] = {
     "blocks.*.mixer.gate": Column(),
     "blocks.*.mixer.input": Column(),
     "blocks.*.mixer.step": Column(),
+    "blocks.*.mixer.maps": Shared(),
+    "blocks.*.mixer.maps_conv": Shared(),
     "blocks.*.mixer.conv": Channels({"weight": 0, "bias": 0}),
     "blocks.*.mixer": Channels({"log_rate": 0, "step_bias": 0, "direct": 0}),
     "blocks.*.mixer.norm": Channels({"weight": 0}),

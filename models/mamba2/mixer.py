@@ -16,6 +16,7 @@ from models.layers.norm import GatedRMSNorm, RMSNorm
 from models.layers.recurrent import RecurrentState
 from models.mamba2.config import Mamba2Config
 from models.mamba2.ssd import SSMInputs, ssm
+from models.sharding import Part
 
 
 class Mamba2Mixer(nn.Module):
@@ -28,6 +29,8 @@ class Mamba2Mixer(nn.Module):
     def __init__(self, config: Mamba2Config) -> None:
         super().__init__()
         self.config = config
+        self.channels, self.heads = config.channels, config.heads
+        self.groups = slice(0, config.groups)
         maps = 2 * config.groups * config.state_width
         self.gate = Linear(config.width, config.channels)
         self.input = Linear(config.width, config.channels)
@@ -41,13 +44,20 @@ class Mamba2Mixer(nn.Module):
         self.norm = GatedRMSNorm(config.channels, config.norm_epsilon)
         self.out = Linear(config.channels, config.width)
 
+    def take_part(self, part: Part) -> None:
+        """Some of the heads, and the groups whose maps they use."""
+        of_group, heads = self.heads // self.config.groups, self.heads // part.of
+        first = heads * part.number // of_group
+        self.groups = slice(first, first + max(1, heads // of_group))
+        self.channels, self.heads = self.channels // part.of, heads
+
     def forward(
         self, x_BTC: Tensor, segment_ids_BT: Tensor | None, state: RecurrentState | None = None
     ) -> Tensor:
         """(B, T, C) to (B, T, C). With a state, the T positions follow those it has read, and it reads them."""
         u_BTE, maps_BTE = self._convolved(x_BTC, segment_ids_BT, state)
         wide = torch.promote_types(x_BTC.dtype, torch.float32)
-        in_BTGN, out_BTGN = maps_BTE.unflatten(2, (2, self.config.groups, -1)).unbind(2)
+        in_BTGN, out_BTGN = maps_BTE.unflatten(2, (2, self.config.groups, -1))[:, :, :, self.groups].unbind(2)
         inputs = SSMInputs(
             x_BTHP=u_BTE.unflatten(2, (-1, self.config.head_width)),
             dt_BTH=functional.softplus(self.step(x_BTC).to(wide) + self.step_bias.to(wide)),
@@ -104,9 +114,9 @@ class Block(nn.Module):
     ) -> RecurrentState:
         """Before the first position. The length has no say."""
         config = self.mixer.config
-        inputs = config.channels + 2 * config.groups * config.state_width
+        inputs = self.mixer.channels + 2 * config.groups * config.state_width
         wide = torch.promote_types(dtype or torch.float32, torch.float32)
-        hidden = (batch, config.heads, config.head_width, config.state_width)
+        hidden = (batch, self.mixer.heads, config.head_width, config.state_width)
         return RecurrentState(
             torch.zeros(batch, config.conv_width - 1, inputs, device=device, dtype=dtype),
             torch.zeros(hidden, device=device, dtype=wide),

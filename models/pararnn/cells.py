@@ -30,6 +30,7 @@ from models.initialise import Constant, Normal, Rule, Uniform
 from models.pararnn.bound import bounded, saturation
 from models.pararnn.projection import project_heads
 from models.pararnn.telemetry import Telemetry
+from models.sharding import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,11 @@ class Cell(nn.Module, ABC):
         self.recurrent = nn.Parameter(torch.empty(self.gates, shape.width))
         self.bias = nn.Parameter(torch.empty(self.gates, shape.width))
         self.telemetry = Telemetry()
+
+    def take_part(self, part: Part) -> None:
+        self.shape = replace(
+            self.shape, width=self.shape.width // part.of, heads=self.shape.heads // part.of
+        )
 
     def forward(
         self, x_BTC: Tensor, segment_ids_BT: Tensor | None = None, state: Tensor | None = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from kernels.newton_rnn import Solver
-from models.layers.config import Problem, divisors, not_positive, unknown_choices
+from models.layers.config import Problem, divisors, not_positive, undivided, unknown_choices
 from models.layers.mlp import swiglu_width
 from models.pararnn.cells import CELLS
 
@@ -59,6 +59,12 @@ class ParaRNNConfig:
     def resolved(self, *, vocabulary: int, sequence_length: int) -> ParaRNNConfig:
         """The same settings with the vocabulary filled in where it was None."""
         return replace(self, vocabulary=vocabulary if self.vocabulary is None else self.vocabulary)
+
+    def division_problems(self, parts: int) -> list[str]:
+        """Why the model cannot be divided into so many parts by heads and features; none if it can."""
+        if self.block == "mixer" and parts > 1:
+            return ["block: mixer has no projections around its cell, between which ranks could share channels"]
+        return undivided({"heads": self.heads, "mlp_width": self.hidden_width}, parts)
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""

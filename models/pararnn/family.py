@@ -14,7 +14,7 @@ from models.sharding import Channels, Column, Row, Split, Vocab
 
 CELL_CHANNELS = Channels({"input": 0, "recurrent": 1, "bias": 1, "peephole": 1})
 
-# The gated norm's mean square is over all channels: a rank that holds some of them must sum over the ranks.
+# The gated norm's mean square is over all channels: a part sums over the parts.
 SHARDING: Mapping[str, Split] = {
     "blocks.*.mixer.input": Column(),
     "blocks.*.mixer.gate": Column(),

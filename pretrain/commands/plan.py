@@ -10,7 +10,7 @@ from rich.table import Table
 
 from models.layers.transfer import multipliers, residual_factor
 from pretrain.config import load_config
-from pretrain.planning import Plan, make_plan
+from pretrain.plan.estimate import Plan, make_plan
 
 if TYPE_CHECKING:
     from pretrain.config import Config

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from pretrain.parallel.mesh import Axis
 
-def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+
+def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float | None, tensor: Axis) -> Tensor:
     """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns () the norm before.
 
     DeepSpeed's own form walks the parameters one by one and does not report the norm. Nothing here waits for
-    the device. Every parameter must be whole on this rank (tensor size 1, ZeRO 0).
+    the device. Every parameter must be a part or a copy, as `mark_parameters` marks it, along the tensor axis alone
+    (ZeRO 0).
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters]
+    parts = [p.grad for p in parameters if getattr(p, "tensor_model_parallel", False)]
+    if parts:
+        copies = [p.grad for p in parameters if not getattr(p, "tensor_model_parallel", False)]
+        square = torch.nn.utils.get_total_norm(parts, foreach=True).square()
+        dist.all_reduce(square, group=tensor.group)
+        norm = (square + torch.nn.utils.get_total_norm(copies, foreach=True).square()).sqrt()
+    else:
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     if max_norm is not None:
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

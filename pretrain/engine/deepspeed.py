@@ -23,9 +23,9 @@ from pretrain.engine.fragments import (
     refresh_weights,
 )
 from pretrain.engine.optimizer import Bounds, optimizer_groups
+from pretrain.imports import quiet_renamed_collectives, without_compiling
 from pretrain.optim import build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
-from pretrain.parallel.imports import quiet_renamed_collectives
 from pretrain.parallel.layout import micro_batch_rows
 
 if TYPE_CHECKING:
@@ -90,8 +90,10 @@ class DeepSpeedEngine:
         weight = objective.weight(batch)
         if self._mesh.data.size > 1:
             dist.all_reduce(weight, group=self._mesh.data.group)
-        # DeepSpeed averages gradients over the data ranks; the sum over all tokens is what we divide.
-        scale = self._mesh.data.size / weight.clamp(min=1)  # a step without a single target has no gradient
+        # DeepSpeed averages gradients over the replicas; the sum over all tokens is what we divide.
+        scale = self._mesh.replicas.size / weight.clamp(
+            min=1
+        )  # a step without a single target has no gradient
         loss_sum = torch.zeros((), device=self._device)
         part_sums = self._no_parts(objective)
         gradient_norm = None
@@ -102,7 +104,9 @@ class DeepSpeedEngine:
             loss_sum += loss
             part_sums += parts
             if number == len(micro_batches) - 1 and not self._clips_itself:
-                gradient_norm = clip_by_global_norm(self._engine.module.parameters(), self._clip_norm)
+                gradient_norm = clip_by_global_norm(
+                    self._engine.module.parameters(), self._clip_norm, self._mesh.tensor
+                )
             self._engine.step()
         if gradient_norm is None:
             gradient_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._device)
@@ -115,16 +119,19 @@ class DeepSpeedEngine:
     # --------------------------------------------------------------------------------------- evaluation
 
     def evaluate(self, batches: Iterable[Batch], objective: Objective) -> Evaluation:
+        weight = torch.zeros((), dtype=torch.float64, device=self._device)
+        # The first row is the loss.
         sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
         with self.inference():
             for batch in batches:
                 on_device = batch.to(self._device)
                 _, loss, parts = self._engine.module(on_device, objective)
-                sums[0] += torch.stack([loss.double(), objective.weight(on_device).double()])
+                sums[0, 0] += loss
                 sums[1:] += parts
-        dist.all_reduce(sums, group=self._mesh.data.group)
-        loss_sum, weight = sums[0].tolist()
-        return Evaluation(loss_sum, weight, means(objective.parts, sums[1:]))
+                weight += objective.weight(on_device)
+        dist.all_reduce(sums, group=self._mesh.contributors.group)
+        dist.all_reduce(weight, group=self._mesh.data.group)
+        return Evaluation(sums[0, 0].item(), weight.item(), means(objective.parts, sums[1:]))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:
@@ -186,7 +193,9 @@ def import_deepspeed(device: torch.device) -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     quiet_renamed_collectives()
-    import deepspeed
+    with without_compiling():
+        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer  # every optimizer looks for this one, and it compiles
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # `deepspeed.comm.torch` as an attribute is torch itself; the module is found by its name only.

@@ -23,8 +23,8 @@ from pretrain.engine.megatron_optimizer import (
 )
 from pretrain.engine.optimizer import Bounds, after_step, before_step, optimizer_groups
 from pretrain.engine.stage import Stage, StagedModel
+from pretrain.imports import quick_and_quiet, quiet_renamed_collectives
 from pretrain.optim import build_optimizer, set_learning_rate
-from pretrain.parallel.imports import quick_and_quiet, quiet_renamed_collectives
 from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.stages import EMBEDDING
 from pretrain.parallel.without_cuda import replace_cuda_literals, stand_in_for_cuda
@@ -58,8 +58,11 @@ class MegatronEngine:
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size, config.parallel)
         self._is_last = parts[-1].is_last
         self._interleaved = len(parts) > 1
-        sequence = mesh.tensor.size if config.parallel.sequence else 1
-        self._ranks_of_row = mesh.context.size * sequence
+        # Ranks that share a row's positions in training, and when evaluating.
+        self._row_ranks = (
+            mesh.context.size * (mesh.tensor.size if config.parallel.sequence else 1),
+            mesh.context.size,
+        )
         dtype = torch.bfloat16 if config.precision.dtype == "bf16" else torch.float32
         for part in parts:
             part.model.to(dtype)
@@ -153,7 +156,7 @@ class MegatronEngine:
             num_microbatches=len(run),
             # Megatron receives (seq_length / context, micro_batch_size, width), and that shall be our (B, T, C).
             seq_length=rows * self._mesh.context.size,
-            micro_batch_size=time // self._ranks_of_row,
+            micro_batch_size=time // self._row_ranks[not train],
             forward_only=not train,
         )
         return sums.loss, sums.parts

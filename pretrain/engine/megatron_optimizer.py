@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment, Placement
 from pretrain.engine.fragments import create_states, views_of
-from pretrain.parallel.imports import quick_and_quiet
+from pretrain.imports import quick_and_quiet
 from pretrain.parallel.without_cuda import replace_cuda_literals, tensor_types_of_cuda
 
 if TYPE_CHECKING:

@@ -39,7 +39,8 @@ class Stage(nn.Module):
         continued = Continued(self.model, hidden_BTC)
         if self._is_last:
             return objective(continued, batch)  # type: ignore[arg-type]  # all that an objective asks of a model
-        return continued(*objective.inputs(batch))
+        # Transposed under sequence parallelism, and what is sent must not be.
+        return continued(*objective.inputs(batch)).contiguous()
 
 
 class Continued:

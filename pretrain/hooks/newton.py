@@ -79,14 +79,20 @@ class NewtonHook(Hook):
         figures = torch.zeros(len(self._names), len(FIGURES), device=self._run.device)
         for name, of_layer in layers.items():
             figures[self._names.index(name)] = of_layer
-        if mesh.contributors.size > 1:
+        # A layer is on one stage, so that its mean is over the replicas. Ranks of the tensor axis have equally many
+        # channels each.
+        for axis, holders in (
+            (mesh.contributors, mesh.replicas.size),
+            (mesh.tensor, mesh.tensor.size),
+        ):
+            if axis.size == 1:
+                continue
             # A NaN may be lost in a maximum over ranks; infinity is not, and stops all of them alike.
             maxima = figures[:, :MAXIMA].nan_to_num(nan=math.inf, posinf=math.inf)
             sums = figures[:, MAXIMA:].contiguous()
-            dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=mesh.contributors.group)
-            dist.all_reduce(sums, group=mesh.contributors.group)
-            # A layer is on one stage: its sum is over the replicas.
-            figures = torch.cat((maxima, sums / mesh.replicas.size), dim=1)
+            dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=axis.group)
+            dist.all_reduce(sums, group=axis.group)
+            figures = torch.cat((maxima, sums / holders), dim=1)
         return figures
 
     def _warn(self, figures: list[list[float]]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from data_pipelines.batch import Batch, Cursor
 from data_pipelines.layout import grid_positions, read_layout
 from data_pipelines.vocabulary import Vocabulary
+from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
 from pretrain.config_objective import MaskedDiffusionSection
 from pretrain.objectives.base import LossSum
@@ -36,12 +37,6 @@ class MixedRows(Protocol):
     mixture: Mixture
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch: ...
-
-
-def forbid_specials(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """(..., V) without the logits of what is never predicted: [MASK] and the other specials, and the ids that round
-    the model's vocabulary up. They stand last, so that the others keep their ids. A view."""
-    return logits[..., : vocabulary.first_special]
 
 
 @dataclass(frozen=True)
@@ -100,12 +95,14 @@ class MaskedDiffusion:
         corruption = batch.corruption
         assert corruption is not None, "this batch did not come from CorruptedRows"
         hidden_BTC = model(*self.inputs(batch))
-        head: nn.Linear = model.head  # type: ignore[assignment]
+        head: Head = model.head  # type: ignore[assignment]
         ce_N = each_cross_entropy(
-            lambda hidden_NC: forbid_specials(head(hidden_NC), self.vocabulary),
+            head,
             hidden_BTC.flatten(0, 1).index_select(0, corruption.places),
             batch.tokens.flatten().index_select(0, corruption.places),
-            chunk_tokens=default_chunk_tokens(head.out_features),
+            # [MASK] and the other specials stand last, with the ids that round the vocabulary up: none is predicted.
+            size=self.vocabulary.first_special,
+            chunk_tokens=default_chunk_tokens(head.columns),
         )
         loss = (ce_N * corruption.weights).sum()
         nats_N = ce_N.detach().double()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, token_cross_entropy
 from pretrain.objectives.base import LossSum
 
@@ -39,14 +40,14 @@ class NextToken:
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
         hidden_BTC = model(*self.inputs(batch))
-        head: nn.Linear = model.head  # type: ignore[assignment]
+        head: Head = model.head  # type: ignore[assignment]
         loss, z_term = token_cross_entropy(
             head,
             hidden_BTC,
             batch.targets,
             batch.weights,
             z_loss=self.z_loss,
-            chunk_tokens=default_chunk_tokens(head.out_features),
+            chunk_tokens=default_chunk_tokens(head.columns),
         )
         none = loss.new_zeros((0, 2), dtype=torch.float64)
         return LossSum(total=loss + z_term, loss=loss.detach(), parts=none)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from pretrain.parallel.imports import quick_and_quiet
+from pretrain.imports import quick_and_quiet
 
 if TYPE_CHECKING:
     from pretrain.config import ParallelSection

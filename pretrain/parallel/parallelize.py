@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models.sharding import Split
 from pretrain.checkpoint.fragments import Placement
+from pretrain.parallel.tensor import mark_parameters, shard_tensors
+from pretrain.parallel.weights import fill
 
 if TYPE_CHECKING:
     from pretrain.config import ParallelSection
@@ -24,24 +28,32 @@ class Parallelized:
     """Where each parameter's local tensor lies in the plain model's, by the plain model's names."""
 
 
-def parallelize(model: nn.Module, mesh: Mesh, parallel: ParallelSection) -> Parallelized:
-    """Apply, in this order: tensor parallelism, activation checkpointing, compilation.
+def parallelize(
+    model: nn.Module,
+    sharding: Mapping[str, Split],
+    mesh: Mesh,
+    parallel: ParallelSection,
+    *,
+    device: torch.device,
+    seed: int,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> Parallelized:
+    """Apply, in this order: tensor parallelism, first weights, activation checkpointing, compilation.
 
-    Tensor parallelism swaps layers, so it comes first: checkpointing must wrap the layers that stay.
-    Compilation is last, to see the block as it will run. Data parallelism is the engine's.
+    The model is on the meta device, so that no rank ever holds weights that it shares. Tensor parallelism swaps
+    layers, so it comes first: checkpointing must wrap the layers that stay. Compilation is last, to see the block as
+    it will run. Data parallelism is the engine's.
+
+    aliases: names in the plain model of those parameters of a part of it that are called otherwise there.
     """
-    placements = shard_tensors(model, mesh)
+    sharded = shard_tensors(model, sharding, mesh.tensor, sequence=parallel.sequence)
+    fill(model, sharded.placements, device, seed, aliases)
+    mark_parameters(model, sharded, mesh.tensor)
     if parallel.activation_checkpointing == "full":
         checkpoint_blocks(model)
     if parallel.compile:
         compile_blocks(model)
-    return Parallelized(model, placements)
-
-
-def shard_tensors(model: nn.Module, mesh: Mesh) -> dict[str, Placement]:
-    """Split weights over the tensor axis. With one rank on it every tensor lies whole in itself."""
-    assert mesh.tensor.size == 1, "config.py admits parallel.tensor=1 only"
-    return {name: Placement.whole(parameter.shape) for name, parameter in model.named_parameters()}
+    return Parallelized(model, sharded.placements)
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

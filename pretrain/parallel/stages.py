@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from models import families
-from models.initialise import initial_parameter
 from models.layers.language_model import LanguageModel, part
 from pretrain.checkpoint.fragments import Placement
 from pretrain.parallel.parallelize import parallelize
@@ -79,22 +78,17 @@ def _build_part(config: Config, mesh: Mesh, device: torch.device, stages: list[r
     is_first, is_last = stage == 0, stage == len(stages) - 1
     model = whole_model(config)
     part(model, stages[stage], first=is_first, last=is_last)
-    model.to_empty(device=device)
-    tied = bool(getattr(config.model, "tied_head", False))
-    if tied and is_first and is_last:
-        model.head.weight = model.embedding.weight  # to_empty gave the head a weight of its own
-    names = {name: name for name, _ in model.named_parameters()}
-    if tied and is_last and not is_first:
-        names[TIED_HEAD] = EMBEDDING
-    _draw(model, names, config.run.seed)
-    parallelized = parallelize(model, mesh, config.parallel)
-    placements = {names[name]: placement for name, placement in parallelized.placements.items()}
+    is_tied = bool(getattr(config.model, "tied_head", False))
+    aliases = {TIED_HEAD: EMBEDDING} if is_tied and is_last and not is_first else {}
+    parallelized = parallelize(
+        model,
+        families[config.model.family].sharding,
+        mesh,
+        config.parallel,
+        device=device,
+        seed=config.run.seed,
+        aliases=aliases,
+    )
+    names = {name: aliases.get(name, name) for name, _ in model.named_parameters()}
+    placements = {names[name]: parallelized.placements[name] for name in names}
     return Part(model, names, placements, is_first, is_last)
-
-
-@torch.no_grad()
-def _draw(model: LanguageModel, names: dict[str, str], seed: int) -> None:
-    """First weights, each by its name in the plain model: a tied head's copy draws what the embedding draws."""
-    for local, parameter in model.named_parameters():
-        rule = model.initial_rule(names[local])  # type: ignore[operator]
-        parameter.copy_(initial_parameter(names[local], parameter.shape, rule, seed))

@@ -95,7 +95,7 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
         ["parallel.tensor=4"],
         ["parallel.tensor = 4: 6 heads do not divide by 4; use one of 1, 2, 3, 6"],
     ),
-    ("tensor size not offered yet", ["parallel.tensor=2"], ["parallel.tensor = 2: this version runs 1 only"]),
+    ("heads in unequal parts", ["parallel.tensor=3"], ["parallel.tensor = 3: heads = 4", "use 1, 2 or 4"]),
     ("bf16 with ZeRO 0", ["precision.dtype=bf16", "parallel.zero=0"], ["parallel.zero = 0: bf16"]),
     ("micro-batch", ["data.micro_batch_rows=5"], ["data.micro_batch_rows = 5", "use 4"]),
     ("warm-up", ["optim.warmup_steps=9999"], ["optim.warmup_steps = 9999: should be below run.steps"]),

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from data_pipelines.layout import CONDITION, TARGET, read_layout
+from models.layers.head import Head
 from pretrain.objectives.corruption import PARTS
-from pretrain.objectives.masked_diffusion import MaskedDiffusion, forbid_specials
+from pretrain.objectives.masked_diffusion import MaskedDiffusion
 from tests.pretrain.objectives.rows import (
     ROW,
     VOCABULARY,
@@ -61,7 +62,7 @@ def masked_nats(
     inputs = tokens.clone()
     inputs[0, where] = VOCABULARY.mask
     with torch.no_grad():
-        logits = forbid_specials(MODEL.head(MODEL(inputs, segments, positions)), VOCABULARY)[0, where]
+        logits = MODEL.head(MODEL(inputs, segments, positions))[0, where, : VOCABULARY.first_special]
     return float(torch.nn.functional.cross_entropy(logits, tokens[0, where], reduction="sum"))
 
 
@@ -127,7 +128,7 @@ def test_exact_conditionals_give_the_exact_likelihood() -> None:
     class Table(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.head = torch.nn.Linear(64, 64, bias=False)
+            self.head = Head(64, 64)
             torch.nn.init.eye_(self.head.weight)
 
         def forward(

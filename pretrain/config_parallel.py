@@ -1,0 +1,72 @@
+"""Which layouts a model and its rows allow: one check per axis, all told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pretrain.config_section import Problem
+
+if TYPE_CHECKING:
+    from pretrain.config import DataSection, ParallelSection
+
+
+def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """Heads, channels and, with sequence parallelism, positions in equal parts. The vocabulary is filled up."""
+    size = parallel.tensor
+    for message in model.division_problems(size):
+        right = [n for n in range(1, max(2, model.heads + 1)) if not model.division_problems(n)]
+        yield Problem("parallel.tensor", f"{message}; use {_one_of(right)}", size, True)
+    if parallel.sequence and size == 1:
+        message = "the ranks of the tensor axis share the positions: set parallel.tensor above 1, or false"
+        yield Problem("parallel.sequence", message, True, True)
+    ranks = size * parallel.context
+    if parallel.sequence and data.sequence_length % ranks:
+        near = max(1, round(data.sequence_length / ranks)) * ranks
+        message = (
+            f"with parallel.sequence {ranks} ranks share a row's positions, and {data.sequence_length} do not divide by "
+            f"{ranks}; use {near}, or parallel.sequence=false"
+        )
+        yield Problem("data.sequence_length", message, data.sequence_length, True)
+
+
+def check_context(parallel: ParallelSection) -> Iterator[Problem]:
+    if parallel.context > 1:
+        yield Problem("parallel.context", "this version runs 1 only", parallel.context, True)
+
+
+def check_pipeline(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """Blocks for every stage and, interleaved, equally many; micro-batches for the interleaved schedule."""
+    ranks, chunks = parallel.pipeline, parallel.pipeline_chunks
+    if chunks > 1 and ranks == 1:
+        message = "only a pipeline has chunks: set parallel.pipeline above 1, or 1 here"
+        yield Problem("parallel.pipeline_chunks", message, chunks, True)
+    elif chunks > 1 and model.layers % (ranks * chunks):
+        right = [n for n in range(1, model.layers // ranks + 1) if model.layers % (ranks * n) == 0]
+        message = f"{model.layers} blocks do not divide by {ranks} ranks of {chunks} chunks"
+        instead = f"use {_one_of(right)}" if right else "use 1, which takes any number of blocks"
+        yield Problem("parallel.pipeline_chunks", f"{message}; {instead}", chunks, True)
+    elif model.layers < ranks:
+        message = f"the model has {model.layers} blocks, and each rank needs one; use at most {model.layers}"
+        yield Problem("parallel.pipeline", message, ranks, True)
+    if chunks > 1 and data.global_batch_rows % ranks:
+        message = f"interleaved, each rank's rows make a multiple of {ranks} micro-batches; use a multiple of {ranks}"
+        yield Problem("data.global_batch_rows", message, data.global_batch_rows, True)
+
+
+def check_engine(parallel: ParallelSection) -> Iterator[Problem]:
+    """DeepSpeed has ZeRO 2 and 3, Megatron has pipelines."""
+    if parallel.engine == "deepspeed" and parallel.pipeline > 1:
+        message = "pipelines are megatron's; use auto, or parallel.pipeline=1"
+        yield Problem("parallel.engine", message, parallel.engine, True)
+    if parallel.chosen_engine == "megatron" and parallel.zero > 1:
+        because = (
+            "with parallel.pipeline above 1" if parallel.pipeline > 1 else "with parallel.engine=megatron"
+        )
+        message = f"megatron's engine, {because}, shards optimizer states at most; use 1"
+        yield Problem("parallel.zero", message, parallel.zero, True)
+
+
+def _one_of(numbers: list[int]) -> str:
+    words = [str(number) for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
