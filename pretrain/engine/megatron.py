@@ -289,4 +289,5 @@ def _settings(config: Config, mesh: Mesh, dtype: torch.dtype) -> Any:
             # each other, and the losses are wrong without an error.
             overlap_p2p_comm=interleaved,
             batch_p2p_comm=not interleaved,
+            batch_p2p_sync=False,  # a wait for the device that only torch before 1.13 needed
         )
