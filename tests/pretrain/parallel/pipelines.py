@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipelines.batch import Batch
@@ -59,7 +60,7 @@ class Seen:
     losses: list[float]
     gradient_norms: list[float]
     evaluation: Evaluation
-    logits: torch.Tensor
+    logits: np.ndarray
 
 
 def watch(run: Run) -> Seen:
@@ -77,7 +78,7 @@ def watch(run: Run) -> Seen:
     train(run)
     evaluation = run.engine.evaluate(run.validation_batches(), run.objective)
     with run.engine.inference() as model:
-        logits = logits_of(model, run.objective)
+        logits = logits_of(model, run.objective).numpy()
     return Seen(losses, norms, evaluation, logits)
 
 
