@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.newton_rnn.forms import backward, forward
 from kernels.newton_rnn.cells import GRU, LSTM
+from kernels.newton_rnn.forms import backward, forward
 from kernels.newton_rnn.solver import Report, Solution, Solver
 from kernels.newton_rnn.split import Exchange, split_recurrence
 from kernels.newton_rnn.torch_forms import Call
@@ -68,7 +68,9 @@ def lstm(
         peephole_2D: (2, D), the weights c_f and c_o of the cell state in the gates f and o.
         state_B2D: (B, 2, D), c then h, with |c| <= 1 and |h| <= tanh 1.
     """
-    return _solve(gates_BTHGN, (recurrent_GD, peephole_2D, bias_GD), state_B2D, segment_ids_BT, solver, exchange)
+    return _solve(
+        gates_BTHGN, (recurrent_GD, peephole_2D, bias_GD), state_B2D, segment_ids_BT, solver, exchange
+    )
 
 
 def _solve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,16 +39,19 @@ def parallelize(
     *,
     device: torch.device,
     seed: int,
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Parallelized:
     """Apply, in this order: tensor parallelism, first weights, context parallelism, activation checkpointing,
     compilation.
 
-    The model is on the meta device, so that no rank ever holds weights that it shares.
-    Tensor parallelism swaps layers, so it comes first: what follows must wrap the layers that stay.
-    Compilation is last, to see the block as it will run. Data parallelism is the engine's.
+    The model is on the meta device, so that no rank ever holds weights that it shares. Tensor parallelism swaps
+    layers, so it comes first: what follows must wrap the layers that stay. Compilation is last, to see the block as
+    it will run. Data parallelism is the engine's.
+
+    aliases: names in the plain model of those parameters of a part of it that are called otherwise there.
     """
     sharded = shard_tensors(model, sharding, mesh.tensor, sequence=parallel.sequence)
-    fill(model, sharded.placements, device, seed)
+    fill(model, sharded.placements, device, seed, aliases)
     mark_parameters(model, sharded, mesh.tensor)
     sequences = share_sequences(model, mesh, parallel)
     if parallel.activation_checkpointing == "full":
