@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport, means
+from pretrain.engine.buckets import bucket_elements
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import (
     after_adam_step,
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from pretrain.parallel.parallelize import Parallelized
 
 NO_PRINTING = 1 << 40
-MOST_BUCKET_ELEMENTS = 50_000_000
-"""100 MB of bf16: large enough for any link to reach its speed."""
 
 
 class LossModule(nn.Module):
@@ -159,11 +158,6 @@ class DeepSpeedEngine:
     def after_load(self) -> None:
         self._bounds.keep()  # they may be narrower than those the checkpoint was trained with
         refresh_weights(self._engine)
-
-
-def bucket_elements(parameters: int) -> int:
-    """Elements of one reduction. DeepSpeed's own default, 5e8, sets aside 2 GB even for a tiny model."""
-    return min(parameters, MOST_BUCKET_ELEMENTS)
 
 
 def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulation: int) -> dict[str, Any]:

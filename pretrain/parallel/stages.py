@@ -15,6 +15,7 @@ from pretrain.parallel.parallelize import parallelize
 
 if TYPE_CHECKING:
     from pretrain.config import Config
+    from pretrain.parallel.context import SharedSequences
     from pretrain.parallel.mesh import Mesh
 
 TIED_HEAD, EMBEDDING = "head.weight", "embedding.weight"
@@ -30,6 +31,7 @@ class Part:
     """
 
     model: LanguageModel
+    sequences: SharedSequences
     names: dict[str, str]
     placements: dict[str, Placement]
     is_first: bool
@@ -91,4 +93,4 @@ def _build_part(config: Config, mesh: Mesh, device: torch.device, stages: list[r
     )
     names = {name: aliases.get(name, name) for name, _ in model.named_parameters()}
     placements = {names[name]: parallelized.placements[name] for name in names}
-    return Part(model, names, placements, is_first, is_last)
+    return Part(model, parallelized.sequences, names, placements, is_first, is_last)
