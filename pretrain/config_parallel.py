@@ -62,7 +62,9 @@ def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem
         right = [n for n in range(1, model.width + 1) if not model.swap_problems(parallel.tensor * n)]
         near = sorted(sorted(right, key=lambda n: abs(n - parallel.context))[:4])
         if near:  # else it is the tensor axis that does not divide
-            both = "" if parallel.tensor == 1 else f" (tensor x context = {parallel.tensor * parallel.context})"
+            both = (
+                "" if parallel.tensor == 1 else f" (tensor x context = {parallel.tensor * parallel.context})"
+            )
             message = f"ranks of one row exchange positions for heads or channels{both}: {message}; use {_one_of(near)}"
             yield Problem("parallel.context", message, parallel.context, True)
 

@@ -68,7 +68,9 @@ def lstm(
         peephole_2D: (2, D), the weights c_f and c_o of the cell state in the gates f and o.
         state_B2D: (B, 2, D), c then h, with |c| <= 1 and |h| <= tanh 1.
     """
-    return _solve(gates_BTHGN, (recurrent_GD, peephole_2D, bias_GD), state_B2D, segment_ids_BT, solver, exchange)
+    return _solve(
+        gates_BTHGN, (recurrent_GD, peephole_2D, bias_GD), state_B2D, segment_ids_BT, solver, exchange
+    )
 
 
 def _solve(

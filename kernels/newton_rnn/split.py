@@ -77,7 +77,9 @@ def split_recurrence(
     parts. Raises ValueError for an initial state and for a solver that is not Newton's on all positions at once.
     """
     if state is not None:
-        raise ValueError("an initial state cannot be used with an exchange: sequences begin in their first part")
+        raise ValueError(
+            "an initial state cannot be used with an exchange: sequences begin in their first part"
+        )
     for key, message in split_problems(solver):
         raise ValueError(f"solver.{key} {message}")
     keep_BT = _keep(segment_ids_BT, inputs_BTD.shape[1], exchange)
@@ -157,9 +159,7 @@ def _projected(cell: Cell, states: Tensor, value: Tensor, solver: Solver) -> Ten
     return cell.project(states.where(states.isfinite(), value))
 
 
-def _carry(
-    jacobian: Tensor, residual: Tensor, value: Tensor, exchange: Exchange
-) -> tuple[Tensor, Tensor]:
+def _carry(jacobian: Tensor, residual: Tensor, value: Tensor, exchange: Exchange) -> tuple[Tensor, Tensor]:
     """The update of the state before this part, and the plain step to it, which replaces an overflow. One exchange."""
     product, total = total_step(jacobian, residual)
     parts = _all_parts(exchange, product, total, value[:, -1])
@@ -186,7 +186,10 @@ def _all_parts(exchange: Exchange, *tensors: Tensor) -> list[list[Tensor]]:
     sizes = [x.shape[1] for x in flat]
     everybody = exchange.gather(torch.cat(flat, 1)).split(sizes, dim=2)
     return [
-        [x[number].unflatten(1, shape) if shape else x[number, :, 0] for x, shape in zip(everybody, shapes, strict=True)]
+        [
+            x[number].unflatten(1, shape) if shape else x[number, :, 0]
+            for x, shape in zip(everybody, shapes, strict=True)
+        ]
         for number in range(exchange.size)
     ]
 

@@ -68,7 +68,9 @@ class DecoderConfig:
 
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""
-        return undivided({"heads": self.heads, "kv_heads": self.key_heads, "mlp_width": self.hidden_width}, parts)
+        return undivided(
+            {"heads": self.heads, "kv_heads": self.key_heads, "mlp_width": self.hidden_width}, parts
+        )
 
     def swap_problems(self, parts: int) -> list[str]:
         """Why so many ranks cannot exchange positions for heads, where the model's attention does; none if they can."""

@@ -48,8 +48,6 @@ class Head(Linear):
             return logits
         return self.losses(logits[..., :size].float(), targets_N, normalisers)
 
-    def losses(
-        self, logits_NV: Tensor, targets_N: Tensor, normalisers: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    def losses(self, logits_NV: Tensor, targets_N: Tensor, normalisers: bool) -> tuple[Tensor, Tensor | None]:
         each_N = cross_entropy(logits_NV, targets_N, reduction="none")
         return each_N, logits_NV.logsumexp(-1) if normalisers else None

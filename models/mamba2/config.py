@@ -53,7 +53,9 @@ class Mamba2Config:
         """Why the model cannot be divided into so many parts by heads; none if it can."""
         found = undivided({"heads": self.heads}, parts)
         if not found and self.groups % parts and parts % self.groups:
-            found.append(f"a part of {self.heads // parts} heads would hold parts of the {self.groups} groups")
+            found.append(
+                f"a part of {self.heads // parts} heads would hold parts of the {self.groups} groups"
+            )
         return found
 
     def swap_problems(self, parts: int) -> list[str]:

@@ -73,9 +73,7 @@ class Cell(nn.Module, ABC):
         self.telemetry = Telemetry()
 
     def take_part(self, part: Part) -> None:
-        self.shape = replace(
-            self.shape, width=self.shape.width // part.of, heads=self.shape.heads // part.of
-        )
+        self.shape = replace(self.shape, width=self.shape.width // part.of, heads=self.shape.heads // part.of)
 
     def forward(
         self, x_BTC: Tensor, segment_ids_BT: Tensor | None = None, state: Tensor | None = None

@@ -65,7 +65,9 @@ class ParaRNNConfig:
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""
         if self.block == "mixer" and parts > 1:
-            return ["block: mixer has no projections around its cell, between which ranks could share channels"]
+            return [
+                "block: mixer has no projections around its cell, between which ranks could share channels"
+            ]
         return undivided({"heads": self.heads, "mlp_width": self.hidden_width}, parts)
 
     def swap_problems(self, parts: int) -> list[str]:

@@ -75,9 +75,7 @@ def haloed_convolution(conv: CausalConv, exchange: Exchange) -> Convolve:
     return forward
 
 
-def swapped_scan(
-    mixer: Mamba2Mixer, exchange: Exchange
-) -> Callable[[SSMInputs], tuple[Tensor, Tensor]]:
+def swapped_scan(mixer: Mamba2Mixer, exchange: Exchange) -> Callable[[SSMInputs], tuple[Tensor, Tensor]]:
     """`Mamba2Mixer.scan` for a rank that has a part of the positions: its part of the heads at all positions, and back.
 
     The maps, which heads share, are gathered; each rank reads the groups of its heads.

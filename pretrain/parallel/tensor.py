@@ -191,7 +191,9 @@ def _partial_gradients(
     for name in (name for name, placement in placements.items() if placement.dim is None):
         owner = name.rpartition(".")[0]
         inside = any(name.startswith(f"{region}.") for region in regions)
-        assert not inside or isinstance(splits.get(owner), Shared), f"the sharding table has no row for {owner}"
+        assert not inside or isinstance(splits.get(owner), Shared), (
+            f"the sharding table has no row for {owner}"
+        )
         if inside or sequence:
             partial.add(name)
     return partial
