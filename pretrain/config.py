@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_parallel import check_context, check_pipeline, check_tensor
+from pretrain.config_parallel import check_context, check_engine, check_pipeline, check_tensor
 from pretrain.config_section import Auto, Problem, Section
 from pretrain.errors import ConfigError
 
@@ -106,6 +106,13 @@ class ParallelSection(Section):
     """auto: megatron with a pipeline, deepspeed without."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
+
+    @property
+    def chosen_engine(self) -> Literal["deepspeed", "megatron"]:
+        """What `engine: auto` comes to."""
+        if self.engine == "auto":
+            return "megatron" if self.pipeline > 1 else "deepspeed"
+        return self.engine
 
 
 class PrecisionSection(Section):
@@ -459,7 +466,8 @@ def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
 def _check_parallel(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
     yield from check_tensor(parallel, model, data)
     yield from check_context(parallel, model, data)
-    yield from check_pipeline(parallel)
+    yield from check_pipeline(parallel, model, data)
+    yield from check_engine(parallel)
 
 
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:

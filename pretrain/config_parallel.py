@@ -24,8 +24,8 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
     if parallel.sequence and data.sequence_length % ranks:
         near = max(1, round(data.sequence_length / ranks)) * ranks
         message = (
-            f"with parallel.sequence {ranks} ranks share a row's positions, and {data.sequence_length} do not divide by "
-            f"{ranks}; use {near}, or parallel.sequence=false"
+            f"with parallel.sequence {ranks} ranks share a row's positions, and {data.sequence_length} do not divide "
+            f"by {ranks}; use {near}, or parallel.sequence=false"
         )
         yield Problem("data.sequence_length", message, data.sequence_length, True)
 
@@ -69,9 +69,36 @@ def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem
             yield Problem("parallel.context", message, parallel.context, True)
 
 
-def check_pipeline(parallel: ParallelSection) -> Iterator[Problem]:
-    if parallel.pipeline > 1:
-        yield Problem("parallel.pipeline", "this version runs 1 only", parallel.pipeline, True)
+def check_pipeline(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """Blocks for every stage and, interleaved, equally many; micro-batches for the interleaved schedule."""
+    ranks, chunks = parallel.pipeline, parallel.pipeline_chunks
+    if chunks > 1 and ranks == 1:
+        message = "only a pipeline has chunks: set parallel.pipeline above 1, or 1 here"
+        yield Problem("parallel.pipeline_chunks", message, chunks, True)
+    elif chunks > 1 and model.layers % (ranks * chunks):
+        right = [n for n in range(1, model.layers // ranks + 1) if model.layers % (ranks * n) == 0]
+        message = f"{model.layers} blocks do not divide by {ranks} ranks of {chunks} chunks"
+        instead = f"use {_one_of(right)}" if right else "use 1, which takes any number of blocks"
+        yield Problem("parallel.pipeline_chunks", f"{message}; {instead}", chunks, True)
+    elif model.layers < ranks:
+        message = f"the model has {model.layers} blocks, and each rank needs one; use at most {model.layers}"
+        yield Problem("parallel.pipeline", message, ranks, True)
+    if chunks > 1 and data.global_batch_rows % ranks:
+        message = f"interleaved, each rank's rows make a multiple of {ranks} micro-batches; use a multiple of {ranks}"
+        yield Problem("data.global_batch_rows", message, data.global_batch_rows, True)
+
+
+def check_engine(parallel: ParallelSection) -> Iterator[Problem]:
+    """DeepSpeed has ZeRO 2 and 3, Megatron has pipelines."""
+    if parallel.engine == "deepspeed" and parallel.pipeline > 1:
+        message = "pipelines are megatron's; use auto, or parallel.pipeline=1"
+        yield Problem("parallel.engine", message, parallel.engine, True)
+    if parallel.chosen_engine == "megatron" and parallel.zero > 1:
+        because = (
+            "with parallel.pipeline above 1" if parallel.pipeline > 1 else "with parallel.engine=megatron"
+        )
+        message = f"megatron's engine, {because}, shards optimizer states at most; use 1"
+        yield Problem("parallel.zero", message, parallel.zero, True)
 
 
 def _one_of(numbers: list[int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,3 +30,17 @@ def without_compiling() -> Iterator[None]:
 
 def _as_it_is(function: Callable[..., Any] | None = None, **_options: Any) -> Callable[..., Any]:
     return _as_it_is if function is None else function
+
+
+@contextlib.contextmanager
+def quick_and_quiet() -> Iterator[None]:
+    """Import Megatron-core `without_compiling`, and without its warnings, one per optional library that is not
+    installed: none of them is used here."""
+    with warnings.catch_warnings(), without_compiling():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def quiet_renamed_collectives() -> None:
+    """DeepSpeed 0.19.8 and megatron-core 0.16.1 call collectives that torch 2.13 has renamed."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.newton_rnn.forms import backward, forward
 from kernels.newton_rnn.cells import GRU, LSTM
+from kernels.newton_rnn.forms import backward, forward
 from kernels.newton_rnn.solver import Report, Solution, Solver
 from kernels.newton_rnn.split import Exchange, split_recurrence
 from kernels.newton_rnn.torch_forms import Call

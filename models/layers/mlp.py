@@ -6,23 +6,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers.linear import Linear
+from models.layers.recompute import recomputed
 
 
 class SwiGLU(nn.Module):
     """`down(silu(gate(x)) * up(x))`. Source: Shazeer, "GLU Variants Improve Transformer".
 
-    Gate and up are two weights, so that each splits over ranks by its own rows.
+    Gate and up are two weights, so that each splits over ranks by its own rows. With `recompute` two of the
+    four vectors of the hidden width are not kept: the activated gate and its product with up.
     """
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
+        self.recompute = False
         self.gate = Linear(width, hidden_width)
         self.up = Linear(width, hidden_width)
         self.down = Linear(hidden_width, width)
 
     def forward(self, x_BTC: Tensor) -> Tensor:
-        hidden: Tensor = functional.silu(self.gate(x_BTC)) * self.up(x_BTC)
-        out: Tensor = self.down(hidden)
+        out: Tensor = recomputed(self.recompute, self._activated, self.gate(x_BTC), self.up(x_BTC))
+        return out
+
+    def _activated(self, gate: Tensor, up: Tensor) -> Tensor:
+        out: Tensor = self.down(functional.silu(gate) * up)
         return out
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from models.layers.conv import CausalConv, last_inputs
 from models.layers.linear import Linear
 from models.layers.norm import GatedRMSNorm, RMSNorm
+from models.layers.recompute import recomputed
 from models.layers.recurrent import RecurrentState
 from models.mamba2.config import Mamba2Config
 from models.mamba2.ssd import SSMInputs, ssm
@@ -24,11 +25,13 @@ class Mamba2Mixer(nn.Module):
 
     Source: Dao and Gu, "Transformers are SSMs", figure 6 (the parallel block) and its authors' code. The fused
     projection of that code is four weights here, so that each splits over ranks by its own rows.
+    With `recompute` nothing within the state space is kept, nor the gating's products.
     """
 
     def __init__(self, config: Mamba2Config) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.channels, self.heads = config.channels, config.heads
         self.groups = slice(0, config.groups)
         maps = 2 * config.groups * config.state_width
@@ -67,11 +70,15 @@ class Mamba2Mixer(nn.Module):
             state_BHPN=None if state is None else state.hidden,
             segment_ids_BT=segment_ids_BT,
         )
-        y_BTHP, hidden = self.scan(inputs)
+        y_BTHP, hidden = recomputed(self.recompute, self.scan, inputs)
         if state is not None:
             state.hidden = hidden
         y_BTHP = torch.addcmul(y_BTHP, inputs.x_BTHP, self.direct[:, None])
-        out: Tensor = self.out(self.norm(y_BTHP.flatten(2), self.gate(x_BTC)))
+        out: Tensor = recomputed(self.recompute, self._gated, y_BTHP.flatten(2), self.gate(x_BTC))
+        return out
+
+    def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
+        out: Tensor = self.out(self.norm(y_BTE, gate_BTE))
         return out
 
     def scan(self, inputs: SSMInputs) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from models.layers.conv import CausalConv, last_inputs
 from models.layers.linear import Linear
 from models.layers.mlp import SwiGLU
 from models.layers.norm import GatedRMSNorm, RMSNorm
+from models.layers.recompute import recomputed
 from models.layers.recurrent import RecurrentState
 from models.pararnn.cells import CELLS, Cell, CellShape
 from models.pararnn.config import ParaRNNConfig
@@ -22,11 +23,13 @@ class RecurrentMixer(nn.Module):
 
     Source: Danieli et al., "ParaRNN", section C.1 and figure 9; the activations and the norm's place, which
     it leaves open, are Mamba-2's. Input and gate are two weights, so that each splits over ranks by its rows.
+    With `recompute` the activated gate, its product with the cell's output, and the norm of that are not kept.
     """
 
     def __init__(self, config: ParaRNNConfig) -> None:
         super().__init__()
         width = config.width
+        self.recompute = False
         self.input = Linear(width, width)
         self.gate = Linear(width, width)
         self.conv = CausalConv(width, config.conv_width)
@@ -45,7 +48,11 @@ class RecurrentMixer(nn.Module):
         if state is not None:
             state.inputs_BWC = last_inputs(u_BTC, segment_ids_BT, before_BWC, self.conv.taps - 1)
             state.hidden = hidden
-        out: Tensor = self.out(self.norm(y_BTC, self.gate(x_BTC)))
+        out: Tensor = recomputed(self.recompute, self._gated, y_BTC, self.gate(x_BTC))
+        return out
+
+    def _gated(self, y_BTC: Tensor, gate_BTC: Tensor) -> Tensor:
+        out: Tensor = self.out(self.norm(y_BTC, gate_BTC))
         return out
 
 

@@ -20,16 +20,17 @@ def clip_by_global_norm(parameters: Iterable[nn.Parameter], max_norm: float | No
     the device. Every parameter must be a part or a copy, as `mark_parameters` marks it, along the tensor axis alone
     (ZeRO 0).
     """
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in parameters]
-    parts = [p.grad for p in parameters if getattr(p, "tensor_model_parallel", False)]
-    if parts:
-        copies = [p.grad for p in parameters if not getattr(p, "tensor_model_parallel", False)]
+    parts: list[Tensor] = []
+    copies: list[Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            is_part = getattr(parameter, "tensor_model_parallel", False)
+            (parts if is_part else copies).append(parameter.grad)
+    norm = torch.nn.utils.get_total_norm(copies, foreach=True)
+    if tensor.size > 1:
         square = torch.nn.utils.get_total_norm(parts, foreach=True).square()
         dist.all_reduce(square, group=tensor.group)
-        norm = (square + torch.nn.utils.get_total_norm(copies, foreach=True).square()).sqrt()
-    else:
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = (square + norm.square()).sqrt()
     if max_norm is not None:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([*parts, *copies], (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

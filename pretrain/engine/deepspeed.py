@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +22,9 @@ from pretrain.engine.fragments import (
     deepspeed_fragments,
     refresh_weights,
 )
-from pretrain.imports import without_compiling
-from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
+from pretrain.engine.optimizer import Bounds, optimizer_groups
+from pretrain.imports import quiet_renamed_collectives, without_compiling
+from pretrain.optim import build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
 
@@ -65,13 +65,7 @@ class DeepSpeedEngine:
         self._sequences = parallelized.sequences
         module = LossModule(parallelized.model)
         self.scaled = resolve(config, parallelized.model)
-        groups = parameter_groups(
-            parallelized.model.named_parameters(),
-            self.scaled.optim,
-            config.model.width,
-            layers=config.model.layers,
-            transfer=getattr(config.model, "transfer", None),
-        )
+        groups = optimizer_groups(parallelized.model.named_parameters(), self.scaled, config)
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
@@ -85,11 +79,9 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         bounds: dict[str, float] = parallelized.model.bounds()  # type: ignore[operator]
-        self._bounded: list[tuple[Tensor, float]] = []
+        self._bounds = Bounds(self.fragments() if bounds else (), bounds)
         if bounds:
-            owned = self.fragments()
-            self._bounded = [(f.tensors["master"], bounds[f.name]) for f in owned if f.name in bounds]
-            after_adam_step(self._engine, self._keep_bounds)
+            after_adam_step(self._engine, self._bounds.keep)
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -165,17 +157,8 @@ class DeepSpeedEngine:
         before_adam_step(self._engine, callback)
 
     def after_load(self) -> None:
-        self._keep_bounds()  # they may be narrower than those the checkpoint was trained with
+        self._bounds.keep()  # they may be narrower than those the checkpoint was trained with
         refresh_weights(self._engine)
-
-    @torch.no_grad()
-    def _keep_bounds(self) -> None:
-        """Set what went beyond its bound back to it, in the masters: each rank's own part, so that no rank needs
-        the whole of a parameter, and no ZeRO stage differs from another."""
-        if self._bounded:
-            masters, bounds = zip(*self._bounded, strict=True)
-            torch._foreach_clamp_max_(masters, bounds)
-            torch._foreach_clamp_min_(masters, [-bound for bound in bounds])
 
 
 def bucket_elements(parameters: int) -> int:
@@ -215,8 +198,7 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed 0.19.8 calls collectives that torch 2.13 has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    quiet_renamed_collectives()
     with without_compiling():
         import deepspeed
         import deepspeed.runtime.zero.muon.muon_optimizer  # every optimizer looks for this one, and it compiles

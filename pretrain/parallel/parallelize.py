@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,20 +39,25 @@ def parallelize(
     *,
     device: torch.device,
     seed: int,
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Parallelized:
     """Apply, in this order: tensor parallelism, first weights, context parallelism, activation checkpointing,
     compilation.
 
-    The model is on the meta device, so that no rank ever holds weights that it shares.
-    Tensor parallelism swaps layers, so it comes first: what follows must wrap the layers that stay.
-    Compilation is last, to see the block as it will run. Data parallelism is the engine's.
+    The model is on the meta device, so that no rank ever holds weights that it shares. Tensor parallelism swaps
+    layers, so it comes first: what follows must wrap the layers that stay. Compilation is last, to see the block as
+    it will run. Data parallelism is the engine's.
+
+    aliases: names in the plain model of those parameters of a part of it that are called otherwise there.
     """
     sharded = shard_tensors(model, sharding, mesh.tensor, sequence=parallel.sequence)
-    fill(model, sharded.placements, device, seed)
+    fill(model, sharded.placements, device, seed, aliases)
     mark_parameters(model, sharded, mesh.tensor)
     sequences = share_sequences(model, mesh, parallel)
     if parallel.activation_checkpointing == "full":
         checkpoint_blocks(model)
+    if parallel.activation_checkpointing == "selective":
+        recompute_cheap(model)
     if parallel.compile:
         compile_blocks(model)
     return Parallelized(model, sharded.placements, sequences)
@@ -61,6 +67,14 @@ def checkpoint_blocks(model: nn.Module) -> None:
     """Keep only each block's input for the backward pass and recompute the rest."""
     for block in model.get_submodule("blocks").children():
         block.forward = _recomputed(block.forward)
+
+
+def recompute_cheap(model: nn.Module) -> None:
+    """Have each layer recompute its large and cheap part; what that is, the layers with `recompute` say."""
+    layers = [module for module in model.modules() if hasattr(module, "recompute")]
+    assert layers, "no layer of this model knows what to recompute"
+    for layer in layers:
+        layer.recompute = True
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.sharding import Channels, Column, Divisible, Part, Row, Shared, Split, Vocab
+from models.sharding import Channels, Divisible, Part, Row, Shared, Split, Vocab
 from pretrain.checkpoint.fragments import Placement, Segment
 from pretrain.parallel.without_cuda import stand_in_for_cuda
 

@@ -82,7 +82,7 @@ def _config(axis: Axis, dtype: torch.dtype) -> Any:
     )
 
 
-class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]  # Megatron has no types
+class ColumnLinear(ColumnParallelLinear):
     """Some of the output features. Its input has entered the `Region` already, once for all layers that read it."""
 
     def __init__(self, plain: nn.Linear, axis: Axis) -> None:
@@ -98,12 +98,15 @@ class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]  # Megatron has 
         self.in_features = plain.in_features
         self.out_features = plain.out_features // axis.size
 
+    def _forward_impl(self, input: Tensor, weight: Tensor, **_options: Any) -> Tensor:
+        return linear(input, weight)  # Megatron's own form fuses what is not used here
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = super().forward(x)[0]
         return out
 
 
-class RowLinear(RowParallelLinear):  # type: ignore[misc]
+class RowLinear(RowParallelLinear):
     """Some of the input features; the ranks' outputs are summed, and their positions divided under `sequence`."""
 
     def __init__(self, plain: nn.Linear, axis: Axis, sequence: bool) -> None:
@@ -121,6 +124,9 @@ class RowLinear(RowParallelLinear):  # type: ignore[misc]
         self.out_features = plain.out_features
         self._sequence = sequence
 
+    def _forward_impl(self, input: Tensor, weight: Tensor, **_options: Any) -> Tensor:
+        return linear(input, weight)
+
     def forward(self, x_BTC: Tensor) -> Tensor:
         self.sequence_parallel = self._sequence and self.training
         if self.sequence_parallel:
@@ -130,7 +136,7 @@ class RowLinear(RowParallelLinear):  # type: ignore[misc]
         return out
 
 
-class SharedEmbedding(VocabParallelEmbedding):  # type: ignore[misc]
+class SharedEmbedding(VocabParallelEmbedding):
     """Some of the vocabulary's rows, filled up so that all ranks have as many; the positions divided under
     `sequence`."""
 

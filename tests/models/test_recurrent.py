@@ -209,14 +209,14 @@ def test_first_weights_of_dclm_shrink_with_depth_on_the_way_back() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_sharding_table_covers_every_weight(name: str) -> None:
-    """Each matrix and each weight of the channels once; the norms of the stream, the skip's factor and
-    Mamba-2's shared maps are replicated."""
+    """All that is within a mixer or a feed-forward layer once; the norms of the stream and the skip's factor are
+    replicated."""
     model, config = small_model(name), small_config(name)
     table = families[config.family].sharding
     for parameter_name, parameter in model.named_parameters():
         owner, _, last = parameter_name.rpartition(".")
         splits = [split for pattern, split in table.items() if fnmatch_parts(owner, pattern)]
-        replicated = last == "skip" or owner.endswith(("mixer_norm", "mlp_norm")) or ".maps" in parameter_name
+        replicated = last == "skip" or owner.endswith(("mixer_norm", "mlp_norm"))
         assert len(splits) == (0 if replicated or owner == "norm" else 1), parameter_name
         for split in splits:
             if isinstance(split, Channels):

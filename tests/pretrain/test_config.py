@@ -93,9 +93,21 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     (
         "tensor size and heads",
         ["parallel.tensor=4"],
-        ["parallel.tensor = 4: 6 heads do not divide by 4; use one of 1, 2, 3, 6"],
+        ["parallel.tensor = 4: heads = 6 and kv_heads = 6 cannot be divided by 4; use 1 or 2"],
     ),
-    ("heads in unequal parts", ["parallel.tensor=3"], ["parallel.tensor = 3: heads = 4", "use 1, 2 or 4"]),
+    (
+        "sequence parallelism alone",
+        ["parallel.sequence=true"],
+        ["parallel.sequence = True: ", "above 1, or false"],
+    ),
+    (
+        "positions in unequal parts",
+        ["parallel.tensor=3", "parallel.sequence=true"],
+        [
+            "data.sequence_length = 128: with parallel.sequence 3 ranks share",
+            "use 129, or parallel.sequence=false",
+        ],
+    ),
     ("bf16 with ZeRO 0", ["precision.dtype=bf16", "parallel.zero=0"], ["parallel.zero = 0: bf16"]),
     ("micro-batch", ["data.micro_batch_rows=5"], ["data.micro_batch_rows = 5", "use 4"]),
     ("warm-up", ["optim.warmup_steps=9999"], ["optim.warmup_steps = 9999: should be below run.steps"]),
