@@ -166,7 +166,9 @@ def share_summaries(module: Cell, part: RowPart, exchange: ThreadExchange) -> No
 
 
 @pytest.mark.parametrize("share", [share_channels, share_summaries])
-@pytest.mark.parametrize("name", ["gru", "lstm"])  # a step function's Jacobian is not for threads: test_context.py
+@pytest.mark.parametrize(
+    "name", ["gru", "lstm"]
+)  # a step function's Jacobian is not for threads: test_context.py
 @pytest.mark.parametrize("ranks", [2, 3])
 @settings(max_examples=6, deadline=None)
 @given(lengths=documents)
