@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_parallel import check_context, check_engine, check_pipeline, check_tensor
+from pretrain.config_parallel import check_context, check_engine, check_pipeline, check_tensor, check_zero
 from pretrain.config_section import Auto, Problem, Section
 from pretrain.errors import ConfigError
 
@@ -101,7 +101,8 @@ class ParallelSection(Section):
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
     zero_group: Literal["all", "node"] = "all"
-    """Ranks that ZeRO 3 shards parameters over: all replicas, or those of one node, with copies across nodes."""
+    """node: each node keeps a second copy of ZeRO 3's parameters, shared by its replicas, from which the backward
+    pass gathers them; what the optimizer holds is shared by all replicas in either case."""
     engine: Literal["auto", "deepspeed", "megatron"] = "auto"
     """auto: megatron with a pipeline, deepspeed without."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -468,6 +469,7 @@ def _check_parallel(parallel: ParallelSection, model: Any, data: DataSection) ->
     yield from check_context(parallel, model, data)
     yield from check_pipeline(parallel, model, data)
     yield from check_engine(parallel)
+    yield from check_zero(parallel)
 
 
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:

@@ -101,6 +101,12 @@ def check_engine(parallel: ParallelSection) -> Iterator[Problem]:
         yield Problem("parallel.zero", message, parallel.zero, True)
 
 
+def check_zero(parallel: ParallelSection) -> Iterator[Problem]:
+    if parallel.zero_group == "node" and parallel.zero != 3:
+        message = "only ZeRO 3 shares parameters: set parallel.zero=3, or all"
+        yield Problem("parallel.zero_group", message, parallel.zero_group, True)
+
+
 def _one_of(numbers: list[int]) -> str:
     words = [str(number) for number in numbers]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -28,6 +28,7 @@ from pretrain.imports import quiet_renamed_collectives, without_compiling
 from pretrain.optim import build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
+from pretrain.parallel.nodes import share_within_node
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
@@ -70,10 +71,11 @@ class DeepSpeedEngine:
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
         self._clip_norm = config.optim.clip_norm
         self._clips_itself = config.parallel.zero > 0
+        in_node = share_within_node(mesh) if config.parallel.zero_group == "node" else 1
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(groups, self.scaled.optim),
-            config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows),
+            config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows, in_node),
             mpu=mesh.mpu,
             dist_init_required=False,
         )
@@ -160,7 +162,10 @@ class DeepSpeedEngine:
         refresh_weights(self._engine)
 
 
-def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulation: int) -> dict[str, Any]:
+def deepspeed_config(
+    config: Config, parameters: int, micro_rows: int, accumulation: int, in_node: int = 1
+) -> dict[str, Any]:
+    """in_node: replicas of a node that share a second copy of the parameters; 1 for no such copy."""
     bucket = bucket_elements(parameters)
     zero: dict[str, Any] = {
         "stage": config.parallel.zero,
@@ -170,6 +175,7 @@ def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulat
     if config.parallel.zero == 3:
         # Small parameters stay whole on every rank by default; at tiny widths that would be all of them.
         zero |= {"stage3_param_persistence_threshold": config.model.width * 4}
+        zero |= {"zero_hpz_partition_size": in_node}
     return {
         "train_micro_batch_size_per_gpu": micro_rows,
         "gradient_accumulation_steps": accumulation,
