@@ -111,7 +111,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
     types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
     data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
     rows = config.data.global_batch_rows // data_ranks
-    micro = micro_batch_rows(config.data, data_ranks)
+    micro = micro_batch_rows(config.data, data_ranks, config.parallel)
     activations = activation_bytes(config, model_config, micro * length)
     flops = family.flops_per_token(model_config, length)
     tokens_per_step = config.data.global_batch_rows * length
