@@ -1,0 +1,31 @@
+"""Small datasets, built once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.corpus import build_corpus
+from tests.e2e.pairs import TASKS, build_pairs
+from tests.pretrain.parallel.runs import Curve, Datasets, train_in
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+    folder = tmp_path_factory.mktemp("data")
+    build_pairs(folder / "pairs")
+    return Datasets(build_corpus(folder, documents=30), tuple(folder / "pairs" / n for n in ("text", *TASKS)))
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> Callable[[str, int], Curve]:
+    """How a model trains in one process, ZeRO 0, for so many steps."""
+    known: dict[tuple[str, int], Curve] = {}
+
+    def curve(model: str, steps: int) -> Curve:
+        if (model, steps) not in known:
+            known[model, steps] = train_in(tmp_path_factory.mktemp(model), data, model, 1, [], steps)
+        return known[model, steps]
+
+    return curve
