@@ -10,6 +10,8 @@ from tests.corpus import build_corpus
 from tests.e2e.pairs import TASKS, build_pairs
 from tests.pretrain.parallel.runs import Curve, Datasets, train_in
 
+Alone = Callable[[str, int], Curve]
+
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
@@ -19,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> Callable[[str, int], Curve]:
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> Alone:
     """How a model trains in one process, ZeRO 0, for so many steps."""
     known: dict[tuple[str, int], Curve] = {}
 

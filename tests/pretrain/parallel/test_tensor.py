@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,9 @@ from pretrain.run import build_engine
 from pretrain.run_data import TextData, open_run_data
 from tests.e2e.training import losses, metrics, train_rank
 from tests.harness import run_ranks
+from tests.pretrain.parallel.conftest import Alone
 from tests.pretrain.parallel.runs import MODELS, Curve, Datasets, agree, difference, train_in, write_run
 
-Alone = Callable[[str, int], Curve]
 TENSOR, SEQUENCE = "parallel.tensor=2", "parallel.sequence=true"
 
 SAMPLE = [
