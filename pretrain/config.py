@@ -468,7 +468,7 @@ def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> 
     if precision.dtype == "bf16" and parallel.zero == 0:
         yield Problem(
             "parallel.zero",
-            "bf16 without sharded optimizer states keeps no exact master weights in DeepSpeed; use 1, also on one GPU",
+            "bf16 without sharded optimizer states keeps no exact master weights; use 1, also on one GPU",
             0,
             True,
         )

@@ -28,12 +28,14 @@ class Part:
     names: each parameter's name in the plain model, by its name in `model`. They differ for a tied head whose
         embedding is on another rank.
     placements: by the plain model's names.
+    sequences: which positions of a batch this rank computes, the same in all of its parts.
     """
 
     model: LanguageModel
     sequences: SharedSequences
     names: dict[str, str]
     placements: dict[str, Placement]
+    sequences: SharedSequences
     is_first: bool
     is_last: bool
 

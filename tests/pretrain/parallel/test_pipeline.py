@@ -26,6 +26,7 @@ from tests.pretrain.parallel.runs import MODELS, Datasets, agree, difference, tr
 
 PIPELINE, CHUNKS, SHARDED = "parallel.pipeline=2", "parallel.pipeline_chunks=2", "parallel.zero=1"
 TENSOR, SEQUENCE = "parallel.tensor=2", "parallel.sequence=true"
+CONTEXT = "parallel.context=2"
 MICRO = "data.micro_batch_rows=2"
 UNTIED = "model.tied_head=false"
 
@@ -47,7 +48,7 @@ SAMPLE = [
     ("sigmoid", 4, [PIPELINE, SHARDED]),
     ("softmax", 2, [PIPELINE, CHUNKS, SHARDED]),
     ("trimodal", 4, [PIPELINE, CHUNKS, SHARDED]),
-    ("gru", 4, ["parallel.pipeline=4", SHARDED]),
+    ("gru", 4, [PIPELINE, CONTEXT, SHARDED]),
     ("lstm", 4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
     ("sigmoid", 2, ["parallel.engine=megatron", SHARDED]),
 ]
@@ -71,6 +72,9 @@ LAYOUTS: list[tuple[int, list[str]]] = [
     (4, [PIPELINE, TENSOR]),
     (4, [PIPELINE, TENSOR, SEQUENCE, SHARDED]),
     (4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
+    (4, [PIPELINE, CONTEXT]),
+    (4, [PIPELINE, CHUNKS, CONTEXT, SHARDED]),
+    (8, [PIPELINE, CONTEXT, TENSOR, SEQUENCE, SHARDED]),
 ]
 
 
