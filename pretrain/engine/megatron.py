@@ -58,11 +58,8 @@ class MegatronEngine:
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size, config.parallel)
         self._is_last = parts[-1].is_last
         self._interleaved = len(parts) > 1
-        # Ranks that share a row's positions in training, and when evaluating.
-        self._row_ranks = (
-            mesh.context.size * (mesh.tensor.size if config.parallel.sequence else 1),
-            mesh.context.size,
-        )
+        # Ranks that share the positions between layers in training; the context axis' are not in the batch.
+        self._row_ranks = mesh.tensor.size if config.parallel.sequence else 1
         dtype = torch.bfloat16 if config.precision.dtype == "bf16" else torch.float32
         for part in parts:
             part.model.to(dtype)
@@ -85,10 +82,11 @@ class MegatronEngine:
 
     def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
         set_learning_rate(self._updater.adam.param_groups, lr_factor)
-        batch = batch.to(self._device, non_blocking=True)
+        tokens = batch.tokens.numel() * self._mesh.data.size
+        batch = self._part_of(batch).to(self._device, non_blocking=True)
         weight = objective.weight(batch)
-        if self._mesh.data.size > 1:
-            dist.all_reduce(weight, group=self._mesh.data.group)
+        if self._mesh.replicas.size > 1:
+            dist.all_reduce(weight, group=self._mesh.replicas.group)
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
         # Megatron sums gradients over the replicas (calculate_per_token_loss): what is left is to divide by all tokens.
@@ -97,7 +95,6 @@ class MegatronEngine:
         for chunk in self._chunks:
             chunk.finish_grad_sync()
         gradient_norm = self._update()
-        tokens = batch.tokens.numel() * self._mesh.data.size
         return StepReport(loss_sum, weight, gradient_norm, tokens, parts)
 
     @torch.no_grad()
@@ -156,7 +153,7 @@ class MegatronEngine:
             num_microbatches=len(run),
             # Megatron receives (seq_length / context, micro_batch_size, width), and that shall be our (B, T, C).
             seq_length=rows * self._mesh.context.size,
-            micro_batch_size=time // self._row_ranks[not train],
+            micro_batch_size=time // (self._row_ranks if train else 1),
             forward_only=not train,
         )
         return sums.loss, sums.parts
@@ -165,7 +162,7 @@ class MegatronEngine:
 
     def evaluate(self, batches: Iterable[Batch], objective: Objective) -> Evaluation:
         sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
-        with self.inference():
+        with self._without_gradients():
             for group in self._groups(batches):
                 loss, parts = self._run(group, objective, 1.0, train=False)
                 sums[0, 0] += loss
@@ -180,17 +177,28 @@ class MegatronEngine:
         """Neighbours of equal shape, as many as a schedule can take; on the device."""
         size = self._mesh.pipeline.size
         for _, alike in itertools.groupby(batches, key=lambda batch: batch.tokens.shape):
-            waiting = (batch.to(self._device) for batch in alike)
+            waiting = (self._part_of(batch).to(self._device) for batch in alike)
             while group := list(itertools.islice(waiting, EVALUATED_AT_ONCE * size)):
                 yield group
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:
+        with self._without_gradients(), contextlib.ExitStack() as stack:
+            for part in self._parts:
+                stack.enter_context(part.sequences.whole_rows())
+            yield self._staged
+
+    def _part_of(self, batch: Batch) -> Batch:
+        # All parts of the model share rows alike.
+        return self._parts[0].sequences.part_of(batch)
+
+    @contextlib.contextmanager
+    def _without_gradients(self) -> Iterator[None]:
         for chunk in self._chunks:
             chunk.eval()
         try:
             with torch.no_grad():
-                yield self._staged
+                yield
         finally:
             for chunk in self._chunks:
                 chunk.train()

@@ -11,6 +11,7 @@ import torch
 from models import families
 from models.layers.language_model import LanguageModel, part
 from pretrain.checkpoint.fragments import Placement
+from pretrain.parallel.context import SharedSequences
 from pretrain.parallel.parallelize import parallelize
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Part:
     model: LanguageModel
     names: dict[str, str]
     placements: dict[str, Placement]
+    sequences: SharedSequences
     is_first: bool
     is_last: bool
 
@@ -91,4 +93,4 @@ def _build_part(config: Config, mesh: Mesh, device: torch.device, stages: list[r
     )
     names = {name: aliases.get(name, name) for name, _ in model.named_parameters()}
     placements = {names[name]: parallelized.placements[name] for name in names}
-    return Part(model, names, placements, is_first, is_last)
+    return Part(model, names, placements, parallelized.sequences, is_first, is_last)
