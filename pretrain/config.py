@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_parallel import check_context, check_engine, check_pipeline, check_tensor, check_zero
+from pretrain.config_parallel import layout_problems
 from pretrain.config_section import Auto, Problem, Section
 from pretrain.errors import ConfigError
 
@@ -446,7 +446,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between settings. Each runs where the sections it reads are valid by themselves."""
     rules: list[tuple[Callable[..., Iterator[Problem]], tuple[str, ...]]] = [
         (_check_model, ("model", "data")),
-        (_check_parallel, ("parallel", "model", "data")),
+        (layout_problems, ("parallel", "model", "data")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
         (_check_objective, ("objective", "model", "data")),
@@ -462,14 +462,6 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
 def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
     for key, message in model.problems(data.sequence_length):
         yield Problem(f"model.{key}", message, attrgetter(key)(model), True)
-
-
-def _check_parallel(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
-    yield from check_tensor(parallel, model, data)
-    yield from check_context(parallel, model, data)
-    yield from check_pipeline(parallel, model, data)
-    yield from check_engine(parallel)
-    yield from check_zero(parallel)
 
 
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:

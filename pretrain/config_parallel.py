@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from pretrain.config import DataSection, ParallelSection
 
 
+def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """All that is wrong with a layout of this model and these rows, whatever the number of processes."""
+    yield from check_tensor(parallel, model, data)
+    yield from check_context(parallel, model, data)
+    yield from check_pipeline(parallel, model, data)
+    yield from check_engine(parallel)
+    yield from check_zero(parallel)
+
+
 def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
     """Heads, channels and, with sequence parallelism, positions in equal parts. The vocabulary is filled up."""
     size = parallel.tensor
@@ -43,7 +52,8 @@ def check_context(parallel: ParallelSection, model: Any, data: DataSection) -> I
         yield Problem("data.sequence_length", message, length, True)
     reach = getattr(model, "conv_width", 1) - 1
     if length // ranks < reach:
-        message = f"a rank's part of a row must hold the {reach} inputs that the convolution looks back; use {reach * ranks}"
+        needed = f"a rank's part of a row must hold the {reach} inputs that the convolution looks back"
+        message = f"{needed}; use {reach * ranks}"
         yield Problem("data.sequence_length", message, length, True)
     yield from _check_recurrence(parallel, model)
 

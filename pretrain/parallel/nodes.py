@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -56,4 +56,4 @@ def replicas_by_node(told: Sequence[tuple[str, tuple[int, ...]]]) -> list[list[i
 
 def node_name(environment: Mapping[str, str] = os.environ) -> str:
     """Slurm's name of this node, or the host's."""
-    return cast(str, environment.get("SLURMD_NODENAME") or socket.gethostname())
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pretrain.engine.buckets import bucket_elements
 
 if TYPE_CHECKING:
-    from pretrain.config import Config
+    from pretrain.config import Config, ParallelSection
     from pretrain.plan.simulate import Passes
 
 BYTES = {"fp32": 4, "bf16": 2}
@@ -93,20 +94,26 @@ def _megatron(parameters: int, config: Config, replicas: int) -> Memory:
     )
 
 
-def with_passes(state: Memory, passes: Passes, *, accumulation: int, in_flight: float) -> Memory:
-    """With what the passes hold.
+def most_in_flight(parallel: ParallelSection, stage: int, micro_batches: int) -> float:
+    """Micro-batches whose forward pass waits for its backward pass, at most, the one under way included; a fraction
+    counts chunks of an interleaved pipeline.
 
-    in_flight: micro-batches whose forward pass waits for its backward pass, at most, the one under way included;
-        a fraction counts chunks of an interleaved pipeline.
+    Source: Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters", and Megatron's schedules.
     """
-    waiting = int((in_flight - 1) * passes.kept)
-    return Memory(
-        parameters=state.parameters,
-        gradients=state.gradients,
-        optimizer=state.optimizer,
-        buffers=state.buffers,
-        activations=waiting + passes.body,
-        logits=passes.logits,
-        update=state.update,
+    ranks, chunks = parallel.pipeline, parallel.pipeline_chunks
+    if chunks == 1:
+        return min(micro_batches, ranks - stage)
+    ahead = 2 * (ranks - stage - 1) + (chunks - 1) * ranks + 1
+    return min(chunks * micro_batches, ahead) / chunks
+
+
+def with_passes(state: Memory, passes: Sequence[Passes], *, accumulation: int, in_flight: float) -> Memory:
+    """With what the passes of a rank's parts hold, of which `in_flight` are under way."""
+    waiting = in_flight * sum(part.kept for part in passes)
+    inside = max(part.body - part.kept for part in passes)
+    return replace(
+        state,
+        activations=int(waiting + inside),
+        logits=max(part.logits for part in passes),
         gradients_wait=state.gradients_wait or accumulation > 1,
     )

@@ -20,6 +20,7 @@ from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
 from pretrain.config_objective import MaskedDiffusionSection
 from pretrain.engine.stage import Continued
+from pretrain.imports import quiet_renamed_collectives
 from pretrain.objectives import Objective, build_objective
 from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state
 from pretrain.parallel.stages import Part, build_parts
@@ -62,6 +63,7 @@ def pretended_mesh(parallel: ParallelSection, world: int, rank: int = 0) -> Iter
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     assert not dist.is_initialized(), "a plan is made outside of a run"
+    quiet_renamed_collectives()
     parallel_state = import_parallel_state()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
@@ -79,20 +81,22 @@ def simulate(config: Config, mesh: Mesh, rows: int) -> list[Passes]:
         parts = build_parts(config, mesh, torch.device("cpu"))
         batch = pretended_batch(config, rows)
         objective = pretended_objective(config)
-        ranks = mesh.tensor.size if config.parallel.sequence else 1
-        return [_passes(part, mesh, objective, batch, ranks) for part in parts]
+        return [_passes(part, config, mesh, objective, batch) for part in parts]
 
 
-def _passes(part: Part, mesh: Mesh, objective: Objective, batch: Batch, ranks: int) -> Passes:
+def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch: Batch) -> Passes:
     for parameter in part.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     batch = part.sequences.part_of(batch)
 
+    def stage() -> Continued:
+        return Continued(part.model, None if part.is_first else received(config, mesh, batch))
+
     def body() -> Tensor:
-        return continued(part, ranks, batch)(*objective.inputs(batch))
+        return stage()(*objective.inputs(batch))
 
     def whole() -> Tensor:
-        return objective(continued(part, ranks, batch), batch).total  # type: ignore[arg-type]
+        return objective(stage(), batch).total  # type: ignore[arg-type]  # as the engine calls it
 
     up_to_norm = _tracked(mesh, body)
     with_loss = _tracked(mesh, whole) if part.is_last else up_to_norm
@@ -105,14 +109,11 @@ def _passes(part: Part, mesh: Mesh, objective: Objective, batch: Batch, ranks: i
     )
 
 
-def continued(part: Part, ranks: int, batch: Batch) -> Continued:
-    """The part, going on from hidden states that the stage before has sent; `ranks` share them by position."""
-    hidden_BTC = None
-    if not part.is_first:
-        rows, time = batch.tokens.shape
-        width = part.model.config.width
-        hidden_BTC = torch.empty(rows, time // ranks, width, requires_grad=True)
-    return Continued(part.model, hidden_BTC)
+def received(config: Config, mesh: Mesh, batch: Batch) -> Tensor:
+    """Hidden states as the stage before sends them."""
+    rows, time = batch.tokens.shape
+    ranks = mesh.tensor.size if config.parallel.sequence else 1
+    return torch.empty(rows, time // ranks, config.model.width, requires_grad=True)
 
 
 @dataclass(frozen=True)
