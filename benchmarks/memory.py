@@ -61,7 +61,7 @@ def measure_rank(
     from pretrain.objectives import build_objective
     from pretrain.parallel.mesh import build_mesh
     from pretrain.parallel.ranks import ranks_from_environment, start_process_group
-    from pretrain.planning import make_plan
+    from pretrain.plan.estimate import make_plan
     from pretrain.run import build_engine
     from pretrain.run_data import open_run_data
 

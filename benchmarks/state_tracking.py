@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.common import save
 from pretrain.config import config_from_dict, load_config
-from pretrain.planning import make_plan
+from pretrain.plan.estimate import make_plan
 
 CONFIGS = Path("configs/tasks")
 

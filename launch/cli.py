@@ -124,7 +124,7 @@ def status(
 
     triptych status "sigmoid-7b*" --watch 10
     """
-    from launch.commands import show_status
+    from launch.watching import show_status
 
     show_status(folder, runs or [], watch=watch, details=details, sort=sort)
 
@@ -144,7 +144,7 @@ def logs(
 
     triptych logs sigmoid-7b --rank 17 --attempt 3
     """
-    from launch.commands import show_logs
+    from launch.watching import show_logs
 
     show_logs(folder, run, follow=follow, rank=rank, attempt=attempt, lines=lines)
 
@@ -155,7 +155,7 @@ def cancel(runs: Runs = None, folder: RunsFolder = Path("runs")) -> None:
 
     triptych cancel sigmoid-7b
     """
-    from launch.commands import cancel_runs
+    from launch.watching import cancel_runs
 
     cancel_runs(folder, runs or [])
 
@@ -174,7 +174,7 @@ def tensorboard(
 
     triptych tensorboard
     """
-    from launch.commands import start_tensorboard
+    from launch.watching import start_tensorboard
 
     start_tensorboard(folder, port, slurm=slurm, partition=partition, time_limit=time)
 

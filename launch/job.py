@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launch.policy import Attempt, Ending
 from launch.progress import newest_step
-from launch.settings import ClusterSettings
 from pretrain.attempts import Launch, read_json, write_json
 from pretrain.errors import UserError
+
+if TYPE_CHECKING:
+    from launch.settings import ClusterSettings
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class LaunchedRun:
 
     @property
     def settings(self) -> ClusterSettings:
+        from launch.settings import ClusterSettings
+
         return ClusterSettings.model_validate(self.job()["settings"])
 
     def log(self, rank: int, attempt: int) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
+from launch.durations import minutes_of
 from pretrain.config import ConfigLoader
 from pretrain.config_section import Section
 from pretrain.errors import ConfigError
@@ -72,26 +72,6 @@ class ClusterSettings(Section):
     @property
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or max(1, self.gpus_per_node)
-
-
-def minutes_of(text: str) -> int:
-    """Minutes of a time limit as Slurm writes it: minutes, minutes:seconds, hours:minutes:seconds, or days-hours
-    and what may follow. Rounded up. Raises ValueError."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
-    if match is None:
-        raise ValueError(f"{text!r} is no time limit; write minutes, hours:minutes:seconds or days-hours")
-    days, *rest = match.groups()
-    numbers = [int(part) for part in rest if part is not None]
-    if days is not None:
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
-        hours, minutes, seconds = 0, *[*numbers, 0][:2]
-    total_s = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-    if total_s == 0:
-        raise ValueError(f"{text!r}: a time limit must be above 0")
-    return -(-total_s // 60)
 
 
 def load_settings(

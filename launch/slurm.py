@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launch.settings import minutes_of
+from launch.durations import minutes_of
 from pretrain.errors import UserError
 
 CALL_TIMEOUT_S = 20

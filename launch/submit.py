@@ -15,10 +15,11 @@ import yaml
 
 from launch import slurm
 from launch.batch import EXIT_NOTHING_TO_DO
+from launch.durations import minutes_of
 from launch.job import LaunchedRun
 from launch.policy import Ending
 from launch.rank import TrainJob
-from launch.settings import ClusterSettings, minutes_of
+from launch.settings import ClusterSettings
 from launch.snapshot import take_snapshot
 from pretrain.attempts import ATTEMPT_VARIABLE, read_json
 from pretrain.config import Config, ConfigLoader, SourceSection, load_config

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_parallel import check_context, check_pipeline, check_tensor, check_zero
+from pretrain.config_parallel import layout_problems
 from pretrain.config_section import Auto, Problem, Section
 from pretrain.errors import ConfigError
 
@@ -107,6 +107,13 @@ class ParallelSection(Section):
     """auto: megatron with a pipeline, deepspeed without."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
+
+    @property
+    def chosen_engine(self) -> Literal["deepspeed", "megatron"]:
+        """What `engine: auto` comes to."""
+        if self.engine == "auto":
+            return "megatron" if self.pipeline > 1 else "deepspeed"
+        return self.engine
 
 
 class PrecisionSection(Section):
@@ -439,7 +446,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between settings. Each runs where the sections it reads are valid by themselves."""
     rules: list[tuple[Callable[..., Iterator[Problem]], tuple[str, ...]]] = [
         (_check_model, ("model", "data")),
-        (_check_parallel, ("parallel", "model", "data")),
+        (layout_problems, ("parallel", "model", "data")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
         (_check_objective, ("objective", "model", "data")),
@@ -457,18 +464,11 @@ def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
         yield Problem(f"model.{key}", message, attrgetter(key)(model), True)
 
 
-def _check_parallel(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
-    yield from check_tensor(parallel, model, data)
-    yield from check_context(parallel)
-    yield from check_pipeline(parallel)
-    yield from check_zero(parallel)
-
-
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:
     if precision.dtype == "bf16" and parallel.zero == 0:
         yield Problem(
             "parallel.zero",
-            "bf16 without sharded optimizer states keeps no exact master weights in DeepSpeed; use 1, also on one GPU",
+            "bf16 without sharded optimizer states keeps no exact master weights; use 1, also on one GPU",
             0,
             True,
         )

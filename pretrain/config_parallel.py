@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from pretrain.config import DataSection, ParallelSection
 
 
+def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """All that is wrong with a layout of this model and these rows, whatever the number of processes."""
+    yield from check_tensor(parallel, model, data)
+    yield from check_context(parallel, model, data)
+    yield from check_pipeline(parallel, model, data)
+    yield from check_engine(parallel)
+    yield from check_zero(parallel)
+
+
 def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
     """Heads, channels and, with sequence parallelism, positions in equal parts. The vocabulary is filled up."""
     size = parallel.tensor
@@ -30,14 +39,75 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
         yield Problem("data.sequence_length", message, data.sequence_length, True)
 
 
-def check_context(parallel: ParallelSection) -> Iterator[Problem]:
-    if parallel.context > 1:
-        yield Problem("parallel.context", "this version runs 1 only", parallel.context, True)
+def check_context(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """Rows in equal pieces, none shorter than a convolution's reach, and mixers that can work across ranks."""
+    ranks = parallel.context
+    if ranks == 1:
+        return
+    length, pieces = data.sequence_length, ranks * (2 if model.row_order == "balanced" else 1)
+    if length % pieces:
+        each = ", two to a rank," if pieces > ranks else ""
+        near = max(1, round(length / pieces)) * pieces
+        message = f"{ranks} ranks share a row in {pieces} pieces{each} of equal length; use {near}"
+        yield Problem("data.sequence_length", message, length, True)
+    reach = getattr(model, "conv_width", 1) - 1
+    if length // ranks < reach:
+        message = f"a rank's part of a row must hold the {reach} inputs that the convolution looks back; use {reach * ranks}"
+        yield Problem("data.sequence_length", message, length, True)
+    yield from _check_recurrence(parallel, model)
 
 
-def check_pipeline(parallel: ParallelSection) -> Iterator[Problem]:
-    if parallel.pipeline > 1:
-        yield Problem("parallel.pipeline", "this version runs 1 only", parallel.pipeline, True)
+def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
+    """How the mixers of ranks that share rows work together."""
+    if parallel.recurrence == "summaries":
+        if hasattr(model, "summary_problems"):
+            for key, message in model.summary_problems():
+                yield Problem(f"model.{key}", f"{message}; or use parallel.recurrence=channels")
+        else:
+            message = f"{model.family} has no recurrence that Newton's method solves; use channels"
+            yield Problem("parallel.recurrence", message, "summaries", True)
+        return
+    for message in model.swap_problems(parallel.tensor * parallel.context):
+        right = [n for n in range(1, model.width + 1) if not model.swap_problems(parallel.tensor * n)]
+        near = sorted(sorted(right, key=lambda n: abs(n - parallel.context))[:4])
+        if near:  # else it is the tensor axis that does not divide
+            both = (
+                "" if parallel.tensor == 1 else f" (tensor x context = {parallel.tensor * parallel.context})"
+            )
+            message = f"ranks of one row exchange positions for heads or channels{both}: {message}; use {_one_of(near)}"
+            yield Problem("parallel.context", message, parallel.context, True)
+
+
+def check_pipeline(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """Blocks for every stage and, interleaved, equally many; micro-batches for the interleaved schedule."""
+    ranks, chunks = parallel.pipeline, parallel.pipeline_chunks
+    if chunks > 1 and ranks == 1:
+        message = "only a pipeline has chunks: set parallel.pipeline above 1, or 1 here"
+        yield Problem("parallel.pipeline_chunks", message, chunks, True)
+    elif chunks > 1 and model.layers % (ranks * chunks):
+        right = [n for n in range(1, model.layers // ranks + 1) if model.layers % (ranks * n) == 0]
+        message = f"{model.layers} blocks do not divide by {ranks} ranks of {chunks} chunks"
+        instead = f"use {_one_of(right)}" if right else "use 1, which takes any number of blocks"
+        yield Problem("parallel.pipeline_chunks", f"{message}; {instead}", chunks, True)
+    elif model.layers < ranks:
+        message = f"the model has {model.layers} blocks, and each rank needs one; use at most {model.layers}"
+        yield Problem("parallel.pipeline", message, ranks, True)
+    if chunks > 1 and data.global_batch_rows % ranks:
+        message = f"interleaved, each rank's rows make a multiple of {ranks} micro-batches; use a multiple of {ranks}"
+        yield Problem("data.global_batch_rows", message, data.global_batch_rows, True)
+
+
+def check_engine(parallel: ParallelSection) -> Iterator[Problem]:
+    """DeepSpeed has ZeRO 2 and 3, Megatron has pipelines."""
+    if parallel.engine == "deepspeed" and parallel.pipeline > 1:
+        message = "pipelines are megatron's; use auto, or parallel.pipeline=1"
+        yield Problem("parallel.engine", message, parallel.engine, True)
+    if parallel.chosen_engine == "megatron" and parallel.zero > 1:
+        because = (
+            "with parallel.pipeline above 1" if parallel.pipeline > 1 else "with parallel.engine=megatron"
+        )
+        message = f"megatron's engine, {because}, shards optimizer states at most; use 1"
+        yield Problem("parallel.zero", message, parallel.zero, True)
 
 
 def check_zero(parallel: ParallelSection) -> Iterator[Problem]:

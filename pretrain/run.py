@@ -35,6 +35,7 @@ from pretrain.hooks.watchdog import WatchdogHook
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
+from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
 from pretrain.parallel.mesh import Mesh, build_mesh
 from pretrain.parallel.parallelize import parallelize
@@ -94,7 +95,7 @@ class Run:
         return schedule_factor(self.config.optim, step, self.config.run.steps)
 
     def validation_batches(self) -> Iterator[Batch]:
-        rows = micro_batch_rows(self.config.data, self.mesh.data.size)
+        rows = micro_batch_rows(self.config.data, self.mesh.data.size, self.config.parallel)
         batches = self.data.validation_batches(rows, self.mesh.data.rank, self.mesh.data.size)
         return self.objective.evaluation_batches(batches)
 
@@ -203,6 +204,8 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
 
 def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
     """The model with its initial weights, parallel, inside its engine."""
+    if config.parallel.chosen_engine == "megatron":
+        return _build_megatron(config, mesh, device)
     from pretrain.engine.deepspeed import DeepSpeedEngine
 
     family = families[config.model.family]
@@ -212,6 +215,15 @@ def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
         model, family.sharding, mesh, config.parallel, device=device, seed=config.run.seed
     )
     return DeepSpeedEngine(parallelized, config, mesh, device)
+
+
+def _build_megatron(config: Config, mesh: Mesh, device: torch.device) -> Engine:
+    from pretrain.engine.megatron import MegatronEngine
+    from pretrain.parallel.stages import build_parts, whole_model
+
+    # The rules that set learning rates look at the whole model's size.
+    scaled = resolve(config, whole_model(config))
+    return MegatronEngine(build_parts(config, mesh, device), scaled, config, mesh, device)
 
 
 def _open_store(config: Config, folder: RunFolder, mesh: Mesh) -> CheckpointStore:

@@ -37,6 +37,18 @@ def chunked_linear_recurrence(
     return y.flatten(1, 2)[:, :time]
 
 
+def total_step(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """All steps as one: the product (B, D) and the sum (B, D), or (B, 2, 2, D) and (B, 2, D), with which the last state
+    is `product state + sum`. Steps are joined in pairs, then pairs of pairs."""
+    block = a.dim() != b.dim()
+    while b.shape[1] > 1:
+        even = b.shape[1] // 2 * 2
+        early, late = (slice(0, even, 2), slice(1, even, 2))
+        b = torch.cat((step(a[:, late], b[:, early], b[:, late]), b[:, even:]), 1)
+        a = torch.cat((compose(a[:, late], a[:, early], block=block), a[:, even:]), 1)
+    return a[:, 0], b[:, 0]
+
+
 def _split(x: Tensor, chunks: int, length: int) -> Tensor:
     """(B, T, ...) to (B, chunks, length, ...), zeros after the end."""
     missing = chunks * length - x.shape[1]

@@ -4,8 +4,10 @@ from kernels.newton_rnn.decode import gru_step, lstm_step
 from kernels.newton_rnn.generic import check_structure, recurrence
 from kernels.newton_rnn.op import gru, lstm
 from kernels.newton_rnn.solver import NewtonError, Report, Solution, Solver
+from kernels.newton_rnn.split import Exchange, split_problems
 
 __all__ = [
+    "Exchange",
     "NewtonError",
     "Report",
     "Solution",
@@ -16,4 +18,5 @@ __all__ = [
     "lstm",
     "lstm_step",
     "recurrence",
+    "split_problems",
 ]

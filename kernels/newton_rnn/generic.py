@@ -13,9 +13,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.newton_rnn.cells import Cell, Jacobian, Parameters, Projection, Step, Structure
-from kernels.newton_rnn.newton import Problem, adjoint, keep_of, solve_by_newton, solve_sequentially
+from kernels.newton_rnn.newton import (
+    Problem,
+    adjoint,
+    keep_of,
+    solve_by_newton,
+    solve_sequentially,
+    step_gradients,
+)
 from kernels.newton_rnn.op import check_segment_ids
 from kernels.newton_rnn.solver import Report, Solution, Solver
+from kernels.newton_rnn.split import Exchange, split_recurrence
 from kernels.newton_rnn.torch_forms import Call
 
 
@@ -30,6 +38,7 @@ def recurrence(
     project: Projection | None = None,
     segment_ids_BT: Tensor | None = None,
     solver: Solver | None = None,
+    exchange: Exchange | None = None,
 ) -> Solution:
     """h_t = step(inputs_t, parameters, h_{t-1}) for every t, in plain torch, on any device.
 
@@ -48,6 +57,7 @@ def recurrence(
             tanh; None if there is none.
         segment_ids_BT, solver: as for `gru`; "auto" means in time order on a CPU and Newton on a GPU. There the
             host waits once per call for the residual, and with a tolerance once per iteration.
+        exchange: as for `gru`.
 
     Returns a Solution; its output is the state (B, T, D), for "block2" the second of the two numbers (as the
     LSTM's c, h), and the final state is whole. Raises ValueError naming the argument.
@@ -58,6 +68,8 @@ def recurrence(
     if not isinstance(parameters, tuple):
         raise ValueError(f"parameters must be a tuple of tensors, got {type(parameters).__name__}")
     cell = _cell(step, structure, jacobian, project)
+    if exchange is not None:
+        return split_recurrence(cell, inputs_BTD, parameters, state, segment_ids_BT, solver, exchange)
     state = _checked_state(cell, inputs_BTD, state, solver)
     check_segment_ids(segment_ids_BT, inputs_BTD, "inputs")
     states, numbers = _Recurrence.apply(cell, solver, segment_ids_BT, state, inputs_BTD, *parameters)
@@ -157,11 +169,7 @@ class _Recurrence(torch.autograd.Function):
         segment_ids, state, inputs, states, *parameters = ctx.saved_tensors
         problem = Problem(ctx.cell, inputs, tuple(parameters), state, keep_of(segment_ids))
         total, grad_state, previous = adjoint(problem, states, grad)
-        leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (inputs, *parameters)]
-        with torch.enable_grad():
-            following = ctx.cell.step(leaves[0], tuple(leaves[1:]), previous)
-        grads = torch.autograd.grad(following, leaves, total, allow_unused=True)
-        return None, None, None, grad_state, *grads
+        return None, None, None, grad_state, *step_gradients(problem, previous, total)
 
 
 def _differentiate(

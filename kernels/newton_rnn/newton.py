@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_recurrence.chunked import chunked_linear_recurrence
+from kernels.linear_recurrence.reference import apply
 from kernels.newton_rnn.cells import Cell, Parameters
 from kernels.newton_rnn.solver import Solver
 
@@ -117,17 +118,17 @@ def solve_by_newton(problem: Problem, solver: Solver) -> Solved:
 
 
 def _solve_window(problem: Problem, solver: Solver) -> Solved:
-    states = _guess(problem)
+    states = guess(problem)
     taken, acted = 0, False
     while True:
         value, jacobian = problem.cell.linearise(problem.inputs, problem.parameters, problem.previous(states))
         residual = value - states
         worst = residual.abs().amax()
-        wanted, exceeded = _go_on(worst, taken, solver)
+        wanted, exceeded = go_on(worst, taken, solver)
         acted |= exceeded
         if not wanted:
             break
-        states = _iterate(problem, states, value, _cut(problem, jacobian), solver.project)
+        states = _iterate(problem, states, value, cut(problem, jacobian), solver.project)
         taken += 1
     worst = torch.where(worst.isnan(), torch.full_like(worst, float("inf")), worst)
     numbers = torch.zeros(5, dtype=torch.float32, device=states.device)
@@ -136,7 +137,7 @@ def _solve_window(problem: Problem, solver: Solver) -> Solved:
     return Solved(states, numbers)
 
 
-def _go_on(worst: Tensor, taken: int, solver: Solver) -> tuple[bool, bool]:
+def go_on(worst: Tensor, taken: int, solver: Solver) -> tuple[bool, bool]:
     """Whether to iterate once more, and whether the policy has taken over. Comparisons fail for NaN."""
     if taken < solver.iterations:
         return solver.tolerance is None or not bool(worst <= solver.tolerance), False
@@ -144,12 +145,12 @@ def _go_on(worst: Tensor, taken: int, solver: Solver) -> tuple[bool, bool]:
     return exceeded and solver.on_exceed == "iterate" and taken < solver.max_iterations, exceeded
 
 
-def _guess(problem: Problem) -> Tensor:
+def guess(problem: Problem) -> Tensor:
     zeros = torch.zeros_like(problem.state)[:, None].expand(-1, problem.time, *problem.state.shape[1:])
     return problem.cell.step(problem.inputs, problem.parameters, problem.previous(zeros))
 
 
-def _cut(problem: Problem, jacobian: Tensor) -> Tensor:
+def cut(problem: Problem, jacobian: Tensor) -> Tensor:
     """J_t is 0 where h_{t-1} is known: at a segment's start, and at the window's start."""
     jacobian = problem.kept(jacobian)
     return torch.cat([torch.zeros_like(jacobian[:, :1]), jacobian[:, 1:]], 1)
@@ -175,13 +176,32 @@ def adjoint(problem: Problem, states: Tensor, grad: Tensor) -> tuple[Tensor, Ten
     state, l_t = g_t + J_{t+1}^T l_{t+1}; that of the initial state, J_0^T l_0; and the previous states.
     Source: Danieli et al., eq. 2.6.
     """
+    transposed, previous = transposed_jacobians(problem, states)
+    total, grad_state = backwards(transposed, grad)
+    return total, grad_state, previous
+
+
+def transposed_jacobians(problem: Problem, states: Tensor) -> tuple[Tensor, Tensor]:
+    """J_t^T at every position, 0 where a segment begins, and the previous states."""
     previous = problem.previous(states)
     _, jacobian = problem.cell.linearise(problem.inputs, problem.parameters, previous)
     transposed = jacobian.transpose(-3, -2) if problem.cell.block else jacobian
-    transposed = problem.kept(transposed)
+    return problem.kept(transposed), previous
+
+
+def backwards(transposed: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """l_t = g_t + J_{t+1}^T l_{t+1} for every t, and J_0^T l_0."""
     following = torch.cat([transposed[:, 1:], torch.zeros_like(transposed[:, :1])], 1)
     total = chunked_linear_recurrence(following, grad, reverse=True)
-    first, total_first = transposed[:, 0], total[:, 0]
-    if problem.cell.block:
-        return total, (first * total_first.unsqueeze(-3)).sum(-2), previous
-    return total, first * total_first, previous
+    return total, apply(transposed[:, 0], total[:, 0])
+
+
+def step_gradients(problem: Problem, previous: Tensor, total: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of the inputs and of each parameter through one step of all positions at once.
+
+    total: the gradient of every state, as `adjoint` gives it.
+    """
+    leaves = [x.detach().requires_grad_(x.is_floating_point()) for x in (problem.inputs, *problem.parameters)]
+    with torch.enable_grad():
+        following = problem.cell.step(leaves[0], tuple(leaves[1:]), previous)
+    return torch.autograd.grad(following, leaves, total, allow_unused=True)

@@ -5,13 +5,16 @@ Shape suffixes: B batch, T time, H input heads, G gates, N channels of a head, D
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels.newton_rnn.cells import GRU, LSTM
 from kernels.newton_rnn.forms import backward, forward
 from kernels.newton_rnn.solver import Report, Solution, Solver
+from kernels.newton_rnn.split import Exchange, split_recurrence
 from kernels.newton_rnn.torch_forms import Call
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -25,6 +28,7 @@ def gru(
     *,
     segment_ids_BT: Tensor | None = None,
     solver: Solver | None = None,
+    exchange: Exchange | None = None,
 ) -> Solution:
     """The ParaGRU over a sequence: h_t for every t. The equations are in `kernels.newton_rnn.cells`.
 
@@ -37,12 +41,14 @@ def gru(
         segment_ids_BT: (B, T) integers. A position whose id differs from that of the position before starts
             from a state of zeros; the initial state belongs to position 0.
         solver: how to solve; `Solver()` if None.
+        exchange: the T positions are a part of longer sequences, whose other parts others hold; None: they are all.
+            Segment ids are those of the whole sequences then (see `kernels.newton_rnn.split`).
 
     Returns a Solution whose output is in the gates' dtype. Everything is computed in fp32 (fp64 for fp64
     gates); gradients flow to gates, weights, bias and state, from the output and from the final state.
     Raises ValueError naming the argument and what it may be.
     """
-    return _solve(gates_BTHGN, (recurrent_GD, None, bias_GD), state_BD, segment_ids_BT, solver)
+    return _solve(gates_BTHGN, (recurrent_GD, None, bias_GD), state_BD, segment_ids_BT, solver, exchange)
 
 
 def lstm(
@@ -54,6 +60,7 @@ def lstm(
     *,
     segment_ids_BT: Tensor | None = None,
     solver: Solver | None = None,
+    exchange: Exchange | None = None,
 ) -> Solution:
     """The ParaLSTM over a sequence: h_t for every t. As `gru`, with the gates f, o, z.
 
@@ -61,7 +68,9 @@ def lstm(
         peephole_2D: (2, D), the weights c_f and c_o of the cell state in the gates f and o.
         state_B2D: (B, 2, D), c then h, with |c| <= 1 and |h| <= tanh 1.
     """
-    return _solve(gates_BTHGN, (recurrent_GD, peephole_2D, bias_GD), state_B2D, segment_ids_BT, solver)
+    return _solve(
+        gates_BTHGN, (recurrent_GD, peephole_2D, bias_GD), state_B2D, segment_ids_BT, solver, exchange
+    )
 
 
 def _solve(
@@ -70,6 +79,7 @@ def _solve(
     state: Tensor | None,
     segment_ids: Tensor | None,
     solver: Solver | None,
+    exchange: Exchange | None,
 ) -> Solution:
     solver = Solver() if solver is None else solver
     for key, message in solver.problems():
@@ -77,8 +87,14 @@ def _solve(
     _check_gates(gates)
     _check_parameters(gates, parameters)
     _check_state(gates, state, blocks=parameters[1] is not None)
-    check_segment_ids(segment_ids, gates, "gates")
     work = torch.float64 if gates.dtype == torch.float64 else torch.float32
+    if exchange is not None:
+        given = tuple(p.to(work) for p in parameters if p is not None)
+        inputs_BTGD = gates.to(work).permute(0, 1, 3, 2, 4).flatten(3)
+        cell = GRU if parameters[1] is None else LSTM
+        solution = split_recurrence(cell, inputs_BTGD, given, state, segment_ids, solver, exchange)
+        return replace(solution, output_BTD=solution.output_BTD.to(gates.dtype))
+    check_segment_ids(segment_ids, gates, "gates")
     batch, width = gates.shape[0], gates.shape[2] * gates.shape[4]
     if state is None:
         shape = (batch, width) if parameters[1] is None else (batch, 2, width)

@@ -76,13 +76,23 @@ class Attention(nn.Module, ABC):
         q_BTHD, k_BTKD, v_BTKD = self._project(x_BTC, positions_BT)
         if state is not None:
             k_BTKD, v_BTKD = state.append(k_BTKD, v_BTKD)
-        attended_BTHD = self.attend(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT)
+        attended_BTHD = self.attend(q_BTHD, k_BTKD, v_BTKD, segment_ids_BT, self.slopes(q_BTHD))
         out: Tensor = self.out(attended_BTHD.flatten(2))
         return out
 
     @abstractmethod
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
-        """Attention of the last T of S positions, (B, T, H, D): causal or not, as the shape says."""
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        segment_ids_BT: Tensor | None,
+        slopes_H: Tensor | None,
+    ) -> Tensor:
+        """Attention of the last T of S positions, (B, T, H, D): causal or not, as the shape says.
+
+        slopes_H: ALiBi's, of these heads; None without ALiBi.
+        """
 
     def slopes(self, q_BTHD: Tensor) -> Tensor | None:
         """ALiBi slopes of the heads that are here, (H,), or None without ALiBi."""

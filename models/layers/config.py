@@ -44,6 +44,9 @@ class DecoderConfig:
 
     causal: ClassVar[bool] = True
     """Whether a token sees those before it only. A family's nature, no setting."""
+    row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
+    """How ranks cut the rows that they share. balanced: each takes an early and a late run of positions, for it computes
+    its own queries alone, and late ones see more."""
 
     @property
     def key_heads(self) -> int:
@@ -68,6 +71,10 @@ class DecoderConfig:
         return undivided(
             {"heads": self.heads, "kv_heads": self.key_heads, "mlp_width": self.hidden_width}, parts
         )
+
+    def swap_problems(self, parts: int) -> list[str]:
+        """Why so many ranks cannot exchange positions for heads, where the model's attention does; none if they can."""
+        return []
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""

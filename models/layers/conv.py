@@ -24,9 +24,15 @@ class CausalConv(nn.Module):
     def forward(
         self, x_BTC: Tensor, segment_ids_BT: Tensor | None, before_BWC: Tensor | None = None
     ) -> Tensor:
-        """(B, T, C) to (B, T, C). before_BWC: the W - 1 inputs before the first, of its document; zeros if None."""
+        """(B, T, C) to (B, T, C).
+
+        segment_ids_BT: (B, T); or (B, W - 1 + T), with those of the inputs before.
+        before_BWC: the W - 1 inputs before the first; zeros if None. Without ids they are of its document.
+        """
         padded = pad_before(x_BTC, before_BWC, self.taps - 1)
         visible = None if segment_ids_BT is None else same_document(segment_ids_BT, self.taps - 1)
+        if visible is not None:
+            visible = visible[:, :, visible.shape[2] - x_BTC.shape[1] :]
         out: Tensor = _Convolution.apply(padded, self.weight, self.bias, visible)
         return out
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from models.layers.config import Problem, divisors, not_positive, undivided, unknown_choices
 
@@ -19,6 +19,8 @@ class Mamba2Config:
     are computed at once. `kernel`: "mamba_ssm" takes that package's, "torch" the plain form, "auto" the former
     on a GPU where it is installed. `initialisation` as in the pararnn family.
     """
+
+    row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
 
     family: Literal["mamba2"] = "mamba2"
     layers: int
@@ -55,6 +57,10 @@ class Mamba2Config:
                 f"a part of {self.heads // parts} heads would hold parts of the {self.groups} groups"
             )
         return found
+
+    def swap_problems(self, parts: int) -> list[str]:
+        """Why so many ranks cannot exchange positions for heads; none if they can."""
+        return self.division_problems(parts)
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""

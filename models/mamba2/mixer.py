@@ -70,7 +70,7 @@ class Mamba2Mixer(nn.Module):
             state_BHPN=None if state is None else state.hidden,
             segment_ids_BT=segment_ids_BT,
         )
-        y_BTHP, hidden = recomputed(self.recompute, ssm, inputs, self.config.chunk, self.config.kernel)
+        y_BTHP, hidden = recomputed(self.recompute, self.scan, inputs)
         if state is not None:
             state.hidden = hidden
         y_BTHP = torch.addcmul(y_BTHP, inputs.x_BTHP, self.direct[:, None])
@@ -80,6 +80,10 @@ class Mamba2Mixer(nn.Module):
     def _gated(self, y_BTE: Tensor, gate_BTE: Tensor) -> Tensor:
         out: Tensor = self.out(self.norm(y_BTE, gate_BTE))
         return out
+
+    def scan(self, inputs: SSMInputs) -> tuple[Tensor, Tensor]:
+        """The recurrence over all positions: its outputs (B, T, H, P) and its last state (B, H, P, N)."""
+        return ssm(inputs, self.config.chunk, self.config.kernel)
 
     def _convolved(
         self, x_BTC: Tensor, segment_ids_BT: Tensor | None, state: RecurrentState | None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.newton_rnn import (
+    Exchange,
     Solution,
     Solver,
     check_structure,
@@ -31,6 +32,8 @@ from models.pararnn.bound import bounded, saturation
 from models.pararnn.projection import project_heads
 from models.pararnn.telemetry import Telemetry
 from models.sharding import Part
+
+Weights = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,7 @@ class Cell(nn.Module, ABC):
         gates_BTHGN = self.project(x_BTC)
         if state is not None and x_BTC.shape[1] == 1 and segment_ids_BT is None:
             return self._step(gates_BTHGN, state)
-        solution = self.solve(gates_BTHGN, state, segment_ids_BT)
+        solution = self.solve(gates_BTHGN, self.weights(), state, segment_ids_BT)
         if self.training:
             # Here and not by whoever logs: under ZeRO 3 the weights are whole during the forward pass alone.
             weights = [getattr(self, name) for name in self.bounded_names]
@@ -102,9 +105,23 @@ class Cell(nn.Module, ABC):
         """A recurrent weight as the recurrence sees it: within the bound."""
         return bounded(parameter, self.shape.clip)
 
+    def weights(self) -> Weights:
+        """The recurrence's own: those of `bounded_names` within the bound, then the bias. All have channels last."""
+        return (*(self.weight(getattr(self, name)) for name in self.bounded_names), self.bias)
+
     @abstractmethod
-    def solve(self, gates_BTHGN: Tensor, state: Tensor | None, segment_ids_BT: Tensor | None) -> Solution:
-        """All positions of the recurrence."""
+    def solve(
+        self,
+        gates_BTHGN: Tensor,
+        weights: Weights,
+        state: Tensor | None,
+        segment_ids_BT: Tensor | None,
+        exchange: Exchange | None = None,
+    ) -> Solution:
+        """All positions of the recurrence, for the channels of `gates` and `weights`.
+
+        exchange: with whoever holds the other parts of the sequences (`kernels.newton_rnn.gru`).
+        """
 
     @abstractmethod
     def step(self, gates_BHGN: Tensor, state: Tensor) -> Tensor:
@@ -129,18 +146,21 @@ class ParaGRU(Cell):
 
     gates = 3
 
-    def solve(self, gates_BTHGN: Tensor, state: Tensor | None, segment_ids_BT: Tensor | None) -> Solution:
+    def solve(
+        self,
+        gates_BTHGN: Tensor,
+        weights: Weights,
+        state: Tensor | None,
+        segment_ids_BT: Tensor | None,
+        exchange: Exchange | None = None,
+    ) -> Solution:
+        solver = self.shape.solver
         return gru(
-            gates_BTHGN,
-            self.weight(self.recurrent),
-            self.bias,
-            state,
-            segment_ids_BT=segment_ids_BT,
-            solver=self.shape.solver,
+            gates_BTHGN, *weights, state, segment_ids_BT=segment_ids_BT, solver=solver, exchange=exchange
         )
 
     def step(self, gates_BHGN: Tensor, state: Tensor) -> Tensor:
-        return gru_step(gates_BHGN, self.weight(self.recurrent), self.bias, state)
+        return gru_step(gates_BHGN, *self.weights(), state)
 
 
 class ParaLSTM(Cell):
@@ -154,20 +174,21 @@ class ParaLSTM(Cell):
         super().__init__(shape)
         self.peephole = nn.Parameter(torch.empty(2, shape.width))
 
-    def solve(self, gates_BTHGN: Tensor, state: Tensor | None, segment_ids_BT: Tensor | None) -> Solution:
+    def solve(
+        self,
+        gates_BTHGN: Tensor,
+        weights: Weights,
+        state: Tensor | None,
+        segment_ids_BT: Tensor | None,
+        exchange: Exchange | None = None,
+    ) -> Solution:
+        solver = self.shape.solver
         return lstm(
-            gates_BTHGN,
-            self.weight(self.recurrent),
-            self.weight(self.peephole),
-            self.bias,
-            state,
-            segment_ids_BT=segment_ids_BT,
-            solver=self.shape.solver,
+            gates_BTHGN, *weights, state, segment_ids_BT=segment_ids_BT, solver=solver, exchange=exchange
         )
 
     def step(self, gates_BHGN: Tensor, state: Tensor) -> Tensor:
-        weights = self.weight(self.recurrent), self.weight(self.peephole)
-        return lstm_step(gates_BHGN, *weights, self.bias, state)
+        return lstm_step(gates_BHGN, *self.weights(), state)
 
 
 class StepCell(Cell):
@@ -202,30 +223,38 @@ class StepCell(Cell):
         """Onto the set that no step leaves; the state itself if there is none."""
         return state
 
-    def solve(self, gates_BTHGN: Tensor, state: Tensor | None, segment_ids_BT: Tensor | None) -> Solution:
+    def solve(
+        self,
+        gates_BTHGN: Tensor,
+        weights: Weights,
+        state: Tensor | None,
+        segment_ids_BT: Tensor | None,
+        exchange: Exchange | None = None,
+    ) -> Solution:
+        inputs_BTGD, recurrent = self._wide(gates_BTHGN, weights)
         solution = recurrence(
             self.next_state,
-            self._inputs(gates_BTHGN),
-            self._weights(),
+            inputs_BTGD,
+            recurrent,
             state,
             structure=self.structure,
             project=self.bring_back,
             segment_ids_BT=segment_ids_BT,
             solver=self.shape.solver,
+            exchange=exchange,
         )
         return replace(solution, output_BTD=solution.output_BTD.to(gates_BTHGN.dtype))
 
     def step(self, gates_BHGN: Tensor, state: Tensor) -> Tensor:
-        return self.next_state(self._inputs(gates_BHGN), self._weights(), state)
+        return self.next_state(*self._wide(gates_BHGN, self.weights()), state)
 
-    def _weights(self) -> tuple[Tensor, ...]:
-        wide = torch.promote_types(self.recurrent.dtype, torch.float32)
-        return (self.weight(self.recurrent).to(wide),)
-
-    def _inputs(self, gates: Tensor) -> Tensor:
-        """(..., H, G, N) to (..., G, D) in fp32 or wider, bias added."""
+    @staticmethod
+    def _wide(gates: Tensor, weights: Weights) -> tuple[Tensor, Weights]:
+        """Gates (..., H, G, N) as inputs (..., G, D) with the bias added, and the other weights; in fp32 or wider."""
+        *recurrent, bias = weights
         wide = torch.promote_types(gates.dtype, torch.float32)
-        return gates.to(wide).transpose(-3, -2).flatten(-2) + self.bias
+        inputs = gates.to(wide).transpose(-3, -2).flatten(-2) + bias
+        return inputs, tuple(weight.to(wide) for weight in recurrent)
 
 
 class Elman(StepCell):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from kernels.newton_rnn import Solver
+from kernels.newton_rnn import Solver, split_problems
 from models.layers.config import Problem, divisors, not_positive, undivided, unknown_choices
 from models.layers.mlp import swiglu_width
 from models.pararnn.cells import CELLS
@@ -36,6 +36,8 @@ class ParaRNNConfig:
 
     CHANGEABLE: ClassVar[tuple[str, ...]] = ("newton", "recurrent_clip")
     """Settings that a resumed run may change: how the recurrence is solved, and what the alarm advises."""
+
+    row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
 
     family: Literal["pararnn"] = "pararnn"
     cell: str
@@ -67,6 +69,14 @@ class ParaRNNConfig:
                 "block: mixer has no projections around its cell, between which ranks could share channels"
             ]
         return undivided({"heads": self.heads, "mlp_width": self.hidden_width}, parts)
+
+    def swap_problems(self, parts: int) -> list[str]:
+        """Why so many ranks cannot exchange positions for channels; none if they can."""
+        return undivided({"width": self.width}, parts)
+
+    def summary_problems(self) -> list[Problem]:
+        """Settings with which ranks that share rows cannot solve the recurrence by exchanging summaries."""
+        return [(f"newton.{key}", message) for key, message in split_problems(self.newton)]
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""

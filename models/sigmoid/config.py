@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from models.layers.config import DecoderConfig, Problem
 
@@ -18,6 +18,8 @@ class SigmoidConfig(DecoderConfig):
 
     family: Literal["sigmoid"] = "sigmoid"
     attention_bias: float | None = None
+
+    row_order: ClassVar[Literal["contiguous", "balanced"]] = "balanced"
 
     def resolved(self, *, vocabulary: int, sequence_length: int) -> SigmoidConfig:
         """The same settings with the vocabulary and the attention bias filled in where they were None."""

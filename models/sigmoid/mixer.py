@@ -15,7 +15,14 @@ class SigmoidAttention(Attention):
         super().__init__(shape)
         self.bias = bias
 
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        segment_ids_BT: Tensor | None,
+        slopes_H: Tensor | None,
+    ) -> Tensor:
         """Sigmoid attention of the last T of S positions, (B, T, H, D)."""
         return sigmoid_attention(
             q_BTHD,
@@ -23,6 +30,6 @@ class SigmoidAttention(Attention):
             v_BSKD,
             bias=self.bias,
             causal=self.shape.causal,
-            alibi_slopes=self.slopes(q_BTHD),
+            alibi_slopes=slopes_H,
             segment_ids=segment_ids_BT,
         )

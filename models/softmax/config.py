@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from models.layers.config import DecoderConfig
+from models.layers.config import DecoderConfig, undivided
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,9 @@ class SoftmaxConfig(DecoderConfig):
     """The sigmoid family's settings without the attention bias."""
 
     family: Literal["softmax"] = "softmax"
+
+    def swap_problems(self, parts: int) -> list[str]:
+        return undivided({"heads": self.heads, "kv_heads": self.key_heads}, parts)
 
     def resolved(self, *, vocabulary: int, sequence_length: int) -> SoftmaxConfig:
         """The same settings with the vocabulary filled in where it was None."""

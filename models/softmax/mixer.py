@@ -28,9 +28,16 @@ class SoftmaxAttention(Attention):
     On a CPU: torch's own attention, with a mask where one is needed.
     """
 
-    def attend(self, q_BTHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q_BTHD: Tensor,
+        k_BSKD: Tensor,
+        v_BSKD: Tensor,
+        segment_ids_BT: Tensor | None,
+        slopes_H: Tensor | None,
+    ) -> Tensor:
         """Softmax attention of the last T of S positions, (B, T, H, D)."""
-        slopes_H, causal = self.slopes(q_BTHD), self.shape.causal
+        causal = self.shape.causal
         if takes_flash(q_BTHD):
             return flash(q_BTHD, k_BSKD, v_BSKD, segment_ids_BT, slopes_H, causal=causal)
         square = q_BTHD.shape[1] == k_BSKD.shape[1]
@@ -41,7 +48,7 @@ class SoftmaxAttention(Attention):
             return flex(q_BTHD, k_BSKD, v_BSKD, segment_ids_BT, slopes_H, functions, causal=causal)
         one_query = q_BTHD.shape[1] == 1  # the last of all positions sees every key
         unmasked = plain and (square or one_query or not causal)
-        mask = None if unmasked else self._mask(q_BTHD, k_BSKD, segment_ids_BT)
+        mask = None if unmasked else self._mask(q_BTHD, k_BSKD, segment_ids_BT, slopes_H)
         out_BHTD = scaled_dot_product_attention(
             q_BTHD.transpose(1, 2),
             k_BSKD.transpose(1, 2),
@@ -52,7 +59,9 @@ class SoftmaxAttention(Attention):
         )
         return out_BHTD.transpose(1, 2)
 
-    def _mask(self, q_BTHD: Tensor, k_BSKD: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
+    def _mask(
+        self, q_BTHD: Tensor, k_BSKD: Tensor, segment_ids_BT: Tensor | None, slopes_H: Tensor | None
+    ) -> Tensor:
         """What joins the scores, (1 or B, 1 or H, T, S): whether a pair is visible, or ALiBi and -inf."""
         queries, keys = q_BTHD.shape[1], k_BSKD.shape[1]
         key_S = torch.arange(keys, device=q_BTHD.device)
@@ -60,7 +69,6 @@ class SoftmaxAttention(Attention):
         visible = (distance_TS >= (0 if self.shape.causal else -keys))[None, None]
         if segment_ids_BT is not None:
             visible = visible & (segment_ids_BT[:, None, :, None] == segment_ids_BT[:, None, None, :])
-        slopes_H = self.slopes(q_BTHD)
         if slopes_H is None:
             return visible
         penalty = -slopes_H[:, None, None] * distance_TS.abs()

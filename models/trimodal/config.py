@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from models.layers.config import DecoderConfig, Problem, unknown_choices
+from models.layers.config import DecoderConfig, Problem, undivided, unknown_choices
 
 CHOICES = {"attention": ("softmax", "sigmoid"), "image_positions": ("1d", "2d")}
 
@@ -35,6 +35,11 @@ class TrimodalConfig(DecoderConfig):
     def position_axes(self) -> int:
         """1 for positions (B, T), 2 for positions (B, T, 2)."""
         return 2 if self.image_positions == "2d" else 1
+
+    def swap_problems(self, parts: int) -> list[str]:
+        if self.attention == "sigmoid":
+            return []
+        return undivided({"heads": self.heads, "kv_heads": self.key_heads}, parts)
 
     def resolved(self, *, vocabulary: int, sequence_length: int) -> TrimodalConfig:
         """The same settings with the vocabulary, and a sigmoid's bias, filled in where they were None."""

@@ -56,6 +56,7 @@ class Fragment:
             lie beyond the local parameter are padding and are ignored.
         step: Adam's step count, one float32 element, shape () or (1,). Fragments may share one step tensor.
         placement: where the local parameter lies in the plain model's.
+        is_saved: False for a copy of what another rank saves: it is loaded, and not written.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Fragment:
     tensors: dict[str, Tensor]
     step: Tensor
     placement: Placement
+    is_saved: bool = True
 
     @property
     def length(self) -> int:

@@ -412,11 +412,11 @@ class CheckpointStore:
 
 def _views_of(state: TrainingState) -> Views:
     """What to save: views of the tensors, and copies of the step counts, which are small."""
-    saved = [replace(f, step=f.step.detach().clone()) for f in state.fragments]
+    owned = [f for f in state.fragments if f.is_saved]
+    saved = [replace(f, step=f.step.detach().clone()) for f in owned]
     # Fragments may share a counter; it is compared once
     counts = {
-        live.step.data_ptr(): (live.step.detach(), copy.step)
-        for live, copy in zip(state.fragments, saved, strict=True)
+        live.step.data_ptr(): (live.step.detach(), copy.step) for live, copy in zip(owned, saved, strict=True)
     }
     return collect(boxes_of_fragments(saved), list(counts.values()))
 

@@ -76,7 +76,7 @@ class Engine(Protocol):
         ...
 
     def inference(self) -> AbstractContextManager[nn.Module]:
-        """The model, ready for forward passes without gradients on all ranks at once."""
+        """The model, ready for forward passes of whole rows without gradients on all ranks at once."""
         ...
 
     def fragments(self) -> list[Fragment]:

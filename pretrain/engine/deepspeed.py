@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport, means
+from pretrain.engine.buckets import bucket_elements
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import (
     after_adam_step,
@@ -23,7 +23,9 @@ from pretrain.engine.fragments import (
     deepspeed_fragments,
     refresh_weights,
 )
-from pretrain.optim import build_optimizer, parameter_groups, set_learning_rate
+from pretrain.engine.optimizer import Bounds, optimizer_groups
+from pretrain.imports import quiet_renamed_collectives, without_compiling
+from pretrain.optim import build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.nodes import share_within_node
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from pretrain.parallel.parallelize import Parallelized
 
 NO_PRINTING = 1 << 40
-MOST_BUCKET_ELEMENTS = 50_000_000
-"""100 MB of bf16: large enough for any link to reach its speed."""
 
 
 class LossModule(nn.Module):
@@ -62,15 +62,10 @@ class DeepSpeedEngine:
         self._mesh = mesh
         self._device = device
         self._placements = parallelized.placements
+        self._sequences = parallelized.sequences
         module = LossModule(parallelized.model)
         self.scaled = resolve(config, parallelized.model)
-        groups = parameter_groups(
-            parallelized.model.named_parameters(),
-            self.scaled.optim,
-            config.model.width,
-            layers=config.model.layers,
-            transfer=getattr(config.model, "transfer", None),
-        )
+        groups = optimizer_groups(parallelized.model.named_parameters(), self.scaled, config)
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
@@ -85,20 +80,19 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         bounds: dict[str, float] = parallelized.model.bounds()  # type: ignore[operator]
-        self._bounded: list[tuple[Tensor, float]] = []
+        self._bounds = Bounds(self.fragments() if bounds else (), bounds)
         if bounds:
-            owned = self.fragments()
-            self._bounded = [(f.tensors["master"], bounds[f.name]) for f in owned if f.name in bounds]
-            after_adam_step(self._engine, self._keep_bounds)
+            after_adam_step(self._engine, self._bounds.keep)
 
     # ------------------------------------------------------------------------------------------ training
 
     def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
         set_learning_rate(self._optimizer.param_groups, lr_factor)
-        batch = batch.to(self._device, non_blocking=True)
+        tokens = batch.tokens.numel() * self._mesh.data.size
+        batch = self._sequences.part_of(batch).to(self._device, non_blocking=True)
         weight = objective.weight(batch)
-        if self._mesh.data.size > 1:
-            dist.all_reduce(weight, group=self._mesh.data.group)
+        if self._mesh.replicas.size > 1:
+            dist.all_reduce(weight, group=self._mesh.replicas.group)
         # DeepSpeed averages gradients over the replicas; the sum over all tokens is what we divide.
         scale = self._mesh.replicas.size / weight.clamp(
             min=1
@@ -119,7 +113,6 @@ class DeepSpeedEngine:
             self._engine.step()
         if gradient_norm is None:
             gradient_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._device)
-        tokens = batch.tokens.numel() * self._mesh.data.size
         return StepReport(loss_sum, weight, gradient_norm, tokens, part_sums)
 
     def _no_parts(self, objective: Objective) -> Tensor:
@@ -131,23 +124,28 @@ class DeepSpeedEngine:
         weight = torch.zeros((), dtype=torch.float64, device=self._device)
         # The first row is the loss.
         sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
-        with self.inference():
+        with self._without_gradients():
             for batch in batches:
-                on_device = batch.to(self._device)
+                on_device = self._sequences.part_of(batch).to(self._device)
                 _, loss, parts = self._engine.module(on_device, objective)
                 sums[0, 0] += loss
                 sums[1:] += parts
                 weight += objective.weight(on_device)
         dist.all_reduce(sums, group=self._mesh.contributors.group)
-        dist.all_reduce(weight, group=self._mesh.data.group)
+        dist.all_reduce(weight, group=self._mesh.replicas.group)
         return Evaluation(sums[0, 0].item(), weight.item(), means(objective.parts, sums[1:]))
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:
+        with self._without_gradients(), self._sequences.whole_rows():
+            yield self._engine.module.model
+
+    @contextlib.contextmanager
+    def _without_gradients(self) -> Iterator[None]:
         self._engine.eval()
         try:
             with torch.no_grad():
-                yield self._engine.module.model
+                yield
         finally:
             self._engine.train()
 
@@ -160,22 +158,8 @@ class DeepSpeedEngine:
         before_adam_step(self._engine, callback)
 
     def after_load(self) -> None:
-        self._keep_bounds()  # they may be narrower than those the checkpoint was trained with
+        self._bounds.keep()  # they may be narrower than those the checkpoint was trained with
         refresh_weights(self._engine)
-
-    @torch.no_grad()
-    def _keep_bounds(self) -> None:
-        """Set what went beyond its bound back to it, in the masters: each rank's own part, so that no rank needs
-        the whole of a parameter, and no ZeRO stage differs from another."""
-        if self._bounded:
-            masters, bounds = zip(*self._bounded, strict=True)
-            torch._foreach_clamp_max_(masters, bounds)
-            torch._foreach_clamp_min_(masters, [-bound for bound in bounds])
-
-
-def bucket_elements(parameters: int) -> int:
-    """Elements of one reduction. DeepSpeed's own default, 5e8, sets aside 2 GB even for a tiny model."""
-    return min(parameters, MOST_BUCKET_ELEMENTS)
 
 
 def deepspeed_config(
@@ -214,9 +198,10 @@ def import_deepspeed(device: torch.device) -> Any:
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed 0.19.8 calls collectives that torch 2.13 has renamed.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    import deepspeed
+    quiet_renamed_collectives()
+    with without_compiling():
+        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer  # every optimizer looks for this one, and it compiles
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # `deepspeed.comm.torch` as an attribute is torch itself; the module is found by its name only.

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.checkpoint.fragments import Fragment, Placement
+from pretrain.engine.optimizer import after_step, before_step
 from pretrain.errors import CheckpointError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -41,7 +42,7 @@ def deepspeed_fragments(engine: Any, placements: Mapping[str, Placement], prefix
     """
     optimizer = engine.optimizer
     adam = _adam_of(optimizer)
-    _create_states(adam, _masters(optimizer, adam))
+    create_states(adam, _masters(optimizer, adam))
     parameters = []
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
@@ -80,21 +81,13 @@ def before_adam_step(engine: Any, callback: Callable[[], object]) -> None:
     Between two loads nothing but that step writes to what the fragments show. Scaling and clipping change the
     gradients; what ZeRO does after the step reads the masters.
     """
-
-    def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        callback()
-
-    _adam_of(engine.optimizer).register_step_pre_hook(hook)
+    before_step(_adam_of(engine.optimizer), callback)
 
 
 def after_adam_step(engine: Any, callback: Callable[[], object]) -> None:
     """Call `callback` after each step of the torch optimizer: once per parameter group under ZeRO, and before
     ZeRO copies the masters to the model's weights."""
-
-    def hook(_optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        callback()
-
-    _adam_of(engine.optimizer).register_step_post_hook(hook)
+    after_step(_adam_of(engine.optimizer), callback)
 
 
 _Parameters = list[tuple[str, Any, Placement]]
@@ -139,7 +132,8 @@ def _masters(optimizer: Any, adam: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in adam.param_groups for parameter in group["params"]]
 
 
-def _create_states(adam: torch.optim.Optimizer, masters: list[Tensor]) -> None:
+def create_states(adam: torch.optim.Optimizer, masters: list[Tensor]) -> None:
+    """Adam's state of each tensor that it steps, as it is before the first step, where there is none."""
     # torch keeps the counter on the device only where its kernel reads it there
     on_device = any(group.get("fused") or group.get("capturable") for group in adam.param_groups)
     for master in masters:
@@ -154,10 +148,8 @@ def _create_states(adam: torch.optim.Optimizer, masters: list[Tensor]) -> None:
 def _fragments_of_plain_adam(adam: torch.optim.Optimizer, parameters: _Parameters) -> Iterator[Fragment]:
     """ZeRO 0 in float32: the optimizer steps the model's own parameters, whole on every rank."""
     for name, parameter, placement in parameters:
-        state = adam.state[parameter]
-        tensors = {moment: state[moment].view(-1) for moment in MOMENTS}
-        tensors["master"] = parameter.detach().view(-1)
-        yield Fragment(name, tuple(parameter.shape), 0, tensors, state["step"], placement)
+        tensors = views_of(adam, parameter, 0, parameter.numel())
+        yield Fragment(name, tuple(parameter.shape), 0, tensors, adam.state[parameter]["step"], placement)
 
 
 def _fragments_of_partitions(
@@ -175,7 +167,7 @@ def _fragments_of_partitions(
             continue
         master = partitions[mapping.param_group_index]
         address = mapping.hp_fragment_address
-        tensors = _views(adam, master, address.start, address.numel)
+        tensors = views_of(adam, master, address.start, address.numel)
         start = mapping.lp_fragment_address.start
         yield Fragment(name, tuple(parameter.shape), start, tensors, adam.state[master]["step"], placement)
 
@@ -188,12 +180,13 @@ def _fragments_of_stage3(
         group, offset, elements = optimizer.grad_position[optimizer.get_param_id(parameter)]
         master = optimizer.fp32_partitioned_groups_flat[group]
         rank = dist.get_rank(group=optimizer._get_param_partition_group(parameter))
-        tensors = _views(adam, master, offset, elements)
+        tensors = views_of(adam, master, offset, elements)
         local_shape = tuple(parameter.ds_shape)
         yield Fragment(name, local_shape, rank * elements, tensors, adam.state[master]["step"], placement)
 
 
-def _views(adam: torch.optim.Optimizer, master: Tensor, start: int, length: int) -> dict[str, Tensor]:
+def views_of(adam: torch.optim.Optimizer, master: Tensor, start: int, length: int) -> dict[str, Tensor]:
+    """A range of a flattened master and of its moments, as a fragment's tensors."""
     state = adam.state[master]
     whole = {"master": master, **{moment: state[moment] for moment in MOMENTS}}
-    return {kind: tensor.detach().narrow(0, start, length) for kind, tensor in whole.items()}
+    return {kind: tensor.detach().view(-1).narrow(0, start, length) for kind, tensor in whole.items()}

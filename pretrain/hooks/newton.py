@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kernels.newton_rnn import Solver
     from models.pararnn.cells import Cell
     from pretrain.engine.base import StepReport
+    from pretrain.parallel.mesh import Mesh
     from pretrain.run import Run
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class NewtonHook(Hook):
         self._run = run
         with run.engine.inference() as model:
             self._cells: dict[str, Cell] = model.cells()  # type: ignore[operator]
+        self._names = names_of_all(list(self._cells), run.mesh)
         self._checked = -1
         if self._solver.on_exceed == "error":
             run.engine.before_update(self._check_before_update)
@@ -57,23 +59,32 @@ class NewtonHook(Hook):
         if self._checked == self._run.clock.step:
             return
         self._checked = self._run.clock.step
-        figures = self._reduced([cell.telemetry.peek() for cell in self._cells.values()])
+        figures = self._reduced({name: cell.telemetry.peek() for name, cell in self._cells.items()})
         step = self._run.clock.step + 1
-        refuse(list(self._cells), figures.tolist(), self._solver, step, "its update was not applied")
+        refuse(self._names, figures.tolist(), self._solver, step, "its update was not applied")
 
     def after_step(self, run: Run, report: StepReport) -> None:
         if due(run.clock.step, self._every) or run.clock.done:
-            figures = self._reduced([cell.telemetry.take() for cell in self._cells.values()]).tolist()
+            figures = self._reduced(
+                {name: cell.telemetry.take() for name, cell in self._cells.items()}
+            ).tolist()
             consequence = "it is not in a checkpoint"
-            refuse(list(self._cells), figures, self._solver, run.clock.step, consequence)
+            refuse(self._names, figures, self._solver, run.clock.step, consequence)
             run.reporter.write(run.clock.step, as_record(figures))
             self._warn(figures)
 
-    def _reduced(self, layers: list[Tensor]) -> Tensor:
-        """(layers, figures) over all ranks: maxima of the maxima, means of the means. Collective."""
-        figures = torch.stack(layers).to(self._run.device)
-        # Ranks of the tensor axis have equally many channels each.
-        for axis in (self._run.mesh.replicas, self._run.mesh.tensor):
+    def _reduced(self, layers: dict[str, Tensor]) -> Tensor:
+        """(layers, figures) of all stages over all ranks: maxima of the maxima, means of the means. Collective."""
+        mesh = self._run.mesh
+        figures = torch.zeros(len(self._names), len(FIGURES), device=self._run.device)
+        for name, of_layer in layers.items():
+            figures[self._names.index(name)] = of_layer
+        # A layer is on one stage, so that its mean is over the replicas. Ranks of the tensor axis have equally many
+        # channels each.
+        for axis, holders in (
+            (mesh.contributors, mesh.replicas.size),
+            (mesh.tensor, mesh.tensor.size),
+        ):
             if axis.size == 1:
                 continue
             # A NaN may be lost in a maximum over ranks; infinity is not, and stops all of them alike.
@@ -81,11 +92,11 @@ class NewtonHook(Hook):
             sums = figures[:, MAXIMA:].contiguous()
             dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=axis.group)
             dist.all_reduce(sums, group=axis.group)
-            figures = torch.cat((maxima, sums / axis.size), dim=1)
+            figures = torch.cat((maxima, sums / holders), dim=1)
         return figures
 
     def _warn(self, figures: list[list[float]]) -> None:
-        acted = {n: layer for n, layer in zip(self._cells, figures, strict=True) if layer[ACTED] > 0}
+        acted = {n: layer for n, layer in zip(self._names, figures, strict=True) if layer[ACTED] > 0}
         if not acted:
             return
         step, policy = self._run.clock.step, self._solver.on_exceed
@@ -105,6 +116,15 @@ class NewtonHook(Hook):
         self._run.record(
             "newton", step=step, layers=list(acted), policy=policy, residual=acted[worst][RESIDUAL]
         )
+
+
+def names_of_all(here: list[str], mesh: Mesh) -> list[str]:
+    """The layers of all stages, first layer first, from those of this rank. Collective."""
+    if mesh.pipeline.size == 1:
+        return here
+    found: list[list[str]] = [[] for _ in range(dist.get_world_size(mesh.control))]
+    dist.all_gather_object(found, here, group=mesh.control)
+    return sorted({name for names in found for name in names}, key=lambda name: int(name.split(".")[1]))
 
 
 def refuse(cells: list[str], figures: list[list[float]], solver: Solver, step: int, consequence: str) -> None:

@@ -44,7 +44,7 @@ class TaskHook(PeriodicEvaluation):
 
     def _accuracy(self, run: Run, rows: TaskRows) -> Accuracy:
         data = run.mesh.data
-        micro = micro_batch_rows(run.config.data, data.size)
+        micro = micro_batch_rows(run.config.data, data.size, run.config.parallel)
         batches = self._data.batches(rows, micro, data.rank, data.size)
         with run.engine.inference() as model:
             counts = count_right(model, batches, run.device)

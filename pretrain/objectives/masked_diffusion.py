@@ -87,10 +87,14 @@ class MaskedDiffusion:
         assert batch.corruption is not None, "this batch did not come from CorruptedRows"
         return batch.corruption.targets.sum(dtype=torch.float32)
 
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        assert batch.corruption is not None, "this batch did not come from CorruptedRows"
+        return batch.corruption.inputs, batch.segment_ids, batch.positions
+
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
         corruption = batch.corruption
         assert corruption is not None, "this batch did not come from CorruptedRows"
-        hidden_BTC = model(corruption.inputs, batch.segment_ids, batch.positions)
+        hidden_BTC = model(*self.inputs(batch))
         head: Head = model.head  # type: ignore[assignment]
         ce_N = each_cross_entropy(
             head,

@@ -35,8 +35,11 @@ class NextToken:
     def weight(self, batch: Batch) -> Tensor:
         return batch.weights.sum(dtype=torch.float32)
 
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        return batch.tokens, batch.segment_ids, batch.positions
+
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
-        hidden_BTC = model(batch.tokens, batch.segment_ids, batch.positions)
+        hidden_BTC = model(*self.inputs(batch))
         head: Head = model.head  # type: ignore[assignment]
         loss, z_term = token_cross_entropy(
             head,

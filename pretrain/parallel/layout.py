@@ -36,10 +36,24 @@ def data_parallel_size(parallel: ParallelSection, world: int, global_batch_rows:
     return size
 
 
-def micro_batch_rows(data: DataSection, data_ranks: int) -> int:
-    """Rows per forward pass of one rank: what the config says, at most all of the rank's rows."""
+def micro_batch_rows(data: DataSection, data_ranks: int, parallel: ParallelSection | None = None) -> int:
+    """Rows per forward pass of one rank: what the config says, at most all of the rank's rows.
+
+    parallel: a pipeline wants several micro-batches; auto takes the most rows that leave four of them per stage, or
+        as many as there can be. Raises ConfigError where an interleaved schedule cannot deal them out.
+    """
     rows = data.global_batch_rows // data_ranks
+    stages = 1 if parallel is None else parallel.pipeline
+    multiple = stages if parallel is not None and parallel.pipeline_chunks > 1 else 1
+    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and rows // n % multiple == 0]
+    if not fitting:
+        raise ConfigError(
+            f"data.global_batch_rows = {data.global_batch_rows}: {rows} rows per data-parallel rank make no multiple "
+            f"of {stages} micro-batches, which parallel.pipeline = {stages} with pipeline_chunks above 1 takes; use a "
+            f"multiple of {stages * data_ranks} rows, or parallel.pipeline_chunks=1"
+        )
     if data.micro_batch_rows == "auto":
-        return rows
+        wanted = 1 if stages == 1 else 4 * stages
+        return max((n for n in fitting if rows // n >= wanted), default=fitting[0])
     # The config's divisor of the whole batch may not divide one rank's share: take the largest that does.
-    return max(n for n in range(1, min(data.micro_batch_rows, rows) + 1) if rows % n == 0)
+    return max((n for n in fitting if n <= data.micro_batch_rows), default=fitting[0])

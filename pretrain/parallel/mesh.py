@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
-import torch
 import torch.distributed as dist
+
+from pretrain.imports import quick_and_quiet
 
 if TYPE_CHECKING:
     from pretrain.config import ParallelSection
@@ -43,6 +42,8 @@ class Mesh:
     contributors: Axis
     """data x context x pipeline: ranks whose sums of the loss add up to the step's. Ranks of one tensor group have
     equal sums, and all stages but the last have zeros."""
+    ends: dist.ProcessGroup | None
+    """The first and the last stage, which both hold a tied embedding; None on the others."""
     control: dist.ProcessGroup
     """All ranks, over gloo: agreements between hosts that must not wait for a GPU."""
     storage: dist.ProcessGroup
@@ -56,18 +57,8 @@ class Mesh:
 
 
 def import_parallel_state() -> ModuleType:
-    """megatron.core.parallel_state, quiet and, on a machine without CUDA, quick.
-
-    The package wraps functions in torch.compile as it is imported, and the first such call imports the whole of
-    Inductor: two of a CPU's seconds in every rank of every start, for functions that CPUs never run compiled.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        # Megatron warns once per optional library that is not installed; none of them is used here.
-        warnings.simplefilter("ignore")
-        if not torch.cuda.is_available():
-            stack.callback(setattr, torch, "compile", torch.compile)
-            torch.compile = lambda function: function  # type: ignore[assignment]
+    """megatron.core.parallel_state."""
+    with quick_and_quiet():
         from megatron.core import parallel_state
     return parallel_state
 
@@ -97,6 +88,7 @@ def build_mesh(parallel: ParallelSection, host_backend: str = "gloo") -> Mesh:
         pipeline=_axis(parallel_state.get_pipeline_model_parallel_group()),
         replicas=replicas,
         contributors=_contributors(parallel, tensor, replicas),
+        ends=parallel_state.get_embedding_group(check_initialized=False),
         control=dist.new_group(backend=host_backend),
         storage=dist.new_group(backend=host_backend),
         mpu=_mpu(tensor, replicas),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.sharding import Split
 from pretrain.checkpoint.fragments import Placement
+from pretrain.parallel.context import SharedSequences, share_sequences
 from pretrain.parallel.tensor import mark_parameters, shard_tensors
 from pretrain.parallel.weights import fill
 
@@ -25,6 +27,8 @@ class Parallelized:
     model: nn.Module
     placements: dict[str, Placement]
     """Where each parameter's local tensor lies in the plain model's, by the plain model's names."""
+    sequences: SharedSequences
+    """Which positions of a batch this rank computes."""
 
 
 def parallelize(
@@ -35,23 +39,28 @@ def parallelize(
     *,
     device: torch.device,
     seed: int,
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> Parallelized:
-    """Apply, in this order: tensor parallelism, first weights, activation checkpointing, compilation.
+    """Apply, in this order: tensor parallelism, first weights, context parallelism, activation checkpointing,
+    compilation.
 
-    The model is on the meta device, so that no rank ever holds weights that it shares.
-    Tensor parallelism swaps layers, so it comes first: checkpointing must wrap the layers that stay.
-    Compilation is last, to see the block as it will run. Data parallelism is the engine's.
+    The model is on the meta device, so that no rank ever holds weights that it shares. Tensor parallelism swaps
+    layers, so it comes first: what follows must wrap the layers that stay. Compilation is last, to see the block as
+    it will run. Data parallelism is the engine's.
+
+    aliases: names in the plain model of those parameters of a part of it that are called otherwise there.
     """
     sharded = shard_tensors(model, sharding, mesh.tensor, sequence=parallel.sequence)
-    fill(model, sharded.placements, device, seed)
+    fill(model, sharded.placements, device, seed, aliases)
     mark_parameters(model, sharded, mesh.tensor)
+    sequences = share_sequences(model, mesh, parallel)
     if parallel.activation_checkpointing == "full":
         checkpoint_blocks(model)
     if parallel.activation_checkpointing == "selective":
         recompute_cheap(model)
     if parallel.compile:
         compile_blocks(model)
-    return Parallelized(model, sharded.placements)
+    return Parallelized(model, sharded.placements, sequences)
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

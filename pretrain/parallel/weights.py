@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +13,25 @@ from pretrain.checkpoint.fragments import Placement
 
 
 @torch.no_grad()
-def fill(model: nn.Module, placements: Mapping[str, Placement], device: torch.device, seed: int) -> None:
+def fill(
+    model: nn.Module,
+    placements: Mapping[str, Placement],
+    device: torch.device,
+    seed: int,
+    aliases: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Move a model from the meta device to `device`, in place, with the values it has in any layout.
 
     One parameter at a time is whole, on the CPU. Tied parameters stay one.
+
+    aliases: names in the plain model of those parameters that are called otherwise there.
     """
     _allocate(model, device)
     rules: Initialisable = model  # type: ignore[assignment]  # every family's model has the method
     for name, parameter in model.named_parameters():
         placement = placements[name]
-        whole = initial_parameter(name, placement.shape, rules.initial_rule(name), seed)
+        plain = aliases.get(name, name)
+        whole = initial_parameter(plain, placement.shape, rules.initial_rule(plain), seed)
         parameter.copy_(local_part(whole, placement, tuple(parameter.shape)))
 
 

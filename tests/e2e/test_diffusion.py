@@ -16,7 +16,7 @@ from data_pipelines.tokenizers import word_tokenizer
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
-from pretrain.planning import make_plan
+from pretrain.plan.estimate import make_plan
 from pretrain.run_folder import RunFolder
 from tests.data_pipelines.helpers import write_documents
 from tests.e2e.pairs import build_pairs, modalities, write_config

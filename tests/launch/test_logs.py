@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.commands import show_logs
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings
 from launch.status import find_runs
+from launch.watching import show_logs
 from pretrain.attempts import write_json
 from pretrain.errors import UserError
 

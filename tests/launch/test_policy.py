@@ -104,6 +104,14 @@ def test_endings_that_end_the_run(ending: Ending, action: str) -> None:
     assert decide([Attempt(1, ending, 0, 60, "why")], most_without_progress=3, excluded=[]).action == action
 
 
-def test_the_batch_script_and_status_wait_for_no_torch() -> None:
-    code = "import sys, launch.batch, launch.commands; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "slow"),
+    [
+        ("launch.batch", ["torch"]),
+        ("launch.commands", ["torch"]),
+        ("launch.watching", ["torch", "numpy", "pydantic"]),
+    ],
+)
+def test_what_people_and_slurm_wait_for_imports_little(module: str, slow: list[str]) -> None:
+    code = f"import sys, {module}; sys.exit([name for name in {slow} if name in sys.modules] or 0)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from launch.cli import _options
+from launch.durations import minutes_of
 from launch.job import LaunchedRun
 from launch.policy import Attempt, Ending
-from launch.settings import ClusterSettings, load_settings, minutes_of
+from launch.settings import ClusterSettings, load_settings
 from launch.slurm import Partition, explain, past_states
 from launch.submit import Request, absolute, check_shape, dependency_on, script, sweep_configs
 from pretrain.attempts import write_json

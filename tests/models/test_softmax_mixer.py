@@ -45,7 +45,7 @@ def test_flex_attention_gives_what_the_mask_gives(
 ) -> None:
     q, k, v, ids = inputs(150)
     attention = layer(positions, causal)
-    masked = attention.attend(q, k, v, ids if packed else None)
+    masked = attention.attend(q, k, v, ids if packed else None, attention.slopes(q))
     functions = (flex_attention, create_block_mask)
     ours = flex(q, k, v, ids if packed else None, attention.slopes(q), functions, causal=causal)
     torch.testing.assert_close(ours, masked, rtol=1e-4, atol=1e-5)
@@ -55,8 +55,8 @@ def test_packed_documents_do_not_see_each_other() -> None:
     q, k, v, _ = inputs(40)
     ids = (torch.arange(40) >= 25).long().expand(2, -1)
     attention = layer("alibi")
-    packed = attention.attend(q, k, v, ids)
-    alone = attention.attend(q[:, 25:], k[:, 25:], v[:, 25:], None)
+    packed = attention.attend(q, k, v, ids, attention.slopes(q))
+    alone = attention.attend(q[:, 25:], k[:, 25:], v[:, 25:], None, attention.slopes(q))
     torch.testing.assert_close(packed[:, 25:], alone)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
-from pretrain.planning import make_plan, state_memory
+from pretrain.plan.estimate import make_plan, state_memory
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "softmax"])

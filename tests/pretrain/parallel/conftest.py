@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,16 @@ Alone = Callable[[str, int], Curve]
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokenised text of this project's own sources, bytes as tokens, 60 documents."""
+    return build_corpus(tmp_path_factory.mktemp("corpus"), documents=30)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Datasets:
     folder = tmp_path_factory.mktemp("data")
     build_pairs(folder / "pairs")
-    return Datasets(build_corpus(folder, documents=30), tuple(folder / "pairs" / n for n in ("text", *TASKS)))
+    return Datasets(corpus, tuple(folder / "pairs" / n for n in ("text", *TASKS)))
 
 
 @pytest.fixture(scope="session")

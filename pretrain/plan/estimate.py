@@ -1,0 +1,230 @@
+"""What a run will need: parameters, memory, traffic, time and the optimizer's settings as they will be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from data_pipelines.errors import DataError
+from data_pipelines.tasks import build_task
+from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
+from models import families
+from pretrain.errors import ConfigError
+from pretrain.hardware import ACCELERATORS, Accelerator
+from pretrain.optim import parameter_groups
+from pretrain.optim.scaling import Scaled, resolve
+from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.plan.memory import Memory, most_in_flight, state_memory, with_passes
+from pretrain.plan.simulate import Passes, pretended_mesh, simulate
+from pretrain.plan.timing import StepTime, bubble_share, replica_traffic, step_time
+from pretrain.plan.tracker import Traffic
+from pretrain.run_data import rounded_vocabulary
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+
+GROUP_KEYS = ("type", "peak_lr", "eps")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that the optimizer treats alike."""
+
+    type: str
+    lr: float
+    """At the schedule's peak."""
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the layout makes of the run, on the rank that holds most."""
+
+    memory: Memory
+    stage: int
+    """Of the pipeline: the rank that holds most is one of its."""
+    parameters: int
+    """On that rank, undivided by ZeRO."""
+    traffic: Traffic
+    """Bytes through the collectives of one rank in one step, by axis and kind."""
+    bubble: float
+    """Idle time, as a share of the time that ranks work."""
+    time: StepTime
+    micro_batch_rows: int
+    accumulation: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: Mapping[str, int]
+    """By group: embedding, attention, mlp, norm, head."""
+    layout: Layout
+    flops_per_token: float
+    """Forward and backward."""
+    tokens_per_step: int
+    tokens: int
+    optim: Scaled
+    """The optimizer's settings after `optim.scaling`."""
+    groups: tuple[Group, ...]
+    attention_bias: float | None
+    gpus: int
+    accelerator: Accelerator
+    mfu: float
+    """Stated, or what the predicted step time comes to."""
+    seconds: float
+
+    @property
+    def memory(self) -> Memory:
+        return self.layout.memory
+
+    @property
+    def gpu_hours(self) -> float:
+        return self.seconds * self.gpus / 3600
+
+
+def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) -> Plan:
+    """Plan `config` on `gpus` devices of a kind. mfu: model FLOPs utilisation to reckon the run's time with; None:
+    that of the predicted step.
+
+    Raises ConfigError for a device that is not in the table, and a layout that does not fit.
+    """
+    if gpu not in ACCELERATORS:
+        raise ConfigError(f"--gpu {gpu}: not in the table; choose one of {', '.join(ACCELERATORS)}")
+    if mfu is not None and not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
+    accelerator = ACCELERATORS[gpu]
+    config = resolved(config)
+    family, model_config = families[config.model.family], config.model
+    with torch.device("meta"):
+        model = family.build(model_config)
+    groups: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        groups[family.parameter_group(name)] += parameter.numel()
+    scaled = resolve(config, model)
+    transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
+    types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
+    layout = plan_layout(config, gpus, accelerator)
+    flops = family.flops_per_token(model_config, config.data.sequence_length)
+    tokens_per_step = config.data.global_batch_rows * config.data.sequence_length
+    peak = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * gpus
+    used = flops * tokens_per_step / (peak * layout.time.total) if mfu is None else mfu
+    tokens = tokens_per_step * config.run.steps
+    return Plan(
+        parameters=groups,
+        layout=layout,
+        flops_per_token=flops,
+        tokens_per_step=tokens_per_step,
+        tokens=tokens,
+        optim=scaled,
+        groups=tuple(Group(*(group[key] for key in GROUP_KEYS)) for group in types),
+        attention_bias=getattr(model_config, "attention_bias", None),
+        gpus=gpus,
+        accelerator=accelerator,
+        mfu=used,
+        seconds=flops * tokens / (peak * used),
+    )
+
+
+def resolved(config: Config) -> Config:
+    """With the model's open settings filled in, as the run will."""
+    length = config.data.sequence_length
+    model = config.model.resolved(vocabulary=planned_vocabulary(config), sequence_length=length)
+    return replace(config, model=model)
+
+
+def plan_layout(config: Config, gpus: int, accelerator: Accelerator) -> Layout:
+    """The layout of a resolved config on the rank that holds most: one of the first stage, which waits longest for
+    its backward passes, or of the last, which has the head."""
+    parallel = config.parallel
+    data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
+    micro_rows = micro_batch_rows(config.data, data_ranks, parallel)
+    passes = {}
+    for stage in sorted({0, parallel.pipeline - 1}):
+        # Megatron numbers the ranks of a stage one after the other.
+        with pretended_mesh(parallel, gpus, rank=stage * gpus // parallel.pipeline) as mesh:
+            passes[stage] = simulate(config, mesh, micro_rows)
+    layouts = [layout_of(config, accelerator, data_ranks, stage, found) for stage, found in passes.items()]
+    return max(layouts, key=lambda layout: layout.memory.total)
+
+
+def layout_of(
+    config: Config, accelerator: Accelerator, data_ranks: int, stage: int, passes: list[Passes]
+) -> Layout:
+    """The layout on a rank of this stage, whose parts make these passes."""
+    parallel, data = config.parallel, config.data
+    micro_rows = micro_batch_rows(data, data_ranks, parallel)
+    micro_batches = data.global_batch_rows // data_ranks // micro_rows
+    parameters = sum(part.parameters for part in passes)
+    replicas = data_ranks * parallel.context
+    in_flight = most_in_flight(parallel, stage, micro_batches)
+    state = state_memory(parameters, config, replicas)
+    each: Traffic = sum((part.traffic for part in passes), Counter())
+    each += handed_on(config, stage, micro_rows)
+    step = Counter({key: size * micro_batches for key, size in each.items()})
+    flops = families[config.model.family].flops_per_token(config.model, data.sequence_length)
+    model_ranks = parallel.tensor * parallel.context * parallel.pipeline
+    return Layout(
+        memory=with_passes(state, passes, accumulation=micro_batches, in_flight=in_flight),
+        stage=stage,
+        parameters=parameters,
+        traffic=step + (replica_traffic(config, parameters, micro_batches) if replicas > 1 else Counter()),
+        bubble=bubble_share(config, micro_batches),
+        time=step_time(
+            config,
+            accelerator,
+            flops=flops * micro_rows * data.sequence_length / model_ranks,
+            traffic=each,
+            parameters=parameters,
+            replicas=replicas,
+            micro_batches=micro_batches,
+        ),
+        micro_batch_rows=micro_rows,
+        accumulation=micro_batches,
+    )
+
+
+def handed_on(config: Config, stage: int, rows: int) -> Traffic:
+    """Bytes between the stages of a pipeline for one micro-batch, on a rank of this one: hidden states and their
+    gradients."""
+    parallel = config.parallel
+    if parallel.pipeline == 1:
+        return Counter()
+    ranks_of_row = parallel.context * (parallel.tensor if parallel.sequence else 1)
+    hidden = rows * config.data.sequence_length // ranks_of_row * config.model.width
+    size = hidden * {"fp32": 4, "bf16": 2}[config.precision.dtype]
+    # The last stage of all hands nothing on, and the first gets nothing.
+    chunks, ranks = parallel.pipeline_chunks, parallel.pipeline
+    forward = chunks - (1 if stage == ranks - 1 else 0)
+    backward = chunks - (1 if stage == 0 else 0)
+    return Counter(
+        {("pipeline", "send"): (forward + backward) * size, ("pipeline", "recv"): (forward + backward) * size}
+    )
+
+
+def planned_vocabulary(config: Config) -> int:
+    """The config's vocabulary, or that of its dataset if it is there already."""
+    if config.model.vocabulary is not None:
+        return int(config.model.vocabulary)
+    if config.data.task is not None:
+        return build_task(config.data.task).vocabulary
+    paths = [source.path for source in config.data.sources]
+    try:
+        if config.objective.kind == "masked_diffusion":
+            known = [found for path in paths if (found := load_vocabulary(Path(path))) is not None]
+            if known:
+                return rounded_vocabulary(known[0].size)
+            tokenizer = load_tokenizer(paths[0])
+            text = Modality("text", 0, tokenizer.vocabulary, tokenizer.fingerprint)
+            return rounded_vocabulary(Vocabulary(text, tokenizer.eot).size)
+        return rounded_vocabulary(load_tokenizer(paths[0]).vocabulary)
+    except DataError as error:
+        raise ConfigError(
+            f"model.vocabulary: null leaves it to the dataset, which is not there ({error}); build it first, or name a "
+            "number to plan with, e.g. model.vocabulary=32768"
+        ) from None

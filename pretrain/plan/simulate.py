@@ -1,0 +1,194 @@
+"""One rank's forward and backward pass of one micro-batch, run for real on tensors without storage.
+
+The layout is built by the code that training uses, over a process group that sends nothing; what the passes hold and
+send is counted by `pretrain.plan.tracker`, which counts the same on real tensors. No formula stands in for the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from data_pipelines.batch import Batch, Corruption, Cursor
+from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
+from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.engine.stage import Continued
+from pretrain.imports import quiet_renamed_collectives
+from pretrain.objectives import Objective, build_objective
+from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state
+from pretrain.parallel.stages import Part, build_parts
+from pretrain.plan.tracker import TensorTracker, Traffic
+
+if TYPE_CHECKING:
+    from pretrain.config import Config, ParallelSection
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MASKED_SHARE = 0.5
+"""Of the tokens, those that a denoising model has to predict: the mean of the linear schedule."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Bytes on one rank, for one micro-batch; parameters, gradients and the batch itself are not counted.
+
+    kept: held between the forward and the backward pass.
+    body: the most held at any time, if nothing came after the last block and norm.
+    peak: the most held at any time.
+    traffic: what went through collectives, by axis and kind.
+    parameters: elements of this rank's parameters.
+    """
+
+    kept: int
+    body: int
+    peak: int
+    traffic: Traffic
+    parameters: int
+
+    @property
+    def logits(self) -> int:
+        """What the head and the loss add to the peak."""
+        return max(0, self.peak - self.body)
+
+
+@contextlib.contextmanager
+def pretended_mesh(parallel: ParallelSection, world: int, rank: int = 0) -> Iterator[Mesh]:
+    """The mesh of a rank among `world`, over process groups that send nothing. Needs torch.distributed unused."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    assert not dist.is_initialized(), "a plan is made outside of a run"
+    quiet_renamed_collectives()
+    parallel_state = import_parallel_state()
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        yield build_mesh(parallel, host_backend="fake")
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+def simulate(config: Config, mesh: Mesh, rows: int) -> list[Passes]:
+    """The passes of a micro-batch of `rows` rows under the config's layout, on this rank of the mesh: of each of the
+    parts of the model that it holds, which are several where the pipeline is interleaved."""
+    # Built in the dtype it is trained in: tensors without storage cannot be cast in place.
+    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(DTYPES[config.precision.dtype]):
+        parts = build_parts(config, mesh, torch.device("cpu"))
+        batch = pretended_batch(config, rows)
+        objective = pretended_objective(config)
+        return [_passes(part, config, mesh, objective, batch) for part in parts]
+
+
+def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch: Batch) -> Passes:
+    for parameter in part.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    batch = part.sequences.part_of(batch)
+
+    def stage() -> Continued:
+        return Continued(part.model, None if part.is_first else received(config, mesh, batch))
+
+    def body() -> Tensor:
+        return stage()(*objective.inputs(batch))
+
+    def whole() -> Tensor:
+        return objective(stage(), batch).total  # type: ignore[arg-type]  # as the engine calls it
+
+    up_to_norm = _tracked(mesh, body)
+    with_loss = _tracked(mesh, whole) if part.is_last else up_to_norm
+    return Passes(
+        kept=with_loss.kept,
+        body=up_to_norm.tracker.peak,
+        peak=with_loss.tracker.peak,
+        traffic=with_loss.tracker.traffic,
+        parameters=sum(parameter.numel() for parameter in part.model.parameters()),
+    )
+
+
+def received(config: Config, mesh: Mesh, batch: Batch) -> Tensor:
+    """Hidden states as the stage before sends them."""
+    rows, time = batch.tokens.shape
+    ranks = mesh.tensor.size if config.parallel.sequence else 1
+    return torch.empty(rows, time // ranks, config.model.width, requires_grad=True)
+
+
+@dataclass(frozen=True)
+class _Tracked:
+    kept: int
+    tracker: TensorTracker
+
+
+def _tracked(mesh: Mesh, forward: Callable[[], Tensor]) -> _Tracked:
+    with TensorTracker(axis_names(mesh)) as tracker:
+        out = forward()
+        kept = tracker.live
+        # A loss, or the hidden states whose gradient the next stage sends back.
+        out.backward(None if out.dim() == 0 else torch.empty_like(out))
+    return _Tracked(kept, tracker)
+
+
+def axis_names(mesh: Mesh) -> Callable[[dist.ProcessGroup], str]:
+    names = {
+        axis: getattr(mesh, axis).group.group_name for axis in ("tensor", "context", "pipeline", "replicas")
+    }
+    by_group = {name: axis for axis, name in reversed(names.items())}
+    return lambda group: by_group.get(group.group_name, "other")
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def pretended_objective(config: Config) -> Objective:
+    """The config's objective, on a vocabulary of the planned size."""
+    if not isinstance(config.objective, MaskedDiffusionSection):
+        return build_objective(config)
+    size = config.model.vocabulary - len(SPECIALS)
+    return build_objective(config, Vocabulary(Modality("text", 0, size, "planned"), eot=0))
+
+
+def pretended_batch(config: Config, rows: int) -> Batch:
+    """Rows of one document each, without segment ids: which documents there are changes no size."""
+    length = config.data.sequence_length
+    axes = getattr(config.model, "position_axes", 1)
+    positions = torch.zeros((rows, length) if axes == 1 else (rows, length, axes), dtype=torch.int16)
+    tokens = torch.zeros((rows, length + 1), dtype=torch.int64)
+    corruption = None
+    if isinstance(config.objective, MaskedDiffusionSection):
+        corruption = _pretended_corruption(rows, length)
+    return Batch(
+        sequences=tokens,
+        weights=torch.ones((rows, length), dtype=torch.bool),
+        segment_ids=None,  # type: ignore[arg-type]  # the model takes None for rows of one document
+        positions=positions,
+        rows=torch.arange(rows),
+        cursor=Cursor(rows, "planned"),
+        corruption=corruption,
+    )
+
+
+def _pretended_corruption(rows: int, length: int) -> Corruption:
+    from pretrain.objectives.corruption import PARTS
+
+    each = int(MASKED_SHARE * length)
+    count = rows * each
+    return Corruption(
+        inputs=torch.zeros((rows, length), dtype=torch.int64),
+        places=torch.zeros(count, dtype=torch.int64),
+        weights=torch.ones(count),
+        elbo_weights=torch.ones(count),
+        parts=torch.zeros((count, 3), dtype=torch.uint8),
+        targets=torch.zeros(rows, dtype=torch.int32),
+        part_targets=torch.zeros((rows, len(PARTS)), dtype=torch.int32),
+        row_places=(each,) * rows,
+    )

@@ -1,0 +1,197 @@
+"""The Megatron engine's layouts train, evaluate and generate as one process of DeepSpeed's does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain.errors import UserError
+from pretrain.loop import train
+from pretrain.run import Run
+from tests.corpus import build_corpus
+from tests.harness import RanksFailed
+from tests.pretrain.parallel.pipelines import (
+    LAYERS,
+    References,
+    build_datasets,
+    import_megatron,
+    run_in,
+    watch,
+)
+from tests.pretrain.parallel.runs import MODELS, Datasets, agree, difference, train_in
+
+PIPELINE, CHUNKS, SHARDED = "parallel.pipeline=2", "parallel.pipeline_chunks=2", "parallel.zero=1"
+TENSOR, SEQUENCE = "parallel.tensor=2", "parallel.sequence=true"
+CONTEXT = "parallel.context=2"
+MICRO = "data.micro_batch_rows=2"
+UNTIED = "model.tied_head=false"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+    import_megatron()
+    corpus = build_corpus(tmp_path_factory.mktemp("corpus"), documents=30)
+    return build_datasets(tmp_path_factory.mktemp("pairs"), corpus)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> References:
+    return References(tmp_path_factory.mktemp("alone"), data)
+
+
+SAMPLE = [
+    ("sigmoid", 2, [PIPELINE]),
+    ("sigmoid", 4, [PIPELINE, SHARDED]),
+    ("softmax", 2, [PIPELINE, CHUNKS, SHARDED]),
+    ("trimodal", 4, [PIPELINE, CHUNKS, SHARDED]),
+    ("gru", 4, [PIPELINE, CONTEXT, SHARDED]),
+    ("lstm", 4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
+    ("sigmoid", 2, ["parallel.engine=megatron", SHARDED]),
+]
+
+
+@pytest.mark.parametrize(("model", "world", "layout"), SAMPLE)
+def test_a_layout_trains_as_one_process(
+    tmp_path: Path, data: Datasets, alone: References, model: str, world: int, layout: list[str]
+) -> None:
+    agree(train_in(tmp_path, data, model, world, [LAYERS, MICRO, *layout]), alone(model))
+
+
+LAYOUTS: list[tuple[int, list[str]]] = [
+    (2, [PIPELINE]),
+    (2, [PIPELINE, CHUNKS]),
+    (4, [PIPELINE]),
+    (4, [PIPELINE, SHARDED]),
+    (4, [PIPELINE, CHUNKS, SHARDED]),
+    (4, ["parallel.pipeline=4", SHARDED]),
+    (2, ["parallel.engine=megatron", SHARDED]),
+    (4, [PIPELINE, TENSOR]),
+    (4, [PIPELINE, TENSOR, SEQUENCE, SHARDED]),
+    (4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
+    (4, [PIPELINE, CONTEXT]),
+    (4, [PIPELINE, CHUNKS, CONTEXT, SHARDED]),
+    (8, [PIPELINE, CONTEXT, TENSOR, SEQUENCE, SHARDED]),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("world", "layout"), LAYOUTS)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_layout_trains_as_one_process(
+    tmp_path: Path,
+    data: Datasets,
+    alone: References,
+    model: str,
+    world: int,
+    layout: list[str],
+    tied: bool,
+) -> None:
+    head = f"model.tied_head={str(tied).lower()}"
+    found = train_in(tmp_path, data, model, world, [LAYERS, MICRO, head, *layout], steps=20)
+    agree(found, alone(model, [head], steps=20))
+    print(model, tied, world, *layout, *(f"{gap:.1e}" for gap in difference(found, alone(model, [head], 20))))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "parallel.activation_checkpointing=full",
+        "data.micro_batch_rows=auto",
+        "optim.clip_norm=null",
+        "model.layers=5",
+        UNTIED,
+    ],
+)
+def test_options_do_what_they_do_in_one_process(
+    tmp_path: Path, data: Datasets, alone: References, option: str
+) -> None:
+    changes = [option] if option.startswith(("optim", "model")) else []
+    agree(
+        train_in(tmp_path, data, "sigmoid", 2, [LAYERS, MICRO, PIPELINE, option]), alone("sigmoid", changes)
+    )
+
+
+def test_bf16_is_as_near_to_fp32_as_without_a_pipeline(tmp_path: Path, data: Datasets) -> None:
+    bf16 = [LAYERS, MICRO, SHARDED, "precision.dtype=bf16"]
+    plain = train_in(tmp_path / "plain", data, "sigmoid", 2, bf16)
+    staged = train_in(tmp_path / "staged", data, "sigmoid", 4, [PIPELINE, *bf16])
+    assert staged.losses == pytest.approx(plain.losses, rel=3e-3)
+
+
+@pytest.mark.parametrize("model", ["sigmoid", "gru", "trimodal"])
+def test_evaluation_and_inference_are_those_of_one_process(
+    tmp_path: Path, data: Datasets, model: str
+) -> None:
+    # 24 rows are 12 micro-batches, which the interleaved schedule of 2 x 2 takes in groups of 8 and 4; of 7 it
+    # takes 4, and makes a multiple of 2 of the other 3.
+    for rows in (24, 7):
+        settings = [MICRO, f"monitor.evaluate_rows={rows}"]
+        (plain,) = run_in(tmp_path / f"{rows} plain", data, model, 1, settings, watch, steps=3)
+        layout = [PIPELINE, CHUNKS]
+        staged = run_in(tmp_path / f"{rows} staged", data, model, 2, [*settings, *layout], watch, steps=3)
+        for seen in staged:
+            assert seen.evaluation.weight == plain.evaluation.weight
+            assert seen.evaluation.loss == pytest.approx(plain.evaluation.loss, rel=1e-5)
+            assert seen.evaluation.parts == pytest.approx(plain.evaluation.parts, rel=1e-5)
+            np.testing.assert_allclose(seen.logits, plain.logits, atol=1e-4, rtol=1e-4)
+
+
+def greatest_bounded(run: Run) -> tuple[float, list[float]]:
+    """The greatest bounded master that this rank owns after training, and the gradient norms."""
+    norms = watch(run).gradient_norms
+    owned = [f for f in run.engine.fragments() if f.name.endswith((".recurrent", ".peephole"))]
+    return max((float(f.tensors["master"].abs().max()) for f in owned), default=0.0), norms
+
+
+def test_weights_at_the_bound_stay_there(tmp_path: Path, data: Datasets) -> None:
+    bound = ["model.recurrent_clip=0.1", "optim.lr=2e-2", MICRO]
+    ((greatest, norms),) = run_in(tmp_path / "plain", data, "lstm", 1, bound, greatest_bounded)
+    for name, layout in {"whole": [PIPELINE], "shards": [PIPELINE, SHARDED]}.items():
+        world = 2 if name == "whole" else 4
+        ended = run_in(tmp_path / name, data, "lstm", world, [*bound, *layout], greatest_bounded)
+        assert max(found for found, _ in ended) == greatest == pytest.approx(0.1, abs=1e-8)
+        assert ended[0][1] == pytest.approx(norms, rel=1e-4)
+
+
+def refusal(run: Run) -> tuple[str, bool]:
+    """What Newton's alarm says, and whether the weights are as they were."""
+    before = [f.tensors["master"].clone() for f in run.engine.fragments()]
+    with pytest.raises(UserError) as caught:
+        train(run)
+    after = run.engine.fragments()
+    return str(caught.value), all(
+        torch.equal(one, f.tensors["master"]) for one, f in zip(before, after, strict=True)
+    )
+
+
+def test_all_stages_hear_newtons_alarm_of_one(tmp_path: Path, data: Datasets) -> None:
+    strict = ["model.newton.on_exceed=error", "model.newton.limit=1e-12", "model.newton.iterations=3"]
+    said = run_in(tmp_path, data, "gru", 2, [MICRO, PIPELINE, "model.newton.method=newton", *strict], refusal)
+    assert len({message for message, _ in said}) == 1
+    assert said[0][0].startswith("blocks.0.mixer.cell, step 1")
+    assert all(unchanged for _, unchanged in said)
+
+
+def newton_names(run: Run) -> Any:
+    train(run)
+    hook = next(hook for hook in run.hooks._hooks if hook.name == "newton")
+    return hook._names
+
+
+def test_every_layer_is_in_newtons_figures(tmp_path: Path, data: Datasets) -> None:
+    names = [f"blocks.{block}.mixer.cell" for block in range(4)]
+    said = run_in(tmp_path, data, "gru", 2, [MICRO, PIPELINE, CHUNKS], newton_names, steps=3)
+    assert said == [names, names]
+
+
+def test_rows_that_make_no_multiple_of_micro_batches_are_refused(tmp_path: Path, data: Datasets) -> None:
+    layout = [PIPELINE, CHUNKS, "data.global_batch_rows=6"]
+    with pytest.raises(
+        RanksFailed, match="3 rows per data-parallel rank make no multiple of 2 micro-batches"
+    ):
+        run_in(tmp_path, data, "sigmoid", 4, layout, train)
