@@ -20,7 +20,7 @@ from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
-from pretrain.plan.memory import Memory, most_in_flight, state_memory, with_passes
+from pretrain.plan.memory import BYTES, FP32_BYTES, Memory, most_in_flight, state_memory, with_passes
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
 from pretrain.plan.timing import StepTime, bubble_share, replica_traffic, step_time
 from pretrain.plan.tracker import Traffic
@@ -167,19 +167,22 @@ def layout_of(
     each: Traffic = sum((part.traffic for part in passes), Counter())
     each += handed_on(config, stage, micro_rows)
     step = Counter({key: size * micro_batches for key, size in each.items()})
+    aligned = sum(part.aligned for part in passes)
+    between = replica_traffic(config, parameters, aligned, replicas, micro_batches)
     flops = families[config.model.family].flops_per_token(config.model, data.sequence_length)
     model_ranks = parallel.tensor * parallel.context * parallel.pipeline
     return Layout(
         memory=with_passes(state, passes, accumulation=micro_batches, in_flight=in_flight),
         stage=stage,
         parameters=parameters,
-        traffic=step + (replica_traffic(config, parameters, micro_batches) if replicas > 1 else Counter()),
+        traffic=step + between + between_ends(config, stage, replicas),
         bubble=bubble_share(config, micro_batches),
         time=step_time(
             config,
             accelerator,
             flops=flops * micro_rows * data.sequence_length / model_ranks,
             traffic=each,
+            between_replicas=between,
             parameters=parameters,
             replicas=replicas,
             micro_batches=micro_batches,
@@ -187,6 +190,20 @@ def layout_of(
         micro_batch_rows=micro_rows,
         accumulation=micro_batches,
     )
+
+
+def between_ends(config: Config, stage: int, replicas: int) -> Traffic:
+    """Bytes of a tied embedding's gradient, which the first stage and the last add up once per step."""
+    parallel, model = config.parallel, config.model
+    if (
+        parallel.pipeline == 1
+        or stage not in (0, parallel.pipeline - 1)
+        or not getattr(model, "tied_head", False)
+    ):
+        return Counter()
+    rows = -(-model.vocabulary // parallel.tensor)
+    share = rows * model.width // (replicas if parallel.zero else 1)
+    return Counter({("ends", "allreduce"): FP32_BYTES * share})
 
 
 def handed_on(config: Config, stage: int, rows: int) -> Traffic:
@@ -197,7 +214,7 @@ def handed_on(config: Config, stage: int, rows: int) -> Traffic:
         return Counter()
     ranks_of_row = parallel.context * (parallel.tensor if parallel.sequence else 1)
     hidden = rows * config.data.sequence_length // ranks_of_row * config.model.width
-    size = hidden * {"fp32": 4, "bf16": 2}[config.precision.dtype]
+    size = hidden * BYTES[config.precision.dtype]
     # The last stage of all hands nothing on, and the first gets nothing.
     chunks, ranks = parallel.pipeline_chunks, parallel.pipeline
     forward = chunks - (1 if stage == ranks - 1 else 0)

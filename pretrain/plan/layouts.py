@@ -66,7 +66,7 @@ class _Linear:
         body = of("body", rows)
         # The head makes its logits chunk by chunk: they grow with the rows only up to a chunk.
         logits = max(self.one.logits, self.two.logits) if head else 0
-        return Passes(of("kept", rows), body, body + logits, traffic, of("parameters"))
+        return Passes(of("kept", rows), body, body + logits, traffic, of("parameters"), of("aligned"))
 
 
 def describe(parallel: ParallelSection) -> str:

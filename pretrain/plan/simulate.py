@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pretrain.config import Config, ParallelSection
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ALIGNMENT = 64
 MASKED_SHARE = 0.5
 """Of the tokens, those that a denoising model has to predict: the mean of the linear schedule."""
 
@@ -43,6 +44,7 @@ class Passes:
     peak: the most held at any time.
     traffic: what went through collectives, by axis and kind.
     parameters: elements of this rank's parameters.
+    aligned: the same as Megatron lays them out, each on a multiple of 64.
     """
 
     kept: int
@@ -50,6 +52,7 @@ class Passes:
     peak: int
     traffic: Traffic
     parameters: int
+    aligned: int
 
     @property
     def logits(self) -> int:
@@ -100,12 +103,14 @@ def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch:
 
     up_to_norm = _tracked(mesh, body)
     with_loss = _tracked(mesh, whole) if part.is_last else up_to_norm
+    sizes = [parameter.numel() for parameter in part.model.parameters()]
     return Passes(
         kept=with_loss.kept,
         body=up_to_norm.tracker.peak,
         peak=with_loss.tracker.peak,
         traffic=with_loss.tracker.traffic,
-        parameters=sum(parameter.numel() for parameter in part.model.parameters()),
+        parameters=sum(sizes),
+        aligned=sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes),
     )
 
 
@@ -132,11 +137,13 @@ def _tracked(mesh: Mesh, forward: Callable[[], Tensor]) -> _Tracked:
 
 
 def axis_names(mesh: Mesh) -> Callable[[dist.ProcessGroup], str]:
-    names = {
-        axis: getattr(mesh, axis).group.group_name for axis in ("tensor", "context", "pipeline", "replicas")
-    }
-    by_group = {name: axis for axis, name in reversed(names.items())}
-    return lambda group: by_group.get(group.group_name, "other")
+    """What to call a group: its axis of the mesh; "ends" where a tied embedding's two stages meet; else "other"."""
+    groups = {axis: getattr(mesh, axis).group for axis in ("tensor", "context", "pipeline", "replicas")}
+    # One group may be several axes, the others having one rank: the first is meant.
+    by_name = {group.group_name: axis for axis, group in reversed(groups.items())}
+    if mesh.ends is not None:
+        by_name.setdefault(mesh.ends.group_name, "ends")
+    return lambda group: by_name.get(group.group_name, "other")
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ A collective over n ranks of b bytes (the larger side) puts (n - 1) / n b on a r
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,6 +40,10 @@ ADAM_PASSES = 8
 the last three, and the weight."""
 
 
+MEGATRON_BLOCK = 128
+"""Megatron fills a sharded buffer up to a multiple of this and of the replicas."""
+
+
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of one step."""
@@ -55,15 +60,21 @@ class StepTime:
         return self.compute + self.exchange + self.bubble + self.replicas + self.update
 
 
-def replica_traffic(config: Config, parameters: int, micro_batches: int) -> Traffic:
+def replica_traffic(
+    config: Config, parameters: int, aligned: int, replicas: int, micro_batches: int
+) -> Traffic:
     """Bytes that the engine moves between replicas in one step, by collective, as it calls them."""
+    if replicas == 1:
+        return Counter()
     parallel, width = config.parallel, BYTES[config.precision.dtype]
     whole, axis = width * parameters, "replicas"
     if parallel.chosen_engine == "megatron":
         if parallel.zero == 0:
             return Counter({(axis, "allreduce"): FP32_BYTES * parameters})
+        block = math.lcm(replicas, MEGATRON_BLOCK)
+        padded = -(-aligned // block) * block
         return Counter(
-            {(axis, "reduce_scatter_base"): FP32_BYTES * parameters, (axis, "allgather_base"): whole}
+            {(axis, "reduce_scatter_base"): FP32_BYTES * padded, (axis, "allgather_base"): width * padded}
         )
     if parallel.zero == 0:
         return Counter({(axis, "allreduce"): whole})
@@ -110,6 +121,7 @@ def step_time(
     *,
     flops: float,
     traffic: Traffic,
+    between_replicas: Traffic,
     parameters: int,
     replicas: int,
     micro_batches: int,
@@ -117,7 +129,7 @@ def step_time(
     """Of the slowest rank.
 
     flops: of one micro-batch on this rank, forward and backward, nothing computed twice.
-    traffic: of one micro-batch on this rank.
+    traffic: of one micro-batch on this rank. between_replicas: of the step.
     """
     parallel = config.parallel
     peak = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * EFFICIENCY
@@ -128,9 +140,7 @@ def step_time(
         for axis, ranks in sizes.items()
         if ranks > 1
     )
-    between = seconds_of(
-        replica_traffic(config, parameters, micro_batches), "replicas", replicas, accelerator.network_gb_s
-    )
+    between = seconds_of(between_replicas, "replicas", replicas, accelerator.network_gb_s)
     # ZeRO 3 moves parameters and gradients beside every micro-batch, the others gradients beside the last one.
     beside = compute if parallel.zero == 3 else compute / micro_batches * 2 / 3
     share = parameters / (replicas if parallel.zero else 1)

@@ -16,7 +16,14 @@ from torch.utils._pytree import tree_leaves
 Traffic = Counter[tuple[str, str]]
 """Bytes by (group's name, collective's name)."""
 
-LARGER_SIDE = {"_allgather_base_": 0, "allgather_": 0, "_reduce_scatter_base_": 1, "reduce_scatter_": 1}
+LARGER_SIDE = {
+    "_allgather_base_": 0,
+    "allgather_": 0,
+    "allgather_into_tensor_coalesced_": 0,
+    "_reduce_scatter_base_": 1,
+    "reduce_scatter_": 1,
+    "reduce_scatter_tensor_coalesced_": 1,
+}
 """Of a collective whose two tensors differ in size: the place among its arguments of the larger one."""
 
 
@@ -28,10 +35,14 @@ class TensorTracker(TorchDispatchMode):
     this rank, whatever the algorithm then sends over which link.
 
     live: bytes held now. peak: the most so far.
+    smallest_call: collectives of fewer bytes are not counted.
     """
 
-    def __init__(self, name_of: Callable[[dist.ProcessGroup], str] | None = None) -> None:
+    def __init__(
+        self, name_of: Callable[[dist.ProcessGroup], str] | None = None, *, smallest_call: int = 0
+    ) -> None:
         super().__init__()
+        self._smallest_call = smallest_call
         self.live = 0
         self.peak = 0
         self.traffic: Traffic = Counter()
@@ -78,7 +89,9 @@ class TensorTracker(TorchDispatchMode):
         if group is None:
             return
         tensors = _tensors(args[LARGER_SIDE.get(name, 0)])
-        self.traffic[self._name_of(group), name.strip("_")] += sum(tensor.nbytes for tensor in tensors)
+        size = sum(tensor.nbytes for tensor in tensors)
+        if size >= self._smallest_call:
+            self.traffic[self._name_of(group), name.strip("_")] += size
 
 
 def _tensors(tree: Any) -> Iterable[Tensor]:
