@@ -28,7 +28,11 @@ def _on_nodes(config: Path, settings: list[str], of_node: int, stop_at: int | No
 
 
 @pytest.mark.parametrize(
-    ("of_node", "settings"), [(2, []), (4, ["parallel.tensor=2", "parallel.sequence=true"])]
+    ("of_node", "settings"),
+    [
+        (4, ["parallel.tensor=2", "parallel.sequence=true"]),
+        pytest.param(2, [], marks=pytest.mark.slow),
+    ],
 )
 def test_training_and_a_resume_are_those_of_one_process(
     tmp_path: Path, data: Datasets, alone: Alone, of_node: int, settings: list[str]
