@@ -36,7 +36,7 @@ from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, Ten
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
 from pretrain.optim.scaling import resolve
-from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.parallel.layout import check_layout, micro_batch_rows
 from pretrain.parallel.mesh import Mesh, build_mesh
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
@@ -128,9 +128,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         ranks = ranks_from_environment()
         device = choose_device(config.run.device, ranks)
-        data_parallel_size(
-            config.parallel, ranks.world, config.data.global_batch_rows
-        )  # refuses a bad layout
+        check_layout(config.parallel, config.data, ranks.world)
         data = open_run_data(config)
         config = data.config
         start_process_group(ranks, device)

@@ -36,6 +36,11 @@ def data_parallel_size(parallel: ParallelSection, world: int, global_batch_rows:
     return size
 
 
+def check_layout(parallel: ParallelSection, data: DataSection, world: int) -> None:
+    """Raises ConfigError where a layout does not fit the processes, or a step's rows do not fit the layout."""
+    micro_batch_rows(data, data_parallel_size(parallel, world, data.global_batch_rows), parallel)
+
+
 def micro_batch_rows(data: DataSection, data_ranks: int, parallel: ParallelSection | None = None) -> int:
     """Rows per forward pass of one rank: what the config says, at most all of the rank's rows.
 
