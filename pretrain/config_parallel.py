@@ -52,7 +52,8 @@ def check_context(parallel: ParallelSection, model: Any, data: DataSection) -> I
         yield Problem("data.sequence_length", message, length, True)
     reach = getattr(model, "conv_width", 1) - 1
     if length // ranks < reach:
-        message = f"a rank's part of a row must hold the {reach} inputs that the convolution looks back; use {reach * ranks}"
+        needed = f"a rank's part of a row must hold the {reach} inputs that the convolution looks back"
+        message = f"{needed}; use {reach * ranks}"
         yield Problem("data.sequence_length", message, length, True)
     yield from _check_recurrence(parallel, model)
 

@@ -2,9 +2,9 @@
 
 With a part's first position s and its last e, Newton's update d_t = J_t d_{t-1} + r_t crosses parts as one number per
 channel, the carry c = d_{s-1}: a part joins its own steps to the one step d_e = P c + D, all parts tell each other
-(P, D), and each folds those before it. So every iteration costs one exchange of a few numbers per channel, whatever the
-length. A part keeps a copy of h_{s-1}: it is asked for once, at the guess, and then follows from the carry as its holder's
-own does. Gradients go the other way, l_{s-1} gets J_s^T l_s, in one exchange.
+(P, D), and each folds those before it. So every iteration costs one exchange of a few numbers per channel, whatever
+the length. A part keeps a copy of h_{s-1}: it is asked for once, at the guess, and then follows from the carry as its
+holder's own does. Gradients go the other way, l_{s-1} gets J_s^T l_s, in one exchange.
 
 Where a document begins, J_t is 0: P is 0 in every part with a beginning, and the carry is cut exactly. All is computed
 in fp32 or wider. States agree with those of whole sequences to rounding, for the sums are formed in another order.

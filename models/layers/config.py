@@ -45,8 +45,8 @@ class DecoderConfig:
     causal: ClassVar[bool] = True
     """Whether a token sees those before it only. A family's nature, no setting."""
     row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
-    """How ranks cut the rows that they share. balanced: each takes an early and a late run of positions, for it computes
-    its own queries alone, and late ones see more."""
+    """How ranks cut the rows that they share. balanced: each takes an early and a late run of positions, for it
+    computes its own queries alone, and late ones see more."""
 
     @property
     def key_heads(self) -> int:

@@ -154,13 +154,20 @@ class ParaGRU(Cell):
         segment_ids_BT: Tensor | None,
         exchange: Exchange | None = None,
     ) -> Solution:
-        solver = self.shape.solver
+        recurrent_GD, bias_GD = weights
         return gru(
-            gates_BTHGN, *weights, state, segment_ids_BT=segment_ids_BT, solver=solver, exchange=exchange
+            gates_BTHGN,
+            recurrent_GD,
+            bias_GD,
+            state,
+            segment_ids_BT=segment_ids_BT,
+            solver=self.shape.solver,
+            exchange=exchange,
         )
 
     def step(self, gates_BHGN: Tensor, state: Tensor) -> Tensor:
-        return gru_step(gates_BHGN, *self.weights(), state)
+        recurrent_GD, bias_GD = self.weights()
+        return gru_step(gates_BHGN, recurrent_GD, bias_GD, state)
 
 
 class ParaLSTM(Cell):
@@ -182,13 +189,21 @@ class ParaLSTM(Cell):
         segment_ids_BT: Tensor | None,
         exchange: Exchange | None = None,
     ) -> Solution:
-        solver = self.shape.solver
+        recurrent_GD, peephole_2D, bias_GD = weights
         return lstm(
-            gates_BTHGN, *weights, state, segment_ids_BT=segment_ids_BT, solver=solver, exchange=exchange
+            gates_BTHGN,
+            recurrent_GD,
+            peephole_2D,
+            bias_GD,
+            state,
+            segment_ids_BT=segment_ids_BT,
+            solver=self.shape.solver,
+            exchange=exchange,
         )
 
     def step(self, gates_BHGN: Tensor, state: Tensor) -> Tensor:
-        return lstm_step(gates_BHGN, *self.weights(), state)
+        recurrent_GD, peephole_2D, bias_GD = self.weights()
+        return lstm_step(gates_BHGN, recurrent_GD, peephole_2D, bias_GD, state)
 
 
 class StepCell(Cell):

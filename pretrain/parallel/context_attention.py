@@ -14,9 +14,9 @@ Bytes that a rank sends per layer, in keys' and values' own size N = B S K D ele
 with G = H / K query heads to a key head. A ring keeps no rank's keys but its own for the backward pass, and so it must
 send them again. The gather keeps all of them, 2 P N elements per layer, unless the block is checkpointed; beside the
 activations of a block (some 20 B S H D) that is little while P K is below 5 H. Sigmoid attention takes the gather:
-two thirds of the bytes, one message where the ring waits for P - 1 in turn. The swap has the fewest bytes above P =
-G + 1, but cuts heads, of which there may be too few; softmax attention, whose parts over ranges of keys are no plain sum,
-takes it (Jacobs et al., "DeepSpeed Ulysses").
+two thirds of the bytes, one message where the ring waits for P - 1 in turn. The swap has the fewest bytes above
+P = G + 1, but cuts heads, of which there may be too few; softmax attention, whose parts over ranges of keys are no
+plain sum, takes it (Jacobs et al., "DeepSpeed Ulysses").
 """
 
 from __future__ import annotations

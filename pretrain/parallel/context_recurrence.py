@@ -63,7 +63,8 @@ def haloed_convolution(conv: CausalConv, exchange: Exchange) -> Convolve:
     """`CausalConv.forward` for a rank that has a part of the positions: with the last inputs of the rank before."""
     plain = conv.forward
 
-    def forward(x_BSC: Tensor, ids_BT: Tensor | None, before_BWC: None = None) -> Tensor:
+    def forward(x_BSC: Tensor, ids_BT: Tensor | None, before_BWC: Tensor | None = None) -> Tensor:
+        assert before_BWC is None, "rows are shared in training, where nothing was read before"
         reach, time = conv.taps - 1, x_BSC.shape[1]
         before_BWC = from_left(exchange, x_BSC[:, time - reach :]) if reach else None
         if ids_BT is not None:

@@ -32,7 +32,6 @@ class Part:
     """
 
     model: LanguageModel
-    sequences: SharedSequences
     names: dict[str, str]
     placements: dict[str, Placement]
     sequences: SharedSequences
@@ -95,4 +94,4 @@ def _build_part(config: Config, mesh: Mesh, device: torch.device, stages: list[r
     )
     names = {name: aliases.get(name, name) for name, _ in model.named_parameters()}
     placements = {names[name]: parallelized.placements[name] for name in names}
-    return Part(model, parallelized.sequences, names, placements, is_first, is_last)
+    return Part(model, names, placements, parallelized.sequences, is_first, is_last)
