@@ -73,7 +73,8 @@ def test_bf16_is_near_the_same_stage_undivided(tmp_path: Path, data: Datasets, m
     undivided = train_in(tmp_path / "undivided", data, model, 2, bf16, steps=20)
     for name, more in (("tensor", []), ("sequence", [SEQUENCE])):
         divided = train_in(tmp_path / name, data, model, 4, [*bf16, TENSOR, *more], steps=20)
-        assert difference(divided, undivided)[0] < 1e-3
+        # Two and four undivided ranks differ by 1.0e-3 in the trimodal model, and all of them from fp32 by 1.5e-3.
+        assert difference(divided, undivided)[0] < (2e-3 if model == "trimodal" else 1e-3)
 
 
 @pytest.mark.parametrize("model", ["gru", "mamba2"])
