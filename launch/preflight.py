@@ -27,7 +27,8 @@ from launch.verdict import ALONE_STAGE, FIRST_STAGE, LAST_STAGE, Report
 from pretrain.config import Config, load_config
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
-from pretrain.plan.estimate import FP32_BYTES, planned_vocabulary
+from pretrain.plan.estimate import planned_vocabulary
+from pretrain.plan.memory import FP32_BYTES
 from pretrain.run import library_versions
 
 GEMM_SIZE = 8192

@@ -80,18 +80,26 @@ def plan(
         int | None, typer.Option(min=1, help="Devices. Default: launch.nodes x launch.gpus_per_node.")
     ] = None,
     gpu: Annotated[str, typer.Option(help="h100, h200 or a100.")] = "h100",
-    mfu: Annotated[float, typer.Option(help="Model FLOPs utilisation to reckon with.")] = 0.4,
+    mfu: Annotated[
+        float | None,
+        typer.Option(help="Model FLOPs utilisation to reckon with. Default: the predicted step's."),
+    ] = None,
     price: Annotated[float | None, typer.Option(help="Price of a GPU hour, for the cost.")] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Layouts of these GPUs that fit, fastest first.")
+    ] = False,
 ) -> None:
-    """Parameters, memory per GPU, FLOPs, hyperparameters, time and cost, before a GPU is touched.
+    """Parameters, memory per GPU, traffic, FLOPs, hyperparameters, time and cost, before a GPU is touched.
 
-    triptych plan configs/sigmoid/7b.yaml --gpus 256
+    triptych plan configs/sigmoid/7b.yaml --gpus 512 --suggest
+
+    triptych plan configs/sigmoid/7b.yaml --gpus 256 parallel.tensor=4 parallel.pipeline=4 parallel.zero=1
 
     triptych plan configs/sigmoid/1b.yaml parallel.zero=2 --gpus 64 --mfu 0.45 --price 2.5
     """
     from pretrain.commands.plan import print_plan
 
-    print_plan(config, overrides or [], gpus=gpus, gpu=gpu, mfu=mfu, price=price)
+    print_plan(config, overrides or [], gpus=gpus, gpu=gpu, mfu=mfu, price=price, suggest=suggest)
 
 
 @app.command()

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_parallel import check_context, check_engine, check_pipeline, check_tensor
+from pretrain.config_parallel import layout_problems
 from pretrain.config_section import Auto, Problem, Section
 from pretrain.errors import ConfigError
 
@@ -101,7 +101,8 @@ class ParallelSection(Section):
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
     zero_group: Literal["all", "node"] = "all"
-    """Ranks that ZeRO 3 shards parameters over: all replicas, or those of one node, with copies across nodes."""
+    """node: each node keeps a second copy of ZeRO 3's parameters, shared by its replicas, from which the backward
+    pass gathers them; what the optimizer holds is shared by all replicas in either case."""
     engine: Literal["auto", "deepspeed", "megatron"] = "auto"
     """auto: megatron with a pipeline, deepspeed without."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -445,7 +446,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between settings. Each runs where the sections it reads are valid by themselves."""
     rules: list[tuple[Callable[..., Iterator[Problem]], tuple[str, ...]]] = [
         (_check_model, ("model", "data")),
-        (_check_parallel, ("parallel", "model", "data")),
+        (layout_problems, ("parallel", "model", "data")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
         (_check_objective, ("objective", "model", "data")),
@@ -463,18 +464,11 @@ def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
         yield Problem(f"model.{key}", message, attrgetter(key)(model), True)
 
 
-def _check_parallel(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
-    yield from check_tensor(parallel, model, data)
-    yield from check_context(parallel, model, data)
-    yield from check_pipeline(parallel, model, data)
-    yield from check_engine(parallel)
-
-
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:
     if precision.dtype == "bf16" and parallel.zero == 0:
         yield Problem(
             "parallel.zero",
-            "bf16 without sharded optimizer states keeps no exact master weights in DeepSpeed; use 1, also on one GPU",
+            "bf16 without sharded optimizer states keeps no exact master weights; use 1, also on one GPU",
             0,
             True,
         )

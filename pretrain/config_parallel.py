@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from pretrain.config import DataSection, ParallelSection
 
 
+def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """All that is wrong with a layout of this model and these rows, whatever the number of processes."""
+    yield from check_tensor(parallel, model, data)
+    yield from check_context(parallel, model, data)
+    yield from check_pipeline(parallel, model, data)
+    yield from check_engine(parallel)
+    yield from check_zero(parallel)
+
+
 def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
     """Heads, channels and, with sequence parallelism, positions in equal parts. The vocabulary is filled up."""
     size = parallel.tensor
@@ -100,6 +109,12 @@ def check_engine(parallel: ParallelSection) -> Iterator[Problem]:
         )
         message = f"megatron's engine, {because}, shards optimizer states at most; use 1"
         yield Problem("parallel.zero", message, parallel.zero, True)
+
+
+def check_zero(parallel: ParallelSection) -> Iterator[Problem]:
+    if parallel.zero_group == "node" and parallel.zero != 3:
+        message = "only ZeRO 3 shares parameters: set parallel.zero=3, or all"
+        yield Problem("parallel.zero_group", message, parallel.zero_group, True)
 
 
 def _one_of(numbers: list[int]) -> str:

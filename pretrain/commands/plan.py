@@ -11,15 +11,24 @@ from rich.table import Table
 from models.layers.transfer import multipliers, residual_factor
 from pretrain.config import load_config
 from pretrain.plan.estimate import Plan, make_plan
+from pretrain.plan.layouts import describe, suggest_layouts
 
 if TYPE_CHECKING:
     from pretrain.config import Config
+    from pretrain.hardware import Accelerator
 
 GIB = 1 << 30
 
 
 def print_plan(
-    path: str, overrides: list[str], *, gpus: int | None, gpu: str, mfu: float, price: float | None
+    path: str,
+    overrides: list[str],
+    *,
+    gpus: int | None,
+    gpu: str,
+    mfu: float | None,
+    price: float | None,
+    suggest: bool = False,
 ) -> None:
     config = load_config(path, overrides)
     if gpus is None:
@@ -29,16 +38,36 @@ def print_plan(
     console.print(f"{config.run.name}: {config.model.family}, {sum(plan.parameters.values()):,} parameters")
     console.print(_parameters(plan))
     console.print(_memory(plan, config))
+    if gpus > 1:
+        console.print(_traffic(plan))
     console.print(_training(plan, config, price))
+    console.print(_step(plan))
     console.print(_optimizer(plan, config))
     for warning in plan.optim.warnings:
         console.print(f"[bold]warning[/bold]: {warning}")
     free = plan.accelerator.memory_gib * GIB - plan.memory.total
     if free < 0:
+        console.print(f"[bold]does not fit[/bold]: {-free / GIB:.1f} GiB too much per GPU")
+    if suggest or free < 0:
+        _print_suggestions(config, gpus, plan.accelerator, console)
+
+
+def _print_suggestions(config: Config, gpus: int, accelerator: Accelerator, console: Console) -> None:
+    with console.status("looking for layouts that fit ..."):
+        found = suggest_layouts(config, gpus, accelerator)
+    if not found:
         console.print(
-            f"[bold]does not fit[/bold]: {-free / GIB:.1f} GiB too much per GPU; raise parallel.zero or --gpus, lower "
-            "data.micro_batch_rows, or set parallel.activation_checkpointing=full"
+            "no layout of these GPUs fits; take more of them, a smaller model, or a shorter data.sequence_length"
         )
+        return
+    table = Table("s/step", "GiB", "tokens/s per GPU", "MFU", box=None, pad_edge=False)
+    table.add_column("layouts that fit, fastest first", overflow="fold")
+    for one in found:
+        seconds = one.layout.time.total
+        figures = (f"{seconds:.2f}", f"{one.layout.memory.total / GIB:.1f}")
+        speed = one.tokens_per_step / seconds / gpus
+        table.add_row(*figures, f"{speed:,.0f}", f"{one.mfu:.0%}", one.settings)
+    console.print(table)
 
 
 def _parameters(plan: Plan) -> Table:
@@ -51,12 +80,31 @@ def _parameters(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan, config: Config) -> Table:
-    table = Table(
-        f"memory per GPU ({plan.gpus} x {plan.accelerator.name}, ZeRO {config.parallel.zero})", "GiB"
-    )
-    for kind in ("parameters", "gradients", "optimizer", "buffers", "activations", "update", "total"):
+    parallel = config.parallel
+    where = f", stage {plan.layout.stage}" if parallel.pipeline > 1 else ""
+    title = f"memory per GPU ({plan.gpus} x {plan.accelerator.name}, {describe(parallel)}{where})"
+    table = Table(title, "GiB")
+    for kind in ("parameters", "gradients", "optimizer", "buffers", "activations", "logits", "update"):
         table.add_row(kind, f"{getattr(plan.memory, kind) / GIB:.3f}")
+    table.add_row("most, during the passes", f"{plan.memory.during_passes / GIB:.3f}")
+    table.add_row("most, during the update", f"{plan.memory.during_update / GIB:.3f}")
     table.add_row("of the GPU's", f"{plan.accelerator.memory_gib:.0f}")
+    return table
+
+
+def _traffic(plan: Plan) -> Table:
+    table = Table("through the collectives of a GPU, per step", "of", "GB")
+    for (axis, kind), size in sorted(plan.layout.traffic.items()):
+        table.add_row(kind.removesuffix("_base").replace("_", "-"), f"{axis} axis", f"{size / 1e9:.3f}")
+    return table
+
+
+def _step(plan: Plan) -> Table:
+    layout, time = plan.layout, plan.layout.time
+    table = Table("predicted step", "seconds")
+    for kind in ("compute", "exchange", "bubble", "replicas", "update", "total"):
+        table.add_row(kind, f"{getattr(time, kind):.3f}")
+    table.add_row("bubble, of the working time", f"{layout.bubble:.1%}")
     return table
 
 
@@ -104,7 +152,9 @@ def _training(plan: Plan, config: Config, price: float | None) -> Table:
     rows = f"{config.data.global_batch_rows} rows x {config.data.sequence_length} tokens"
     table.add_row("FLOPs per token", f"{plan.flops_per_token:.4g} (forward + backward)")
     table.add_row("step", f"{rows} = {plan.tokens_per_step:,} tokens")
-    table.add_row("micro-batch", f"{plan.micro_batch_rows} rows per GPU, {plan.accumulation} per step")
+    table.add_row(
+        "micro-batch", f"{plan.layout.micro_batch_rows} rows per GPU, {plan.layout.accumulation} per step"
+    )
     table.add_row("steps, tokens", f"{config.run.steps:,}, {plan.tokens:.4g}")
     table.add_row("schedule", f"{config.optim.schedule}, {config.optim.warmup_steps} warm-up steps")
     if plan.attention_bias is not None:

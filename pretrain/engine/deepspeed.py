@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport, means
+from pretrain.engine.buckets import bucket_elements
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import (
     after_adam_step,
@@ -27,6 +28,7 @@ from pretrain.imports import quiet_renamed_collectives, without_compiling
 from pretrain.optim import build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
+from pretrain.parallel.nodes import share_within_node
 
 if TYPE_CHECKING:
     from data_pipelines.batch import Batch
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
     from pretrain.parallel.parallelize import Parallelized
 
 NO_PRINTING = 1 << 40
-MOST_BUCKET_ELEMENTS = 50_000_000
-"""100 MB of bf16: large enough for any link to reach its speed."""
 
 
 class LossModule(nn.Module):
@@ -71,10 +71,11 @@ class DeepSpeedEngine:
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
         self._clip_norm = config.optim.clip_norm
         self._clips_itself = config.parallel.zero > 0
+        in_node = share_within_node(mesh) if config.parallel.zero_group == "node" else 1
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=module,
             optimizer=build_optimizer(groups, self.scaled.optim),
-            config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows),
+            config=deepspeed_config(config, parameters, self._micro_rows, rows // self._micro_rows, in_node),
             mpu=mesh.mpu,
             dist_init_required=False,
         )
@@ -161,12 +162,10 @@ class DeepSpeedEngine:
         refresh_weights(self._engine)
 
 
-def bucket_elements(parameters: int) -> int:
-    """Elements of one reduction. DeepSpeed's own default, 5e8, sets aside 2 GB even for a tiny model."""
-    return min(parameters, MOST_BUCKET_ELEMENTS)
-
-
-def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulation: int) -> dict[str, Any]:
+def deepspeed_config(
+    config: Config, parameters: int, micro_rows: int, accumulation: int, in_node: int = 1
+) -> dict[str, Any]:
+    """in_node: replicas of a node that share a second copy of the parameters; 1 for no such copy."""
     bucket = bucket_elements(parameters)
     zero: dict[str, Any] = {
         "stage": config.parallel.zero,
@@ -176,6 +175,7 @@ def deepspeed_config(config: Config, parameters: int, micro_rows: int, accumulat
     if config.parallel.zero == 3:
         # Small parameters stay whole on every rank by default; at tiny widths that would be all of them.
         zero |= {"stage3_param_persistence_threshold": config.model.width * 4}
+        zero |= {"zero_hpz_partition_size": in_node}
     return {
         "train_micro_batch_size_per_gpu": micro_rows,
         "gradient_accumulation_steps": accumulation,

@@ -61,6 +61,7 @@ def refresh_weights(engine: Any) -> None:
     """Copy the float32 masters to the model's weights, after a load. Collective over the data ranks."""
     optimizer = engine.optimizer
     if _is_stage3(optimizer):
+        optimizer.invalidate_secondary_tensor()  # a node's own copy, if there is one
         with torch.no_grad():
             for group, master in enumerate(optimizer.fp32_partitioned_groups_flat):
                 optimizer.fp16_partitioned_groups_flat[group].copy_(master)

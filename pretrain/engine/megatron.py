@@ -53,13 +53,13 @@ class MegatronEngine:
         self, parts: Sequence[Part], scaled: Scaled, config: Config, mesh: Mesh, device: torch.device
     ) -> None:
         self.scaled = scaled
-        self._parts, self._mesh, self._device = parts, mesh, device
+        self._mesh, self._device = mesh, device
+        self._parts, self._sequences = parts, parts[0].sequences
         self._clip_norm = config.optim.clip_norm
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size, config.parallel)
         self._is_last = parts[-1].is_last
         self._interleaved = len(parts) > 1
-        # Ranks that share the positions between layers in training; the context axis' are not in the batch.
-        self._row_ranks = mesh.tensor.size if config.parallel.sequence else 1
+        self._sequence_ranks = mesh.tensor.size if config.parallel.sequence else 1
         dtype = torch.bfloat16 if config.precision.dtype == "bf16" else torch.float32
         for part in parts:
             part.model.to(dtype)
@@ -83,7 +83,7 @@ class MegatronEngine:
     def train_step(self, batch: Batch, objective: Objective, lr_factor: float) -> StepReport:
         set_learning_rate(self._updater.adam.param_groups, lr_factor)
         tokens = batch.tokens.numel() * self._mesh.data.size
-        batch = self._part_of(batch).to(self._device, non_blocking=True)
+        batch = self._sequences.part_of(batch).to(self._device, non_blocking=True)
         weight = objective.weight(batch)
         if self._mesh.replicas.size > 1:
             dist.all_reduce(weight, group=self._mesh.replicas.group)
@@ -94,8 +94,7 @@ class MegatronEngine:
         loss_sum, parts = self._run(batch.split(self._micro_rows), objective, scale)
         for chunk in self._chunks:
             chunk.finish_grad_sync()
-        gradient_norm = self._update()
-        return StepReport(loss_sum, weight, gradient_norm, tokens, parts)
+        return StepReport(loss_sum, weight, self._update(), tokens, parts)
 
     @torch.no_grad()
     def _update(self) -> Tensor:
@@ -153,7 +152,7 @@ class MegatronEngine:
             num_microbatches=len(run),
             # Megatron receives (seq_length / context, micro_batch_size, width), and that shall be our (B, T, C).
             seq_length=rows * self._mesh.context.size,
-            micro_batch_size=time // (self._row_ranks if train else 1),
+            micro_batch_size=time // (self._sequence_ranks if train else 1),
             forward_only=not train,
         )
         return sums.loss, sums.parts
@@ -177,20 +176,17 @@ class MegatronEngine:
         """Neighbours of equal shape, as many as a schedule can take; on the device."""
         size = self._mesh.pipeline.size
         for _, alike in itertools.groupby(batches, key=lambda batch: batch.tokens.shape):
-            waiting = (self._part_of(batch).to(self._device) for batch in alike)
+            waiting = (self._sequences.part_of(batch).to(self._device) for batch in alike)
             while group := list(itertools.islice(waiting, EVALUATED_AT_ONCE * size)):
                 yield group
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:
-        with self._without_gradients(), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._without_gradients())
             for part in self._parts:
                 stack.enter_context(part.sequences.whole_rows())
             yield self._staged
-
-    def _part_of(self, batch: Batch) -> Batch:
-        # All parts of the model share rows alike.
-        return self._parts[0].sequences.part_of(batch)
 
     @contextlib.contextmanager
     def _without_gradients(self) -> Iterator[None]:

@@ -71,7 +71,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 def recompute_cheap(model: nn.Module) -> None:
     """Have each layer recompute its large and cheap part; what that is, the layers with `recompute` say."""
-    layers = [module for module in model.modules() if hasattr(module, "recompute")]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "recompute")]
     assert layers, "no layer of this model knows what to recompute"
     for layer in layers:
         layer.recompute = True

@@ -11,11 +11,11 @@ import torch
 from models import families
 from models.layers.language_model import LanguageModel, part
 from pretrain.checkpoint.fragments import Placement
-from pretrain.parallel.context import SharedSequences
 from pretrain.parallel.parallelize import parallelize
 
 if TYPE_CHECKING:
     from pretrain.config import Config
+    from pretrain.parallel.context import SharedSequences
     from pretrain.parallel.mesh import Mesh
 
 TIED_HEAD, EMBEDDING = "head.weight", "embedding.weight"
@@ -28,6 +28,7 @@ class Part:
     names: each parameter's name in the plain model, by its name in `model`. They differ for a tied head whose
         embedding is on another rank.
     placements: by the plain model's names.
+    sequences: which positions of a batch this rank computes, the same in all of its parts.
     """
 
     model: LanguageModel

@@ -133,7 +133,7 @@ def _divide(model: Any, name: str, split: Split, axis: Axis, sequence: bool) -> 
                 if vocabulary
                 else tensor_layers.SharedHead(layer, axis)
             )
-            placement = _vocabulary_placement(shape, axis)
+            placement = vocabulary_placement(shape, axis)
         elif isinstance(split, Row):
             new = tensor_layers.RowLinear(layer, axis, sequence)
             placement = even_placement(shape, 1, (shape[1],), axis)
@@ -166,7 +166,7 @@ def even_placement(shape: tuple[int, ...], dim: int, stacked: tuple[int, ...], a
     return Placement(shape, dim, tuple(segments))
 
 
-def _vocabulary_placement(shape: tuple[int, ...], axis: Axis) -> Placement:
+def vocabulary_placement(shape: tuple[int, ...], axis: Axis) -> Placement:
     """Ranks hold equally many rows, of which the last ranks' may stand for no token."""
     rows = -(-shape[0] // axis.size)
     real = max(0, min(rows, shape[0] - axis.rank * rows))

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from models.layers.head import Head
@@ -188,22 +189,27 @@ class SharedHead(Head):
             return whole[..., : self.out_features]
         first = self._axis.rank * self._columns
         possible = max(0, min(self._columns, (self.out_features if size is None else size) - first))
-        # A copy in any case: the loss is computed in place.
-        wide_NV = logits.to(torch.float32, copy=True)
-        wide_NV[:, possible:] = -torch.inf
-        each_N, normalisers_N = _SharedLosses.apply(wide_NV, targets_N, first, self._axis.group)
+        wide_NV = logits.float()
+        each_N, normalisers_N = _SharedLosses.apply(wide_NV, targets_N, first, possible, self._axis.group)
         return each_N, normalisers_N if normalisers else None
 
 
 class _SharedLosses(torch.autograd.Function):
     """Cross-entropies and log-sum-exps of logits that the ranks share, by the steps of Megatron's own function, which
-    has no log-sum-exp. Overwrites its input."""
+    has no log-sum-exp. Of a rank's columns the first is id `first`, and so many are `possible`. Overwrites the logits,
+    which a matrix product's gradient does not need."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits_NV: Tensor, targets_N: Tensor, first: int, group: torch.distributed.ProcessGroup
+        ctx: Any,
+        logits_NV: Tensor,
+        targets_N: Tensor,
+        first: int,
+        possible: int,
+        group: torch.distributed.ProcessGroup,
     ) -> tuple[Tensor, Tensor]:
         reduce, loss = torch.distributed.all_reduce, VocabParallelCrossEntropy
+        logits_NV[:, possible:] = -torch.inf
         logits_NV, maximum_N = loss.calculate_logits_max(logits_NV)
         reduce(maximum_N, torch.distributed.ReduceOp.MAX, group)
         last = first + logits_NV.shape[-1]
@@ -217,12 +223,13 @@ class _SharedLosses(torch.autograd.Function):
         return each_N, sums_N.log() + maximum_N
 
     @staticmethod
-    def backward(ctx: Any, each_N: Tensor, normalisers_N: Tensor) -> tuple[Tensor, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, each_N: Tensor, normalisers_N: Tensor) -> tuple[Tensor, None, None, None, None]:
         shares_NV, elsewhere_N, columns_N = ctx.saved_tensors
         gradient_NV = shares_NV.mul_((each_N + normalisers_N)[:, None])
         here_N = each_N.masked_fill(elsewhere_N, 0.0)
         gradient_NV.scatter_add_(1, columns_N[:, None], -here_N[:, None])
-        return gradient_NV, None, None, None
+        return gradient_NV, None, None, None, None
 
 
 def padded_vocabulary(vocabulary: int, ranks: int) -> int:

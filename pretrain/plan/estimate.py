@@ -1,12 +1,12 @@
-"""What a run will need, worked out before a GPU is touched."""
+"""What a run will need: parameters, memory, traffic, time and the optimizer's settings as they will be used."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,42 +15,21 @@ from data_pipelines.tasks import build_task
 from data_pipelines.tokenizers import load_tokenizer
 from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
 from models import families
-from pretrain.engine.deepspeed import bucket_elements
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.plan.memory import Memory, most_in_flight, state_memory, with_passes
+from pretrain.plan.simulate import Passes, pretended_mesh, simulate
+from pretrain.plan.timing import StepTime, bubble_share, replica_traffic, step_time
+from pretrain.plan.tracker import Traffic
 from pretrain.run_data import rounded_vocabulary
 
 if TYPE_CHECKING:
     from pretrain.config import Config
 
-BYTES = {"fp32": 4, "bf16": 2}
-FP32_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one rank."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    buffers: int
-    """Where DeepSpeed gathers gradients before it reduces them."""
-    activations: int
-    update: int
-    """The fp32 copy of a bf16 gradient share that the update works on, when the activations are gone."""
-
-    @property
-    def state(self) -> int:
-        """What stays between steps and during the backward pass, activations excluded."""
-        return self.parameters + self.gradients + self.optimizer
-
-    @property
-    def total(self) -> int:
-        return self.state + self.buffers + max(self.activations, self.update)
+GROUP_KEYS = ("type", "peak_lr", "eps")
 
 
 @dataclass(frozen=True)
@@ -63,18 +42,31 @@ class Group:
     epsilon: float
 
 
-GROUP_KEYS = ("type", "peak_lr", "eps")
+@dataclass(frozen=True)
+class Layout:
+    """What the layout makes of the run, on the rank that holds most."""
+
+    memory: Memory
+    stage: int
+    """Of the pipeline: the rank that holds most is one of its."""
+    parameters: int
+    """On that rank, undivided by ZeRO."""
+    traffic: Traffic
+    """Bytes through the collectives of one rank in one step, by axis and kind."""
+    bubble: float
+    """Idle time, as a share of the time that ranks work."""
+    time: StepTime
+    micro_batch_rows: int
+    accumulation: int
 
 
 @dataclass(frozen=True)
 class Plan:
     parameters: Mapping[str, int]
     """By group: embedding, attention, mlp, norm, head."""
-    memory: Memory
+    layout: Layout
     flops_per_token: float
     """Forward and backward."""
-    micro_batch_rows: int
-    accumulation: int
     tokens_per_step: int
     tokens: int
     optim: Scaled
@@ -84,46 +76,49 @@ class Plan:
     gpus: int
     accelerator: Accelerator
     mfu: float
+    """Stated, or what the predicted step time comes to."""
     seconds: float
+
+    @property
+    def memory(self) -> Memory:
+        return self.layout.memory
 
     @property
     def gpu_hours(self) -> float:
         return self.seconds * self.gpus / 3600
 
 
-def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
-    """Plan `config` on `gpus` devices of a kind, at a stated model FLOPs utilisation."""
+def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) -> Plan:
+    """Plan `config` on `gpus` devices of a kind. mfu: model FLOPs utilisation to reckon the run's time with; None:
+    that of the predicted step.
+
+    Raises ConfigError for a device that is not in the table, and a layout that does not fit.
+    """
     if gpu not in ACCELERATORS:
         raise ConfigError(f"--gpu {gpu}: not in the table; choose one of {', '.join(ACCELERATORS)}")
-    if not 0 < mfu <= 1:
+    if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
-    family = families[config.model.family]
-    length = config.data.sequence_length
-    model_config = config.model.resolved(vocabulary=planned_vocabulary(config), sequence_length=length)
+    accelerator = ACCELERATORS[gpu]
+    config = resolved(config)
+    family, model_config = families[config.model.family], config.model
     with torch.device("meta"):
         model = family.build(model_config)
-    groups: dict[str, int] = {}
+    groups: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        group = family.parameter_group(name)
-        groups[group] = groups.get(group, 0) + parameter.numel()
+        groups[family.parameter_group(name)] += parameter.numel()
     scaled = resolve(config, model)
     transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
     types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
-    data_ranks = data_parallel_size(config.parallel, gpus, config.data.global_batch_rows)
-    rows = config.data.global_batch_rows // data_ranks
-    micro = micro_batch_rows(config.data, data_ranks)
-    activations = activation_bytes(config, model_config, micro * length)
-    flops = family.flops_per_token(model_config, length)
-    tokens_per_step = config.data.global_batch_rows * length
+    layout = plan_layout(config, gpus, accelerator)
+    flops = family.flops_per_token(model_config, config.data.sequence_length)
+    tokens_per_step = config.data.global_batch_rows * config.data.sequence_length
+    peak = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * gpus
+    used = flops * tokens_per_step / (peak * layout.time.total) if mfu is None else mfu
     tokens = tokens_per_step * config.run.steps
-    accelerator = ACCELERATORS[gpu]
-    rate = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * mfu * gpus
     return Plan(
         parameters=groups,
-        memory=state_memory(sum(groups.values()), config, data_ranks, activations),
+        layout=layout,
         flops_per_token=flops,
-        micro_batch_rows=micro,
-        accumulation=rows // micro,
         tokens_per_step=tokens_per_step,
         tokens=tokens,
         optim=scaled,
@@ -131,8 +126,84 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float) -> Plan:
         attention_bias=getattr(model_config, "attention_bias", None),
         gpus=gpus,
         accelerator=accelerator,
-        mfu=mfu,
-        seconds=flops * tokens / rate,
+        mfu=used,
+        seconds=flops * tokens / (peak * used),
+    )
+
+
+def resolved(config: Config) -> Config:
+    """With the model's open settings filled in, as the run will."""
+    length = config.data.sequence_length
+    model = config.model.resolved(vocabulary=planned_vocabulary(config), sequence_length=length)
+    return replace(config, model=model)
+
+
+def plan_layout(config: Config, gpus: int, accelerator: Accelerator) -> Layout:
+    """The layout of a resolved config on the rank that holds most: one of the first stage, which waits longest for
+    its backward passes, or of the last, which has the head."""
+    parallel = config.parallel
+    data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
+    micro_rows = micro_batch_rows(config.data, data_ranks, parallel)
+    passes = {}
+    for stage in sorted({0, parallel.pipeline - 1}):
+        # Megatron numbers the ranks of a stage one after the other.
+        with pretended_mesh(parallel, gpus, rank=stage * gpus // parallel.pipeline) as mesh:
+            passes[stage] = simulate(config, mesh, micro_rows)
+    layouts = [layout_of(config, accelerator, data_ranks, stage, found) for stage, found in passes.items()]
+    return max(layouts, key=lambda layout: layout.memory.total)
+
+
+def layout_of(
+    config: Config, accelerator: Accelerator, data_ranks: int, stage: int, passes: list[Passes]
+) -> Layout:
+    """The layout on a rank of this stage, whose parts make these passes."""
+    parallel, data = config.parallel, config.data
+    micro_rows = micro_batch_rows(data, data_ranks, parallel)
+    micro_batches = data.global_batch_rows // data_ranks // micro_rows
+    parameters = sum(part.parameters for part in passes)
+    replicas = data_ranks * parallel.context
+    in_flight = most_in_flight(parallel, stage, micro_batches)
+    state = state_memory(parameters, config, replicas)
+    each: Traffic = sum((part.traffic for part in passes), Counter())
+    each += handed_on(config, stage, micro_rows)
+    step = Counter({key: size * micro_batches for key, size in each.items()})
+    flops = families[config.model.family].flops_per_token(config.model, data.sequence_length)
+    model_ranks = parallel.tensor * parallel.context * parallel.pipeline
+    return Layout(
+        memory=with_passes(state, passes, accumulation=micro_batches, in_flight=in_flight),
+        stage=stage,
+        parameters=parameters,
+        traffic=step + (replica_traffic(config, parameters, micro_batches) if replicas > 1 else Counter()),
+        bubble=bubble_share(config, micro_batches),
+        time=step_time(
+            config,
+            accelerator,
+            flops=flops * micro_rows * data.sequence_length / model_ranks,
+            traffic=each,
+            parameters=parameters,
+            replicas=replicas,
+            micro_batches=micro_batches,
+        ),
+        micro_batch_rows=micro_rows,
+        accumulation=micro_batches,
+    )
+
+
+def handed_on(config: Config, stage: int, rows: int) -> Traffic:
+    """Bytes between the stages of a pipeline for one micro-batch, on a rank of this one: hidden states and their
+    gradients."""
+    parallel = config.parallel
+    if parallel.pipeline == 1:
+        return Counter()
+    ranks_of_row = parallel.context * (parallel.tensor if parallel.sequence else 1)
+    hidden = rows * config.data.sequence_length // ranks_of_row * config.model.width
+    size = hidden * {"fp32": 4, "bf16": 2}[config.precision.dtype]
+    # The last stage of all hands nothing on, and the first gets nothing.
+    chunks, ranks = parallel.pipeline_chunks, parallel.pipeline
+    forward = chunks - (1 if stage == ranks - 1 else 0)
+    backward = chunks - (1 if stage == 0 else 0)
+    return Counter(
+        {("pipeline", "send"): (forward + backward) * size, ("pipeline", "recv"): (forward + backward) * size}
     )
 
 
@@ -157,33 +228,3 @@ def planned_vocabulary(config: Config) -> int:
             f"model.vocabulary: null leaves it to the dataset, which is not there ({error}); build it first, or name a "
             "number to plan with, e.g. model.vocabulary=32768"
         ) from None
-
-
-def activation_bytes(config: Config, model_config: Any, tokens: int) -> int:
-    """Bytes kept for the backward pass of a micro-batch of `tokens`.
-
-    With full activation checkpointing: every block's input, and the inside of the one being recomputed.
-    """
-    estimate, width = families[config.model.family].activation_bytes, BYTES[config.precision.dtype]
-    length = config.data.sequence_length
-    if config.parallel.activation_checkpointing == "none":
-        return estimate(model_config, tokens, length, width)
-    inputs = model_config.layers * tokens * model_config.width * width
-    return inputs + estimate(dataclasses.replace(model_config, layers=1), tokens, length, width)
-
-
-def state_memory(parameters: int, config: Config, data_ranks: int, activations: int = 0) -> Memory:
-    """Bytes per rank under the ZeRO stage, as DeepSpeed keeps them (benchmarks/memory.py measures it).
-
-    From stage 1 on, DeepSpeed keeps an fp32 master copy of the rank's share, also of an fp32 model.
-    """
-    zero, width = config.parallel.zero, BYTES[config.precision.dtype]
-    share = parameters / data_ranks
-    return Memory(
-        parameters=int(width * (share if zero == 3 else parameters)),
-        gradients=int(width * (share if zero >= 2 else parameters)),
-        optimizer=int(FP32_BYTES * (2 * parameters if zero == 0 else 3 * share)),
-        buffers=width * bucket_elements(parameters) if zero else 0,
-        activations=activations,
-        update=int(FP32_BYTES * share) if zero and config.precision.dtype == "bf16" else 0,
-    )

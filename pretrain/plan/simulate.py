@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
-from models import families
 from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.engine.stage import Continued
+from pretrain.imports import quiet_renamed_collectives
 from pretrain.objectives import Objective, build_objective
 from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state
-from pretrain.parallel.parallelize import Parallelized, parallelize
+from pretrain.parallel.stages import Part, build_parts
 from pretrain.plan.tracker import TensorTracker, Traffic
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def pretended_mesh(parallel: ParallelSection, world: int, rank: int = 0) -> Iter
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     assert not dist.is_initialized(), "a plan is made outside of a run"
+    quiet_renamed_collectives()
     parallel_state = import_parallel_state()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
@@ -71,24 +73,47 @@ def pretended_mesh(parallel: ParallelSection, world: int, rank: int = 0) -> Iter
         dist.destroy_process_group()
 
 
-def simulate(config: Config, model_config: Any, mesh: Mesh, rows: int) -> Passes:
-    """The passes of a micro-batch of `rows` rows under the config's layout, on this rank of the mesh."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        parallelized = _built(config, model_config, mesh)
-        model = parallelized.model
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        batch = pretended_batch(config, model_config, rows)
-        objective = pretended_objective(config, model_config)
-        body = _tracked(mesh, lambda: _body(model, objective, batch))
-        whole = _tracked(mesh, lambda: objective(model, batch).total)
-        return Passes(
-            kept=whole.kept,
-            body=body.tracker.peak,
-            peak=whole.tracker.peak,
-            traffic=whole.tracker.traffic,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-        )
+def simulate(config: Config, mesh: Mesh, rows: int) -> list[Passes]:
+    """The passes of a micro-batch of `rows` rows under the config's layout, on this rank of the mesh: of each of the
+    parts of the model that it holds, which are several where the pipeline is interleaved."""
+    # Built in the dtype it is trained in: tensors without storage cannot be cast in place.
+    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(DTYPES[config.precision.dtype]):
+        parts = build_parts(config, mesh, torch.device("cpu"))
+        batch = pretended_batch(config, rows)
+        objective = pretended_objective(config)
+        return [_passes(part, config, mesh, objective, batch) for part in parts]
+
+
+def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch: Batch) -> Passes:
+    for parameter in part.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    batch = part.sequences.part_of(batch)
+
+    def stage() -> Continued:
+        return Continued(part.model, None if part.is_first else received(config, mesh, batch))
+
+    def body() -> Tensor:
+        return stage()(*objective.inputs(batch))
+
+    def whole() -> Tensor:
+        return objective(stage(), batch).total  # type: ignore[arg-type]  # as the engine calls it
+
+    up_to_norm = _tracked(mesh, body)
+    with_loss = _tracked(mesh, whole) if part.is_last else up_to_norm
+    return Passes(
+        kept=with_loss.kept,
+        body=up_to_norm.tracker.peak,
+        peak=with_loss.tracker.peak,
+        traffic=with_loss.tracker.traffic,
+        parameters=sum(parameter.numel() for parameter in part.model.parameters()),
+    )
+
+
+def received(config: Config, mesh: Mesh, batch: Batch) -> Tensor:
+    """Hidden states as the stage before sends them."""
+    rows, time = batch.tokens.shape
+    ranks = mesh.tensor.size if config.parallel.sequence else 1
+    return torch.empty(rows, time // ranks, config.model.width, requires_grad=True)
 
 
 @dataclass(frozen=True)
@@ -98,29 +123,20 @@ class _Tracked:
 
 
 def _tracked(mesh: Mesh, forward: Callable[[], Tensor]) -> _Tracked:
-    with TensorTracker(_axis_names(mesh)) as tracker:
-        loss = forward()
+    with TensorTracker(axis_names(mesh)) as tracker:
+        out = forward()
         kept = tracker.live
-        loss.backward()
+        # A loss, or the hidden states whose gradient the next stage sends back.
+        out.backward(None if out.dim() == 0 else torch.empty_like(out))
     return _Tracked(kept, tracker)
 
 
-def _axis_names(mesh: Mesh) -> Callable[[dist.ProcessGroup], str]:
+def axis_names(mesh: Mesh) -> Callable[[dist.ProcessGroup], str]:
     names = {
         axis: getattr(mesh, axis).group.group_name for axis in ("tensor", "context", "pipeline", "replicas")
     }
     by_group = {name: axis for axis, name in reversed(names.items())}
     return lambda group: by_group.get(group.group_name, "other")
-
-
-def _built(config: Config, model_config: Any, mesh: Mesh) -> Parallelized:
-    family = families[config.model.family]
-    # Built in the dtype it is trained in: tensors without storage cannot be cast in place.
-    with torch.device("meta"), _default_dtype(DTYPES[config.precision.dtype]):
-        model = family.build(model_config)
-    return parallelize(
-        model, family.sharding, mesh, config.parallel, device=torch.device("cpu"), seed=config.run.seed
-    )
 
 
 @contextlib.contextmanager
@@ -133,24 +149,18 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(usual)
 
 
-def _body(model: nn.Module, objective: Objective, batch: Batch) -> Tensor:
-    inputs = batch.tokens if batch.corruption is None else batch.corruption.inputs
-    hidden_BTC: Tensor = model(inputs, batch.segment_ids, batch.positions)
-    return hidden_BTC.sum()
-
-
-def pretended_objective(config: Config, model_config: Any) -> Objective:
+def pretended_objective(config: Config) -> Objective:
     """The config's objective, on a vocabulary of the planned size."""
     if not isinstance(config.objective, MaskedDiffusionSection):
         return build_objective(config)
-    size = model_config.vocabulary - len(SPECIALS)
+    size = config.model.vocabulary - len(SPECIALS)
     return build_objective(config, Vocabulary(Modality("text", 0, size, "planned"), eot=0))
 
 
-def pretended_batch(config: Config, model_config: Any, rows: int) -> Batch:
+def pretended_batch(config: Config, rows: int) -> Batch:
     """Rows of one document each, without segment ids: which documents there are changes no size."""
     length = config.data.sequence_length
-    axes = getattr(model_config, "position_axes", 1)
+    axes = getattr(config.model, "position_axes", 1)
     positions = torch.zeros((rows, length) if axes == 1 else (rows, length, axes), dtype=torch.int16)
     tokens = torch.zeros((rows, length + 1), dtype=torch.int64)
     corruption = None

@@ -101,6 +101,11 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
         ["parallel.sequence = True: ", "above 1, or false"],
     ),
     (
+        "a copy per node without ZeRO 3",
+        ["parallel.zero_group=node"],
+        ["parallel.zero_group = node: only ZeRO 3 shares parameters"],
+    ),
+    (
         "positions in unequal parts",
         ["parallel.tensor=3", "parallel.sequence=true"],
         [

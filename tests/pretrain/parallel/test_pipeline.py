@@ -26,6 +26,7 @@ from tests.pretrain.parallel.runs import MODELS, Datasets, agree, difference, tr
 
 PIPELINE, CHUNKS, SHARDED = "parallel.pipeline=2", "parallel.pipeline_chunks=2", "parallel.zero=1"
 TENSOR, SEQUENCE = "parallel.tensor=2", "parallel.sequence=true"
+CONTEXT = "parallel.context=2"
 MICRO = "data.micro_batch_rows=2"
 UNTIED = "model.tied_head=false"
 
@@ -43,11 +44,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> Reference
 
 
 SAMPLE = [
-    ("sigmoid", 2, [PIPELINE]),
     ("sigmoid", 4, [PIPELINE, SHARDED]),
-    ("softmax", 2, [PIPELINE, CHUNKS, SHARDED]),
     ("trimodal", 4, [PIPELINE, CHUNKS, SHARDED]),
-    ("gru", 4, ["parallel.pipeline=4", SHARDED]),
+    ("gru", 4, [PIPELINE, CONTEXT, SHARDED]),
     ("lstm", 4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
     ("sigmoid", 2, ["parallel.engine=megatron", SHARDED]),
 ]
@@ -71,6 +70,9 @@ LAYOUTS: list[tuple[int, list[str]]] = [
     (4, [PIPELINE, TENSOR]),
     (4, [PIPELINE, TENSOR, SEQUENCE, SHARDED]),
     (4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
+    (4, [PIPELINE, CONTEXT]),
+    (4, [PIPELINE, CHUNKS, CONTEXT, SHARDED]),
+    (8, [PIPELINE, CONTEXT, TENSOR, SEQUENCE, SHARDED]),
 ]
 
 
@@ -93,48 +95,35 @@ def test_every_layout_trains_as_one_process(
     print(model, tied, world, *layout, *(f"{gap:.1e}" for gap in difference(found, alone(model, [head], 20))))
 
 
-@pytest.mark.parametrize(
-    "option",
-    [
-        "parallel.activation_checkpointing=full",
-        "data.micro_batch_rows=auto",
-        "optim.clip_norm=null",
-        "model.layers=5",
-        UNTIED,
-    ],
-)
-def test_options_do_what_they_do_in_one_process(
-    tmp_path: Path, data: Datasets, alone: References, option: str
-) -> None:
-    changes = [option] if option.startswith(("optim", "model")) else []
-    agree(
-        train_in(tmp_path, data, "sigmoid", 2, [LAYERS, MICRO, PIPELINE, option]), alone("sigmoid", changes)
-    )
+def test_options_do_what_they_do_in_one_process(tmp_path: Path, data: Datasets, alone: References) -> None:
+    changes = [UNTIED, "optim.clip_norm=null", "model.layers=5"]
+    layout = [PIPELINE, "parallel.activation_checkpointing=full", "data.micro_batch_rows=auto"]
+    agree(train_in(tmp_path, data, "sigmoid", 2, [*changes, *layout]), alone("sigmoid", changes))
 
 
+@pytest.mark.slow
 def test_bf16_is_as_near_to_fp32_as_without_a_pipeline(tmp_path: Path, data: Datasets) -> None:
     bf16 = [LAYERS, MICRO, SHARDED, "precision.dtype=bf16"]
-    plain = train_in(tmp_path / "plain", data, "sigmoid", 2, bf16)
-    staged = train_in(tmp_path / "staged", data, "sigmoid", 4, [PIPELINE, *bf16])
+    plain = train_in(tmp_path / "plain", data, "sigmoid", 2, bf16, steps=20)
+    staged = train_in(tmp_path / "staged", data, "sigmoid", 4, [PIPELINE, *bf16], steps=20)
+    print(difference(staged, plain))
     assert staged.losses == pytest.approx(plain.losses, rel=3e-3)
 
 
-@pytest.mark.parametrize("model", ["sigmoid", "gru", "trimodal"])
+# 24 rows are 12 micro-batches, which the interleaved schedule of 2 x 2 takes in groups of 8 and 4; of 7 rows it takes
+# 3 micro-batches with one that is not counted, and the last row twice.
+@pytest.mark.parametrize(("model", "rows"), [("gru", 7), ("trimodal", 24)])
 def test_evaluation_and_inference_are_those_of_one_process(
-    tmp_path: Path, data: Datasets, model: str
+    tmp_path: Path, data: Datasets, model: str, rows: int
 ) -> None:
-    # 24 rows are 12 micro-batches, which the interleaved schedule of 2 x 2 takes in groups of 8 and 4; of 7 it
-    # takes 4, and makes a multiple of 2 of the other 3.
-    for rows in (24, 7):
-        settings = [MICRO, f"monitor.evaluate_rows={rows}"]
-        (plain,) = run_in(tmp_path / f"{rows} plain", data, model, 1, settings, watch, steps=3)
-        layout = [PIPELINE, CHUNKS]
-        staged = run_in(tmp_path / f"{rows} staged", data, model, 2, [*settings, *layout], watch, steps=3)
-        for seen in staged:
-            assert seen.evaluation.weight == plain.evaluation.weight
-            assert seen.evaluation.loss == pytest.approx(plain.evaluation.loss, rel=1e-5)
-            assert seen.evaluation.parts == pytest.approx(plain.evaluation.parts, rel=1e-5)
-            np.testing.assert_allclose(seen.logits, plain.logits, atol=1e-4, rtol=1e-4)
+    settings = [MICRO, f"monitor.evaluate_rows={rows}"]
+    (plain,) = run_in(tmp_path / "plain", data, model, 1, settings, watch, steps=3)
+    layout = [PIPELINE, CHUNKS]
+    for seen in run_in(tmp_path / "staged", data, model, 2, [*settings, *layout], watch, steps=3):
+        assert seen.evaluation.weight == plain.evaluation.weight
+        assert seen.evaluation.loss == pytest.approx(plain.evaluation.loss, rel=1e-5)
+        assert seen.evaluation.parts == pytest.approx(plain.evaluation.parts, rel=1e-5)
+        np.testing.assert_allclose(seen.logits, plain.logits, atol=1e-4, rtol=1e-4)
 
 
 def greatest_bounded(run: Run) -> tuple[float, list[float]]:
@@ -147,11 +136,9 @@ def greatest_bounded(run: Run) -> tuple[float, list[float]]:
 def test_weights_at_the_bound_stay_there(tmp_path: Path, data: Datasets) -> None:
     bound = ["model.recurrent_clip=0.1", "optim.lr=2e-2", MICRO]
     ((greatest, norms),) = run_in(tmp_path / "plain", data, "lstm", 1, bound, greatest_bounded)
-    for name, layout in {"whole": [PIPELINE], "shards": [PIPELINE, SHARDED]}.items():
-        world = 2 if name == "whole" else 4
-        ended = run_in(tmp_path / name, data, "lstm", world, [*bound, *layout], greatest_bounded)
-        assert max(found for found, _ in ended) == greatest == pytest.approx(0.1, abs=1e-8)
-        assert ended[0][1] == pytest.approx(norms, rel=1e-4)
+    ended = run_in(tmp_path / "shards", data, "lstm", 4, [*bound, PIPELINE, SHARDED], greatest_bounded)
+    assert max(found for found, _ in ended) == greatest == pytest.approx(0.1, abs=1e-8)
+    assert ended[0][1] == pytest.approx(norms, rel=1e-4)
 
 
 def refusal(run: Run) -> tuple[str, bool]:

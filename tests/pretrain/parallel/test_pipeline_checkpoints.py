@@ -23,6 +23,7 @@ DEEPSPEED_ZERO_3: Layout = (2, ["parallel.zero=3"])
 PIPELINE_SHARDED: Layout = (4, [PIPELINE, SHARDED])
 INTERLEAVED: Layout = (2, [PIPELINE, CHUNKS])
 WITH_TENSORS: Layout = (4, [PIPELINE, SHARDED, "parallel.tensor=2"])
+WITH_CONTEXT: Layout = (4, [PIPELINE, SHARDED, "parallel.context=2"])
 WITHOUT_PIPELINE: Layout = (2, ["parallel.engine=megatron", SHARDED])
 
 
@@ -62,13 +63,24 @@ def go_on(folder: Path, data: Datasets, model: str, layout: Layout, stop_at: int
 
 
 CASES = [
-    ("sigmoid", PIPELINE_SHARDED, [DEEPSPEED_ALONE, DEEPSPEED_ZERO_3, INTERLEAVED, WITH_TENSORS]),
-    ("sigmoid", DEEPSPEED_ZERO_3, [PIPELINE_SHARDED, INTERLEAVED]),
-    ("lstm", WITH_TENSORS, [DEEPSPEED_ALONE, WITHOUT_PIPELINE]),
+    ("sigmoid", PIPELINE_SHARDED, [DEEPSPEED_ZERO_3, INTERLEAVED]),
+    ("sigmoid", DEEPSPEED_ZERO_3, [PIPELINE_SHARDED]),
+    ("lstm", WITH_TENSORS, [DEEPSPEED_ALONE]),
 ]
 
 
-@pytest.mark.parametrize(("model", "saved", "others"), CASES)
+EVERY = [PIPELINE_SHARDED, INTERLEAVED, WITH_TENSORS, WITHOUT_PIPELINE, WITH_CONTEXT]
+CASES_OF_ALL = [
+    (model, saved, [other for other in [*EVERY, DEEPSPEED_ALONE, DEEPSPEED_ZERO_3] if other is not saved])
+    for model in ("sigmoid", "lstm", "trimodal")
+    for saved in [*EVERY, DEEPSPEED_ZERO_3]
+]
+
+
+@pytest.mark.parametrize(
+    ("model", "saved", "others"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES_OF_ALL)],
+)
 def test_a_checkpoint_goes_on_anywhere(
     tmp_path: Path, data: Datasets, alone: References, model: str, saved: Layout, others: list[Layout]
 ) -> None:

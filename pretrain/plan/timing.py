@@ -1,0 +1,143 @@
+"""How long a step takes, predicted from what it computes and sends.
+
+A rank's step is `m` micro-batches, the idle time of the pipeline, what of the replicas' exchange does not hide
+behind the last backward pass, and the update:
+
+    t = m (compute + exchange) (1 + bubble) + max(0, replicas - hidden) + update
+
+    compute    FLOPs of a micro-batch on this rank / (EFFICIENCY x peak); what is recomputed counts
+    exchange   bytes of the tensor and context axes / the bandwidth of the links they cross: not hidden
+    bubble     (stages - 1) / (chunks x m): 1F1B, and interleaved with several chunks per rank
+    replicas   gradients and parameters between ranks with the same weights
+    update     bytes that Adam reads and writes / the memory's bandwidth
+
+A collective over n ranks of b bytes (the larger side) puts (n - 1) / n b on a rank's link, an all-reduce twice that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pretrain.plan.memory import BYTES, FP32_BYTES, LIVE_ELEMENTS
+
+if TYPE_CHECKING:
+    from pretrain.config import Config
+    from pretrain.hardware import Accelerator
+    from pretrain.plan.tracker import Traffic
+
+EFFICIENCY = 0.55
+"""Of the peak that the kernels of a block reach, by the throughputs that makers and trainers publish for dense models
+of this size; kernels of recurrences are not matrix products and take their share of this."""
+LINK_EFFICIENCY = 0.8
+"""Of a link's bandwidth that large collectives reach."""
+RECOMPUTED = {"none": 0.0, "selective": 0.02, "full": 1 / 3}
+"""FLOPs done twice, as a share of forward and backward."""
+ADAM_PASSES = 8
+"""Times that an update goes over an fp32 tensor of the rank's share: reads gradient, master and two moments, writes
+the last three, and the weight."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one step."""
+
+    compute: float
+    exchange: float
+    bubble: float
+    replicas: float
+    """What does not hide behind the backward pass."""
+    update: float
+
+    @property
+    def total(self) -> float:
+        return self.compute + self.exchange + self.bubble + self.replicas + self.update
+
+
+def replica_traffic(config: Config, parameters: int, micro_batches: int) -> Traffic:
+    """Bytes that the engine moves between replicas in one step, by collective, as it calls them."""
+    parallel, width = config.parallel, BYTES[config.precision.dtype]
+    whole, axis = width * parameters, "replicas"
+    if parallel.chosen_engine == "megatron":
+        if parallel.zero == 0:
+            return Counter({(axis, "allreduce"): FP32_BYTES * parameters})
+        return Counter(
+            {(axis, "reduce_scatter_base"): FP32_BYTES * parameters, (axis, "allgather_base"): whole}
+        )
+    if parallel.zero == 0:
+        return Counter({(axis, "allreduce"): whole})
+    if parallel.zero < 3:
+        times = micro_batches if parallel.zero == 2 else 1
+        return Counter({(axis, "allreduce"): times * whole, (axis, "allgather_base"): whole})
+    # Gathered again for the backward pass where they do not all stay.
+    gathers = 1 if parameters <= LIVE_ELEMENTS else 2
+    return Counter(
+        {
+            (axis, "allgather_base"): gathers * micro_batches * whole,
+            (axis, "reduce_scatter_base"): micro_batches * whole,
+        }
+    )
+
+
+def bubble_share(config: Config, micro_batches: int) -> float:
+    """Idle time of the pipeline, as a share of the time that its ranks work."""
+    parallel = config.parallel
+    return (parallel.pipeline - 1) / (parallel.pipeline_chunks * micro_batches)
+
+
+def seconds_of(traffic: Traffic, axis: str, ranks: int, gb_s: float) -> float:
+    """Of the collectives of one axis over links of this bandwidth."""
+    moved = 0.0
+    for (name, kind), size in traffic.items():
+        if name == axis:
+            hops = 1.0 if kind in ("send", "recv") else (ranks - 1) / ranks
+            moved += size * hops * (2 if kind == "allreduce" else 1)
+    return moved / (gb_s * 1e9 * LINK_EFFICIENCY)
+
+
+def bandwidth(config: Config, axis: str, accelerator: Accelerator) -> float:
+    """GB/s of the slowest link that an axis crosses: ranks are numbered tensor first, then context, data, pipeline."""
+    parallel = config.parallel
+    reach = {"tensor": parallel.tensor, "context": parallel.tensor * parallel.context}
+    within = reach.get(axis, accelerator.gpus_per_node + 1) <= accelerator.gpus_per_node
+    return accelerator.node_gb_s if within else accelerator.network_gb_s
+
+
+def step_time(
+    config: Config,
+    accelerator: Accelerator,
+    *,
+    flops: float,
+    traffic: Traffic,
+    parameters: int,
+    replicas: int,
+    micro_batches: int,
+) -> StepTime:
+    """Of the slowest rank.
+
+    flops: of one micro-batch on this rank, forward and backward, nothing computed twice.
+    traffic: of one micro-batch on this rank.
+    """
+    parallel = config.parallel
+    peak = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * EFFICIENCY
+    compute = micro_batches * flops * (1 + RECOMPUTED[parallel.activation_checkpointing]) / peak
+    sizes = {"tensor": parallel.tensor, "context": parallel.context, "pipeline": parallel.pipeline}
+    exchange = micro_batches * sum(
+        seconds_of(traffic, axis, ranks, bandwidth(config, axis, accelerator))
+        for axis, ranks in sizes.items()
+        if ranks > 1
+    )
+    between = seconds_of(
+        replica_traffic(config, parameters, micro_batches), "replicas", replicas, accelerator.network_gb_s
+    )
+    # ZeRO 3 moves parameters and gradients beside every micro-batch, the others gradients beside the last one.
+    beside = compute if parallel.zero == 3 else compute / micro_batches * 2 / 3
+    share = parameters / (replicas if parallel.zero else 1)
+    return StepTime(
+        compute=compute,
+        exchange=exchange,
+        bubble=(compute + exchange) * bubble_share(config, micro_batches),
+        replicas=max(0.0, between - beside),
+        update=ADAM_PASSES * FP32_BYTES * share / (accelerator.memory_gb_s * 1e9),
+    )
