@@ -46,7 +46,11 @@ class SharedSequences:
 
     def part_of(self, batch: Batch) -> Batch:
         """What this rank is to compute of a batch that all ranks of the axis have whole."""
-        return part_of_batch(batch, self.part) if self.shared else batch
+        if not self.shared:
+            return batch
+        part = part_of_batch(batch, self.part)
+        # The host made new tensors of it: a copy to the GPU shall not wait now where it did not before.
+        return part.pin_memory() if batch.sequences.is_pinned() else part
 
     @contextlib.contextmanager
     def whole_rows(self) -> Iterator[None]:
@@ -78,6 +82,11 @@ def share_sequences(model: Any, mesh: Mesh, parallel: ParallelSection) -> Shared
     """Let the model's mixers work on rows that the context axis shares."""
     sequences = SharedSequences(model, mesh)
     if sequences.shared:
+        for block in model.blocks.children():
+            known = any(isinstance(module, tuple(MIXERS)) for module in block.modules())
+            assert known, (
+                f"{type(block).__name__} has no mixer in MIXERS: its positions would meet on one rank alone"
+            )
         for module in list(model.modules()):
             for kind, share in MIXERS.items():
                 if isinstance(module, kind):

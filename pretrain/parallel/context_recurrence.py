@@ -3,15 +3,17 @@
 Shape suffixes: P ranks that share a row, B rows, T all positions of a row, S = T / P positions of a rank, C channels,
 H heads, G gates, N channels of a head, W taps; in a state space also P its head width, G its groups, N its state width.
 
-Elements that a rank sends per layer, forward; the backward pass sends as many, and the first of `summaries` once:
+Elements that a rank sends per layer, and in how many messages:
 
-| | elements | messages |
-|---|---|---|
-| channels | (P - 1) / P B S (G + 1) C | 2 |
-| summaries, K iterations | (P - 1) B C (3 K + 1), two numbers of state: (P - 1) B C (8 K + 2) | K + 2 |
-| the convolution's halo | B (W - 1) C | 1 |
+| | forward | messages | backward | messages |
+|---|---|---|---|---|
+| channels | (P - 1) / P B S (G + 1) C | 2 | the same | 2 |
+| summaries, K iterations | B C (3 K (P - 1) + 1) | K + 2 | 2 (P - 1) B C | 1 |
+| the same, two numbers of state | B C (8 K (P - 1) + 2) | K + 2 | 6 (P - 1) B C | 1 |
+| the convolution's halo | B (W - 1) C | 1 | the same | 1 |
 
-Channels are bit-exact and run the fused kernels; summaries send less by about S / P, in more messages.
+Channels are bit-exact and run the fused kernels. Summaries send less from about S = K P positions on, whatever the
+length, but in more messages, and run in plain torch.
 """
 
 from __future__ import annotations

@@ -200,3 +200,37 @@ def test_mamba2_swaps_heads(ranks: int, groups: int, lengths: list[list[int]]) -
             conv.forward = haloed_convolution(conv, exchange)  # type: ignore[method-assign]
 
     run(lambda: drawn(Mamba2Mixer(config)), share, segment_ids(lengths), "contiguous", ranks, 8)
+
+
+def sent(ranks: int, build: Callable[[], nn.Module], share: Share, channels: int) -> list[tuple[int, int]]:
+    """Elements that each rank sends in a forward and in a backward pass."""
+
+    def part_of_rank(exchange: ThreadExchange) -> tuple[int, int]:
+        module = build()
+        share(module, RowPart(exchange.rank, ranks, "contiguous"), exchange)
+        x_BTC = torch.ones(ROWS, TIME // ranks, channels, dtype=torch.float64, requires_grad=True)
+        made = outputs(module, x_BTC, segment_ids([[], []]), torch.zeros(ROWS, TIME // ranks))
+        forward = exchange.sent
+        made.sum().backward()
+        return forward, exchange.sent - forward
+
+    return run_threads(ranks, part_of_rank)
+
+
+def test_the_bytes_that_the_modules_promise() -> None:
+    """Elements per layer, as `context_attention` and `context_recurrence` tell them."""
+    ranks, own = 4, ROWS * TIME // 4
+    keys = own * WIDTH // 2  # 4 of 8 heads
+    gathered = sent(ranks, attention("sigmoid", "rope", True), share_gathered, WIDTH)
+    assert gathered == [(2 * (ranks - 1) * keys,) * 2] * ranks
+    swapped = sent(ranks, attention("softmax", "rope", True), share_swapped, WIDTH)
+    assert swapped == [((ranks - 1) * 6 * keys // ranks,) * 2] * ranks
+    channels = sent(ranks, cell("gru"), share_channels, 12)
+    assert channels == [((ranks - 1) * own * 4 * 12 // ranks,) * 2] * ranks
+    iterations, state = NEWTON.iterations, ROWS * 12
+    for name, (carried, returned, halo) in {"gru": (3, 2, 1), "lstm": (8, 6, 2)}.items():
+        summaries = sent(ranks, cell(name), share_summaries, 12)
+        forward = (ranks - 1) * carried * state * iterations + 1  # and the residual's maximum
+        # To the rank on the right also the guess; the last has none there.
+        assert [pair[0] for pair in summaries] == [forward + halo * state] * (ranks - 1) + [forward]
+        assert [pair[1] for pair in summaries] == [(ranks - 1) * returned * state] * ranks
