@@ -6,7 +6,8 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
-from pretrain.plan.estimate import make_plan, state_memory
+from pretrain.plan.estimate import make_plan
+from pretrain.plan.memory import state_memory
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "softmax"])
@@ -21,7 +22,7 @@ def test_parameters_of_the_shipped_sizes(family: str, size: str, expected: float
 def test_the_7b_plan_in_figures() -> None:
     plan = make_plan(load_config("configs/sigmoid/7b.yaml"), gpus=256, gpu="h100", mfu=0.4)
     assert plan.tokens == 250_000 * 1024 * 4096
-    assert (plan.micro_batch_rows, plan.accumulation) == (1, 4)
+    assert (plan.layout.micro_batch_rows, plan.layout.accumulation) == (1, 4)
     rates = {group.type: group.lr for group in plan.groups}
     assert rates["matrix"] == pytest.approx(0.01 * 768 / 4096)
     assert plan.attention_bias == pytest.approx(-8.3178, abs=1e-4)
@@ -47,7 +48,7 @@ def test_activation_checkpointing_keeps_less() -> None:
 )
 def test_state_in_fp32_on_four_ranks(zero: int, bytes_per_parameter: int) -> None:
     config = load_config("configs/sigmoid/demo.yaml", [f"parallel.zero={zero}"])
-    assert state_memory(1_000_000, config, data_ranks=4).state == bytes_per_parameter * 1_000_000
+    assert state_memory(1_000_000, config, replicas=4).state == bytes_per_parameter * 1_000_000
 
 
 @pytest.mark.parametrize(
