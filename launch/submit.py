@@ -24,7 +24,7 @@ from launch.snapshot import take_snapshot
 from pretrain.attempts import ATTEMPT_VARIABLE, read_json
 from pretrain.config import Config, ConfigLoader, SourceSection, load_config
 from pretrain.errors import ConfigError, UserError
-from pretrain.parallel.layout import check_layout
+from pretrain.parallel.nearest import check_layout
 
 LEAST_SECONDS_BEFORE_SIGNAL = 30
 """A job must have at least this long between its start and the request to save, or no step is ever saved."""
@@ -262,7 +262,7 @@ def script(request: Request) -> str:
 def check_shape(request: Request) -> None:
     """What can be known without Slurm. Raises ConfigError."""
     for config in request.configs:
-        check_layout(config.parallel, config.data, request.ranks)
+        check_layout(config, request.ranks)
     settings = request.settings
     limit_s = 60 * minutes_of(settings.time)
     if limit_s < settings.signal_seconds + LEAST_SECONDS_BEFORE_SIGNAL:

@@ -21,9 +21,9 @@ from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_valid
 
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_parallel import layout_problems
-from pretrain.config_section import Auto, Problem, Section
+from pretrain.config_section import Auto, Problem, Section, told
 from pretrain.errors import ConfigError
+from pretrain.parallel.nearest import advice, problems_of
 
 
 class RunSection(Section):
@@ -198,17 +198,19 @@ SECTIONS: Mapping[str, type[Section]] = {
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), world: int | None = None) -> Config:
     """The config in `path`, with `key=value` overrides.
+
+    world: the number of processes that the layout must fit; None: any.
 
     Raises ConfigError with all problems at once.
     """
     raw = _merge(Path(path), overrides)
-    return config_from_dict(raw, origin=str(path))
+    return config_from_dict(raw, origin=str(path), world=world)
 
 
-def config_from_dict(raw: Mapping[str, Any], origin: str) -> Config:
-    """Validate plain values. `origin` names the file in the error."""
+def config_from_dict(raw: Mapping[str, Any], origin: str, world: int | None = None) -> Config:
+    """Validate plain values. `origin` names the file in the error; `world` as in `load_config`."""
     problems: list[Problem] = []
     sections: dict[str, Any] = {}
     for name in raw:
@@ -226,10 +228,10 @@ def config_from_dict(raw: Mapping[str, Any], origin: str) -> Config:
     if model is not None:
         sections["model"] = model
     problems += _cross_checks(sections)
+    of_layout, nearest = _check_layout(sections, world)
+    problems += of_layout
     if problems:
-        count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise ConfigError(f"config error in {origin}, {count}:\n{lines}")
+        raise ConfigError(told(f"config error in {origin}", problems, nearest))
     return Config(**sections)
 
 
@@ -446,7 +448,6 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between settings. Each runs where the sections it reads are valid by themselves."""
     rules: list[tuple[Callable[..., Iterator[Problem]], tuple[str, ...]]] = [
         (_check_model, ("model", "data")),
-        (layout_problems, ("parallel", "model", "data")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
         (_check_objective, ("objective", "model", "data")),
@@ -457,6 +458,15 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     for rule, needs in rules:
         if all(name in sections for name in needs):
             yield from rule(*(sections[name] for name in needs))
+
+
+def _check_layout(sections: Mapping[str, Any], world: int | None) -> tuple[list[Problem], str]:
+    """What is wrong with the layout, and the nearest one that can be."""
+    if not {"parallel", "model", "data"} <= sections.keys():
+        return [], ""
+    settings = (sections["parallel"], sections["model"], sections["data"], world)
+    problems = list(problems_of(*settings))
+    return problems, advice(*settings) if problems else ""
 
 
 def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
         yield Problem("parallel.sequence", message, True, True)
     ranks = size * parallel.context
     if parallel.sequence and data.sequence_length % ranks:
-        near = max(1, round(data.sequence_length / ranks)) * ranks
+        near = _near_length(parallel, model, data)
         message = (
             f"with parallel.sequence {ranks} ranks share a row's positions, and {data.sequence_length} do not divide "
             f"by {ranks}; use {near}, or parallel.sequence=false"
@@ -44,18 +45,31 @@ def check_context(parallel: ParallelSection, model: Any, data: DataSection) -> I
     ranks = parallel.context
     if ranks == 1:
         return
-    length, pieces = data.sequence_length, ranks * (2 if model.row_order == "balanced" else 1)
+    length, pieces = data.sequence_length, _pieces(parallel, model)
     if length % pieces:
         each = ", two to a rank," if pieces > ranks else ""
-        near = max(1, round(length / pieces)) * pieces
+        near = _near_length(parallel, model, data)
         message = f"{ranks} ranks share a row in {pieces} pieces{each} of equal length; use {near}"
         yield Problem("data.sequence_length", message, length, True)
     reach = getattr(model, "conv_width", 1) - 1
     if length // ranks < reach:
         needed = f"a rank's part of a row must hold the {reach} inputs that the convolution looks back"
-        message = f"{needed}; use {reach * ranks}"
+        message = f"{needed}; use {_near_length(parallel, model, data)}"
         yield Problem("data.sequence_length", message, length, True)
     yield from _check_recurrence(parallel, model)
+
+
+def _pieces(parallel: ParallelSection, model: Any) -> int:
+    """Into how many equal pieces the ranks of the context axis cut a row."""
+    return parallel.context * (2 if parallel.context > 1 and model.row_order == "balanced" else 1)
+
+
+def _near_length(parallel: ParallelSection, model: Any, data: DataSection) -> int:
+    """The length of a row next to the config's that all that divides rows allows, whichever of them asks."""
+    shared = parallel.tensor * parallel.context if parallel.sequence else 1
+    multiple = math.lcm(_pieces(parallel, model), shared)
+    reach = (getattr(model, "conv_width", 1) - 1) * parallel.context if parallel.context > 1 else 1
+    return max(round(data.sequence_length / multiple), -(-reach // multiple), 1) * multiple
 
 
 def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
@@ -82,17 +96,17 @@ def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem
 def check_pipeline(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
     """Blocks for every stage and, interleaved, equally many; micro-batches for the interleaved schedule."""
     ranks, chunks = parallel.pipeline, parallel.pipeline_chunks
+    if model.layers < ranks:
+        message = f"the model has {model.layers} blocks, and each rank needs one; use at most {model.layers}"
+        yield Problem("parallel.pipeline", message, ranks, True)
     if chunks > 1 and ranks == 1:
         message = "only a pipeline has chunks: set parallel.pipeline above 1, or 1 here"
         yield Problem("parallel.pipeline_chunks", message, chunks, True)
     elif chunks > 1 and model.layers % (ranks * chunks):
         right = [n for n in range(1, model.layers // ranks + 1) if model.layers % (ranks * n) == 0]
         message = f"{model.layers} blocks do not divide by {ranks} ranks of {chunks} chunks"
-        instead = f"use {_one_of(right)}" if right else "use 1, which takes any number of blocks"
+        instead = f"use {_one_of(right)}" if right else "use 1, with which ranks need not have equally many"
         yield Problem("parallel.pipeline_chunks", f"{message}; {instead}", chunks, True)
-    elif model.layers < ranks:
-        message = f"the model has {model.layers} blocks, and each rank needs one; use at most {model.layers}"
-        yield Problem("parallel.pipeline", message, ranks, True)
     if chunks > 1 and data.global_batch_rows % ranks:
         message = f"interleaved, each rank's rows make a multiple of {ranks} micro-batches; use a multiple of {ranks}"
         yield Problem("data.global_batch_rows", message, data.global_batch_rows, True)
@@ -103,7 +117,7 @@ def check_engine(parallel: ParallelSection) -> Iterator[Problem]:
     if parallel.engine == "deepspeed" and parallel.pipeline > 1:
         message = "pipelines are megatron's; use auto, or parallel.pipeline=1"
         yield Problem("parallel.engine", message, parallel.engine, True)
-    if parallel.chosen_engine == "megatron" and parallel.zero > 1:
+    if parallel.zero > 1 and (parallel.pipeline > 1 or parallel.engine == "megatron"):
         because = (
             "with parallel.pipeline above 1" if parallel.pipeline > 1 else "with parallel.engine=megatron"
         )
@@ -112,7 +126,11 @@ def check_engine(parallel: ParallelSection) -> Iterator[Problem]:
 
 
 def check_zero(parallel: ParallelSection) -> Iterator[Problem]:
-    if parallel.zero_group == "node" and parallel.zero != 3:
+    """Copies per node, of parameters that are shared."""
+    if parallel.zero_group == "node" and parallel.chosen_engine == "megatron":
+        message = "only ZeRO 3 shares parameters, which megatron's engine has not; use all"
+        yield Problem("parallel.zero_group", message, parallel.zero_group, True)
+    elif parallel.zero_group == "node" and parallel.zero != 3:
         message = "only ZeRO 3 shares parameters: set parallel.zero=3, or all"
         yield Problem("parallel.zero_group", message, parallel.zero_group, True)
 

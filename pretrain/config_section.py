@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,3 +28,10 @@ class Problem:
             if self.has_value
             else f"{self.path}: {self.message}"
         )
+
+
+def told(what: str, problems: Sequence[Problem], advice: str = "") -> str:
+    """The text of an error: how many problems, one line each, and what to do about several of them."""
+    count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
+    lines = [str(problem) for problem in problems] + ([advice] if advice else [])
+    return "\n  ".join([f"{what}, {count}:", *lines])

@@ -36,8 +36,9 @@ from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, Ten
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
 from pretrain.optim.scaling import resolve
-from pretrain.parallel.layout import check_layout, micro_batch_rows
+from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.mesh import Mesh, build_mesh
+from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
 from pretrain.run_data import DiffusionData, RunData, TaskData, TextData, open_run_data
@@ -128,7 +129,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         ranks = ranks_from_environment()
         device = choose_device(config.run.device, ranks)
-        check_layout(config.parallel, config.data, ranks.world)
+        check_layout(config, ranks.world)
         data = open_run_data(config)
         config = data.config
         start_process_group(ranks, device)

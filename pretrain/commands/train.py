@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 def run_training(path: str, overrides: list[str], *, print_config: bool, quiet: bool) -> int:
     """Train to the end or to a stop request; returns the exit code."""
-    config = load_config(path, overrides)
     if print_config:
-        print(config.to_yaml(), end="")
+        print(load_config(path, overrides).to_yaml(), end="")
         return EXIT_DONE
 
     import torch.distributed as dist
 
     from pretrain.loop import train
+    from pretrain.parallel.ranks import ranks_from_environment
     from pretrain.run import open_run
 
+    config = load_config(path, overrides, ranks_from_environment().world)
     with open_run(config, quiet=quiet) as run:
         train(run)
         run.reporter.close()

@@ -39,9 +39,9 @@ def test_asking_for_a_gpu_that_is_not_there() -> None:
 def test_all_that_is_wrong_with_a_layout_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         data_parallel_size(ParallelSection(data=3), world=4, global_batch_rows=6)
-    assert "2 problem(s)" in str(caught.value)
+    assert "2 problems" in str(caught.value)
     assert "parallel.data = 3: 4 processes leave 4" in str(caught.value)
-    assert "data.global_batch_rows = 6 does not divide by 4" in str(caught.value)
+    assert "data.global_batch_rows = 6: does not divide by 4" in str(caught.value)
 
 
 def _sums() -> tuple[int, int, float, float]:

@@ -56,7 +56,7 @@ def test_state_in_fp32_on_four_ranks(zero: int, bytes_per_parameter: int) -> Non
     [
         ([], 8, "b9000", 0.4, "choose one of h100, h200, a100"),
         ([], 8, "h100", 1.4, "--mfu 1.4"),
-        ([], 7, "h100", 0.4, "data.global_batch_rows = 256 does not divide by 7"),
+        ([], 7, "h100", 0.4, "data.global_batch_rows = 256: does not divide by 7"),
         (["model.vocabulary=null"], 8, "h100", 0.4, "model.vocabulary"),
     ],
 )

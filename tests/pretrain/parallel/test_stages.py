@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pretrain.config import DataSection, ParallelSection, load_config
 from pretrain.errors import ConfigError
-from pretrain.parallel.layout import micro_batch_rows
+from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
 from pretrain.parallel.stages import blocks_of_stages
 from tests.e2e.training import write_config
 
@@ -43,7 +43,7 @@ def test_micro_batches_fit_the_schedule(
     parallel = ParallelSection(pipeline=stages, pipeline_chunks=2 if interleaved else 1)
     if interleaved and rows % stages:
         with pytest.raises(ConfigError, match=f"multiple of {stages * ranks} rows"):
-            micro_batch_rows(data, ranks, parallel)
+            data_parallel_size(parallel, ranks * stages, rows * ranks)
         return
     found = micro_batch_rows(data, ranks, parallel)
     assert rows % found == 0

@@ -1,0 +1,122 @@
+"""What is wrong with a layout, all at once, and the layout next to it that can be."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from pretrain.config_parallel import layout_problems
+from pretrain.config_section import told
+from pretrain.errors import ConfigError
+from pretrain.parallel.layout import world_problems
+
+if TYPE_CHECKING:
+    from pretrain.config import Config, DataSection, ParallelSection
+    from pretrain.config_section import Problem
+
+AXES = ("tensor", "context", "pipeline")
+PER_OTHER_KEY = 0.1
+"""What changing another key counts, where doubling an axis counts 1."""
+
+
+def check_layout(config: Config, world: int) -> None:
+    """Raises ConfigError where a config's layout does not fit so many processes."""
+    settings = (config.parallel, config.model, config.data, world)
+    problems = list(problems_of(*settings))
+    if problems:
+        raise ConfigError(told("layout error", problems, advice(*settings)))
+
+
+def problems_of(
+    parallel: ParallelSection, model: Any, data: DataSection, world: int | None
+) -> Iterator[Problem]:
+    """All that is wrong with a layout of this model and these rows.
+
+    world: the number of processes, where it is known.
+    """
+    told_of = set()
+    for problem in layout_problems(parallel, model, data):
+        told_of.add(problem.path)
+        yield problem
+    if world is not None:
+        found = world_problems(parallel, world, data.global_batch_rows)
+        yield from (problem for problem in found if problem.path not in told_of)
+
+
+def nearest_layout(
+    parallel: ParallelSection, model: Any, data: DataSection, world: int | None
+) -> ParallelSection | None:
+    """The layout without problems whose axes differ least from these, by their ratios; None if there is none.
+
+    It has the same rows. Where an axis rules out another setting, that is changed too.
+    """
+    sizes = itertools.product(*(_sizes(parallel, axis, model, world) for axis in AXES))
+    candidates = (_settled(parallel, dict(zip(AXES, of, strict=True)), model, data) for of in sizes)
+    for candidate in sorted(candidates, key=lambda one: _distance(parallel, one)):
+        if next(problems_of(candidate, model, data, world), None) is None:
+            return candidate
+        if world is not None and candidate.data != "auto":
+            free = candidate.model_copy(update={"data": "auto"})
+            if next(problems_of(free, model, data, world), None) is None:
+                return free
+    return None
+
+
+def advice(parallel: ParallelSection, model: Any, data: DataSection, world: int | None) -> str:
+    """What to write on the command line for the nearest layout."""
+    nearest = nearest_layout(parallel, model, data, world)
+    if nearest is None:
+        return (
+            "no layout of this model takes these rows; change data.sequence_length or data.global_batch_rows"
+        )
+    changed = (
+        f"parallel.{key}={str(value).lower()}"
+        for key, value in nearest.model_dump().items()
+        if value != getattr(parallel, key)
+    )
+    return f"the nearest layout that fits: {' '.join(changed)}"
+
+
+def _sizes(parallel: ParallelSection, axis: str, model: Any, world: int | None) -> Iterable[int]:
+    """Of one axis, those worth a look: few enough that all combinations can be tried."""
+    asked = getattr(parallel, axis)
+    most = min(max(8, 2 * asked), 64)
+    if world is not None:
+        most = min(most, world)
+    sizes = [n for n in range(1, most + 1) if world is None or world % n == 0]
+    if axis == "tensor":
+        return [n for n in sizes if not model.division_problems(n)]
+    if axis == "pipeline":
+        return [n for n in sizes if n <= model.layers]
+    return sizes
+
+
+def _settled(
+    parallel: ParallelSection, sizes: dict[str, int], model: Any, data: DataSection
+) -> ParallelSection:
+    """With these sizes; settings that they rule out are changed to what goes with any."""
+    one = parallel.model_copy(update=sizes)
+    interleaved = one.pipeline_chunks > 1 and one.pipeline > 1
+    if not interleaved or model.layers % (one.pipeline * one.pipeline_chunks):
+        one = one.model_copy(update={"pipeline_chunks": 1})
+    if one.sequence and (one.tensor == 1 or data.sequence_length % (one.tensor * one.context)):
+        one = one.model_copy(update={"sequence": False})
+    if one.pipeline > 1 and one.engine == "deepspeed":
+        one = one.model_copy(update={"engine": "auto"})
+    if one.chosen_engine == "megatron" and one.zero > 1:
+        one = one.model_copy(update={"zero": 1})
+    if one.zero != 3:
+        one = one.model_copy(update={"zero_group": "all"})
+    able = hasattr(model, "summary_problems") and not model.summary_problems()
+    if one.recurrence == "summaries" and one.context > 1 and not able:
+        one = one.model_copy(update={"recurrence": "channels"})
+    return one
+
+
+def _distance(asked: ParallelSection, candidate: ParallelSection) -> float:
+    ratios = (getattr(candidate, axis) / getattr(asked, axis) for axis in AXES)
+    before = asked.model_dump(exclude=set(AXES))
+    others = sum(before[key] != value for key, value in candidate.model_dump(exclude=set(AXES)).items())
+    return sum(abs(math.log2(ratio)) for ratio in ratios) + PER_OTHER_KEY * others
