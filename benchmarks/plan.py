@@ -2,7 +2,7 @@
 
 Trains two steps of a small model of every family in many layouts, on real ranks (gloo, CPU), under the tracker that
 the plan itself uses: the most bytes of tensors alive at any time of the second step, and the bytes through its
-collectives, by axis. Calls of less than 256 bytes are sums of losses and norms, and those of one rank with
+collectives, by axis. Calls of less than 64 bytes are sums of losses and norms, and those of one rank with
 itself send nothing: neither is counted.
 
     python -m benchmarks.plan
@@ -76,7 +76,7 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
         ("parallel.zero=1", "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"),
     ),
 }
-SMALL_CALL = 256
+SMALL_CALL = 64
 AXES = ("tensor", "context", "pipeline", "replicas", "ends")
 
 

@@ -103,9 +103,6 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     family, model_config = families[config.model.family], config.model
     with torch.device("meta"):
         model = family.build(model_config)
-    groups: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        groups[family.parameter_group(name)] += parameter.numel()
     scaled = resolve(config, model)
     transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
     types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
@@ -116,7 +113,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     used = flops * tokens_per_step / (peak * layout.time.total) if mfu is None else mfu
     tokens = tokens_per_step * config.run.steps
     return Plan(
-        parameters=groups,
+        parameters=count_parameters(config),
         layout=layout,
         flops_per_token=flops,
         tokens_per_step=tokens_per_step,
@@ -129,6 +126,17 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
         mfu=used,
         seconds=flops * tokens / (peak * used),
     )
+
+
+def count_parameters(config: Config) -> Mapping[str, int]:
+    """Of a resolved config's model, by group."""
+    family = families[config.model.family]
+    with torch.device("meta"):
+        model = family.build(config.model)
+    groups: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        groups[family.parameter_group(name)] += parameter.numel()
+    return groups
 
 
 def resolved(config: Config) -> Config:
@@ -163,12 +171,11 @@ def layout_of(
     parameters = sum(part.parameters for part in passes)
     replicas = data_ranks * parallel.context
     in_flight = most_in_flight(parallel, stage, micro_batches)
-    state = state_memory(parameters, config, replicas)
+    state = state_memory(parameters, config, replicas, micro_batches)
     each: Traffic = sum((part.traffic for part in passes), Counter())
     each += handed_on(config, stage, micro_rows)
     step = Counter({key: size * micro_batches for key, size in each.items()})
-    aligned = sum(part.aligned for part in passes)
-    between = replica_traffic(config, parameters, aligned, replicas, micro_batches)
+    between = replica_traffic(config, passes, replicas, micro_batches)
     flops = families[config.model.family].flops_per_token(config.model, data.sequence_length)
     model_ranks = parallel.tensor * parallel.context * parallel.pipeline
     return Layout(

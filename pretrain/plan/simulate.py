@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
 from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.engine.buckets import small_parameter
 from pretrain.engine.stage import Continued
 from pretrain.imports import quiet_renamed_collectives
 from pretrain.objectives import Objective, build_objective
@@ -45,6 +46,7 @@ class Passes:
     traffic: what went through collectives, by axis and kind.
     parameters: elements of this rank's parameters.
     aligned: the same as Megatron lays them out, each on a multiple of 64.
+    small: those of parameters so small that DeepSpeed keeps them whole under ZeRO 3.
     """
 
     kept: int
@@ -53,6 +55,7 @@ class Passes:
     traffic: Traffic
     parameters: int
     aligned: int
+    small: int
 
     @property
     def logits(self) -> int:
@@ -110,6 +113,7 @@ def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch:
         peak=with_loss.tracker.peak,
         traffic=with_loss.tracker.traffic,
         parameters=sum(sizes),
+        small=sum(size for size in sizes if size <= small_parameter(config.model.width)),
         aligned=sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes),
     )
 
