@@ -146,9 +146,12 @@ def resolved(config: Config) -> Config:
     return replace(config, model=model)
 
 
-def plan_layout(config: Config, gpus: int, accelerator: Accelerator) -> Layout:
+def plan_layout(config: Config, gpus: int, accelerator: Accelerator, *, on_cpu: bool = False) -> Layout:
     """The layout of a resolved config on the rank that holds most: one of the first stage, which waits longest for
-    its backward passes, or of the last, which has the head."""
+    its backward passes, or of the last, which has the head.
+
+    on_cpu: plan what a CPU's forms of the layers keep, to compare with a measurement there.
+    """
     parallel = config.parallel
     data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
     micro_rows = micro_batch_rows(config.data, data_ranks, parallel)
@@ -156,7 +159,7 @@ def plan_layout(config: Config, gpus: int, accelerator: Accelerator) -> Layout:
     for stage in sorted({0, parallel.pipeline - 1}):
         # Megatron numbers the ranks of a stage one after the other.
         with pretended_mesh(parallel, gpus, rank=stage * gpus // parallel.pipeline) as mesh:
-            passes[stage] = simulate(config, mesh, micro_rows)
+            passes[stage] = simulate(config, mesh, micro_rows, on_cpu=on_cpu)
     layouts = [layout_of(config, accelerator, data_ranks, stage, found) for stage, found in passes.items()]
     return max(layouts, key=lambda layout: layout.memory.total)
 
