@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport, means
+from pretrain.engine.clip import joint_norm
 from pretrain.engine.megatron_optimizer import (
     Named,
     ShardedUpdater,
@@ -120,7 +121,7 @@ class MegatronEngine:
         ]
         square = torch.zeros((), device=self._device)
         if counted:
-            square = torch.nn.utils.get_total_norm(counted, foreach=True).square()
+            square = joint_norm(counted).square()
         dist.all_reduce(square)
         return (square / (self._mesh.replicas.size if self._updater.is_replicated else 1)).sqrt()
 
