@@ -12,7 +12,8 @@ In each round every rank writes its bytes to a file of its own and syncs it, all
 through CheckpointStore; they take turns at being first, and each begins with nothing left to write back. "Until
 whole" is the time from `save` to the committed manifest. "Blocked if the update came at once" is what a step without
 any computation would wait: the time in `save` and in `wait_staged` right after it, in which all is copied.
-The first save allocates the staging buffer, the others use it again. Peak memory is the rise of a rank's
+The first round, in
+which the staging buffer is allocated, stands apart. Peak memory is the rise of a rank's
 VmHWM during the save.
 """
 
@@ -72,9 +73,7 @@ def shares(shapes: dict[str, tuple[int, ...]], rank: int, ranks: int) -> dict[st
     owned: dict[str, tuple[int, int]] = {}
     for is_matrix in (True, False):
         sizes = {
-            name: torch.Size(shape).numel()
-            for name, shape in shapes.items()
-            if (len(shape) > 1) == is_matrix
+            name: torch.Size(shape).numel() for name, shape in shapes.items() if (len(shape) > 1) == is_matrix
         }
         each = -(-sum(sizes.values()) // ranks)
         position = 0
@@ -148,26 +147,39 @@ def measure(rank: int, settings: Settings, folder: Path) -> None:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     rendezvous = f"file://{folder / 'rendezvous'}"
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=settings.ranks)
-    clock, state = Clock(), make_state(settings, rank)
-    store = CheckpointStore(folder / "steps", group=dist.new_group(backend="gloo"), keep_last=1)
-    for round_ in range(settings.rounds):
-        raw = folder / f"raw{rank}"
-        writes = [lambda: measure_raw(clock, state, raw), lambda: measure_save(clock, state, store, round_)]
-        for write in writes if round_ % 2 == 0 else reversed(writes):
-            os.sync()
-            dist.barrier()
-            write()
-        raw.unlink()
-        dist.barrier()
-        if rank == 0:
-            shutil.rmtree(store.folder)
-            store.folder.mkdir()
-    clock.note("bytes of the largest share", state_bytes(state))
-    clock.note("staging buffer of a rank", store.staging_bytes)
+    state = make_state(settings, rank)
+    store = CheckpointStore(folder / "steps", group=dist.new_group(backend="gloo"), keep_last=2)
+    first, others = Clock(), Clock()
+    for round_ in range(settings.rounds + 1):
+        measure_round(first if round_ == 0 else others, state, store, folder / f"raw{rank}", round_)
+    first.note("bytes of the largest share", state_bytes(state))
+    first.note("staging buffer of a rank", store.staging_bytes)
     if rank == 0:
-        (folder / "timings.json").write_text(json.dumps(clock.timings))
+        (folder / "timings.json").write_text(json.dumps([first.timings, others.timings]))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def measure_round(clock: Clock, state: TrainingState, store: CheckpointStore, raw: Path, round_: int) -> None:
+    """Both writes, in turn the one or the other first. What the round before wrote goes when its like is there: memory
+    of removed files is given back to the host of a virtual machine, and costs time to get again."""
+    new = raw.with_suffix(".new")
+
+    def write_raw_file() -> None:
+        measure_raw(clock, state, new)
+        new.rename(raw)
+
+    def save_step() -> None:
+        measure_save(clock, state, store, round_)
+        if dist.get_rank() == 0 and round_ > 0:
+            shutil.rmtree(store.folder / f"step_{round_ - 1:08d}")
+
+    writes = [write_raw_file, save_step]
+    for write in writes if round_ % 2 == 0 else reversed(writes):
+        os.sync()
+        dist.barrier()
+        write()
+        dist.barrier()
 
 
 def measure_raw(clock: Clock, state: TrainingState, path: Path) -> None:
@@ -194,37 +206,40 @@ def measure_save(clock: Clock, state: TrainingState, store: CheckpointStore, ste
     clock.note("peak memory of the save", memory.rise())
 
 
-def report(timings: Timings, settings: Settings) -> dict[str, object]:
-    """Medians over the rounds, and of the first round what differs there."""
+def report(first: Timings, others: Timings, settings: Settings) -> dict[str, object]:
+    """The first round, the others, and their medians."""
     elements = sum(torch.Size(shape).numel() for shape in parameter_shapes(settings).values())
-    medians = {name: statistics.median(values) for name, values in timings.items()}
+    medians = {name: statistics.median(values) for name, values in others.items()}
+    pairs = zip(others["raw write + fsync"], others["until whole"], strict=True)
     return {
         "config": str(settings.config),
         "layers": settings.layers,
         "ranks": settings.ranks,
         "parameters": elements,
         "bytes": 12 * elements,
+        "first round": first,
+        "other rounds": others,
         "medians": medians,
-        "rounds": timings,
         "save's speed / raw write's (at least 0.6)": medians["raw write + fsync"] / medians["until whole"],
-        "the same, each round": [
-            raw / whole
-            for raw, whole in zip(timings["raw write + fsync"], timings["until whole"], strict=True)
-        ],
-        "peak memory of the save / share": max(timings["peak memory of the save"])
-        / medians["bytes of the largest share"],
+        "the same, each round": [raw / whole for raw, whole in pairs],
+        "peak memory of the first save / share": first["peak memory of the save"][0]
+        / first["bytes of the largest share"][0],
     }
 
 
 def print_report(result: dict[str, object]) -> None:
     """The rounds side by side, and the ratios."""
-    timings, console = result["rounds"], Console()
-    assert isinstance(timings, dict)
-    table = Table("what", "rounds", title=f"{result['bytes']:,} bytes on {result['ranks']} ranks")
-    for name, values in timings.items():
-        in_bytes = "memory" in name or "bytes" in name or "buffer" in name
-        words = [f"{value / 1e9:.3f} GB" if in_bytes else f"{value:.3f} s" for value in values]
-        table.add_row(name, "  ".join(words))
+    first, others, console = result["first round"], result["other rounds"], Console()
+    assert isinstance(first, dict) and isinstance(others, dict)
+    title = f"{result['bytes']:,} bytes on {result['ranks']} ranks"
+    table = Table("what", "first round", "other rounds", title=title)
+    for name, values in first.items():
+        in_bytes = any(word in name for word in ("memory", "bytes", "buffer"))
+        words = [
+            f"{value / 1e9:.3f} GB" if in_bytes else f"{value:.3f} s"
+            for value in values + others.get(name, [])
+        ]
+        table.add_row(name, words[0], "  ".join(words[1:]))
     console.print(table)
     for name, value in result.items():
         if isinstance(value, float):
@@ -239,7 +254,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/sigmoid/1b.yaml"))
     parser.add_argument("--layers", type=int, default=19, help="instead of the config's (19)")
     parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=4, help="medians are over these (4)")
+    parser.add_argument("--rounds", type=int, default=4, help="after the first one (4)")
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's temporary folder")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
@@ -247,8 +262,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="save-1b-") as name:
         folder = Path(name)
         spawn(measure, (settings, folder), nprocs=settings.ranks)
-        timings = json.loads((folder / "timings.json").read_text())
-    result = report(timings, settings)
+        first, others = json.loads((folder / "timings.json").read_text())
+    result = report(first, others, settings)
     print_report(result)
     save(result, arguments.out)
 
