@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport, means
-from pretrain.engine.buckets import bucket_elements
+from pretrain.engine.buckets import bucket_elements, small_parameter
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import (
     after_adam_step,
@@ -173,8 +173,7 @@ def deepspeed_config(
         "allgather_bucket_size": bucket,
     }
     if config.parallel.zero == 3:
-        # Small parameters stay whole on every rank by default; at tiny widths that would be all of them.
-        zero |= {"stage3_param_persistence_threshold": config.model.width * 4}
+        zero |= {"stage3_param_persistence_threshold": small_parameter(config.model.width)}
         zero |= {"zero_hpz_partition_size": in_node}
     if config.parallel.offload == "optimizer":
         zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}

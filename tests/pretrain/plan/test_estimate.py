@@ -6,7 +6,8 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
-from pretrain.plan.estimate import make_plan, state_memory
+from pretrain.plan.estimate import count_parameters, make_plan, resolved
+from pretrain.plan.memory import state_memory
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "softmax"])
@@ -14,14 +15,14 @@ from pretrain.plan.estimate import make_plan, state_memory
     ("size", "expected"), [("85m", 0.1101e9), ("1b", 1.3004e9), ("3b", 3.045e9), ("7b", 6.6108e9)]
 )
 def test_parameters_of_the_shipped_sizes(family: str, size: str, expected: float) -> None:
-    plan = make_plan(load_config(f"configs/{family}/{size}.yaml"), gpus=8, gpu="h100", mfu=0.4)
-    assert sum(plan.parameters.values()) == pytest.approx(expected, rel=5e-4)
+    counts = count_parameters(resolved(load_config(f"configs/{family}/{size}.yaml")))
+    assert sum(counts.values()) == pytest.approx(expected, rel=5e-4)
 
 
 def test_the_7b_plan_in_figures() -> None:
     plan = make_plan(load_config("configs/sigmoid/7b.yaml"), gpus=256, gpu="h100", mfu=0.4)
     assert plan.tokens == 250_000 * 1024 * 4096
-    assert (plan.micro_batch_rows, plan.accumulation) == (1, 4)
+    assert (plan.layout.micro_batch_rows, plan.layout.accumulation) == (1, 4)
     rates = {group.type: group.lr for group in plan.groups}
     assert rates["matrix"] == pytest.approx(0.01 * 768 / 4096)
     assert plan.attention_bias == pytest.approx(-8.3178, abs=1e-4)
@@ -32,7 +33,7 @@ def test_the_7b_plan_in_figures() -> None:
 def test_activation_checkpointing_keeps_less() -> None:
     kept = [
         make_plan(
-            load_config("configs/sigmoid/7b.yaml", [f"parallel.activation_checkpointing={mode}"]),
+            load_config("configs/sigmoid/85m.yaml", [f"parallel.activation_checkpointing={mode}"]),
             gpus=8,
             gpu="h100",
             mfu=0.4,
@@ -47,7 +48,7 @@ def test_activation_checkpointing_keeps_less() -> None:
 )
 def test_state_in_fp32_on_four_ranks(zero: int, bytes_per_parameter: int) -> None:
     config = load_config("configs/sigmoid/demo.yaml", [f"parallel.zero={zero}"])
-    assert state_memory(1_000_000, config, data_ranks=4).state == bytes_per_parameter * 1_000_000
+    assert state_memory(1_000_000, config, replicas=4).state == bytes_per_parameter * 1_000_000
 
 
 @pytest.mark.parametrize(
