@@ -175,6 +175,8 @@ def deepspeed_config(
     if config.parallel.zero == 3:
         zero |= {"stage3_param_persistence_threshold": small_parameter(config.model.width)}
         zero |= {"zero_hpz_partition_size": in_node}
+    if config.parallel.offload == "optimizer":
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
     return {
         "train_micro_batch_size_per_gpu": micro_rows,
         "gradient_accumulation_steps": accumulation,
@@ -184,6 +186,8 @@ def deepspeed_config(
         if config.parallel.zero and config.optim.clip_norm
         else 0.0,
         "zero_allow_untested_optimizer": True,
+        # With offload too the optimizer is torch's; DeepSpeed's own for the CPU compiles for minutes.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": NO_PRINTING,
         "wall_clock_breakdown": False,
     }
