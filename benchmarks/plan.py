@@ -2,7 +2,7 @@
 
 Trains two steps of a small model of every family in many layouts, on real ranks (gloo, CPU), under the tracker that
 the plan itself uses: the most bytes of tensors alive at any time of the second step, and the bytes through its
-collectives, by axis. Calls of less than 256 bytes are sums of losses and norms, and those of one rank with
+collectives, by axis. Calls of less than 64 bytes are sums of losses and norms, and those of one rank with
 itself send nothing: neither is counted.
 
     python -m benchmarks.plan
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import save
-from benchmarks.memory import storage_bytes
 from pretrain.config import Config, load_config
 from pretrain.hardware import ACCELERATORS
 from pretrain.objectives import build_objective
@@ -76,7 +76,7 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
         ("parallel.zero=1", "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"),
     ),
 }
-SMALL_CALL = 256
+SMALL_CALL = 64
 AXES = ("tensor", "context", "pipeline", "replicas", "ends")
 
 
@@ -108,6 +108,16 @@ def measure_rank(path: Path, overrides: Sequence[str]) -> Measured:
     return Measured(base + tracker.peak, by_axis(tracker.traffic, alone))
 
 
+def storage_bytes() -> dict[int, int]:
+    """Bytes of every storage that a live tensor stands on, by address."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = [tensor.untyped_storage() for tensor in [*tensors, *gradients] if tensor.device.type != "meta"]
+    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+
+
 def storage_bytes_of(batch: Any) -> dict[int, int]:
     """Bytes of the batch's storages, by address."""
     found: dict[int, int] = {}
@@ -135,7 +145,7 @@ def plan_rank(path: Path, overrides: Sequence[str], world: int) -> Layout:
     """The plan, in a process that has no process group yet."""
     torch.distributed.destroy_process_group()
     config: Config = resolved(load_config(path, list(overrides)))
-    return plan_layout(config, world, ACCELERATORS["h100"])
+    return plan_layout(config, world, ACCELERATORS["h100"], on_cpu=True)
 
 
 def compare(path: Path, world: int, overrides: Sequence[str]) -> dict[str, Any]:

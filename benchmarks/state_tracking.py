@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.common import save
 from pretrain.config import config_from_dict, load_config
-from pretrain.plan.estimate import make_plan
+from pretrain.plan.estimate import count_parameters, resolved
 
 CONFIGS = Path("configs/tasks")
 
@@ -111,7 +111,7 @@ def measure(task: str, model: str, *, steps: int | None, seeds: int, device: str
         if last[metric] > best:
             best, longer = last[metric], last.get(metric.replace("task/", "task/longer_"))
     config = config_from_dict(values, origin=task)
-    counts = make_plan(config, gpus=1, gpu="h100", mfu=0.4).parameters
+    counts = count_parameters(resolved(config))
     return Result(
         task=task,
         model=model,

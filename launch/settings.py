@@ -92,9 +92,14 @@ def load_settings(
     try:
         return ClusterSettings.model_validate({**(defaults or {}), **values, **overrides, "sbatch": sbatch})
     except ValidationError as error:
+        given = {str(item["loc"][0]) for item in error.errors() if item["loc"]} & set(overrides)
         lines = [_line(item) for item in error.errors()]
         count = f"{len(lines)} problem" + ("s" if len(lines) > 1 else "")
-        raise ConfigError(f"config error in {path or DEFAULT}, {count}:\n" + "\n".join(lines)) from None
+        options = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(given))
+        where = f"{path or DEFAULT}" + (f" and {options}" if options else "")
+        if given and len(given) == len(lines):
+            where = options
+        raise ConfigError(f"config error in {where}, {count}:\n" + "\n".join(lines)) from None
 
 
 def _named(path: Path) -> Path:

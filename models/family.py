@@ -21,8 +21,6 @@ class Family:
     sharding: module name pattern to split, over tensor-parallel ranks (`models.sharding`).
     flops_per_token: (config, sequence length) to training FLOPs, forward and backward.
     parameter_group: parameter name to "embedding", "attention" or "recurrence", "mlp", "norm" or "head".
-    activation_bytes: (config, tokens of a micro-batch, sequence length, bytes per element) to an estimate of
-        the bytes kept for the backward pass.
     recipe: recommended settings of the optimizer.
     causal: whether a token sees only those before it: what next-token prediction needs, and masked diffusion not.
     """
@@ -33,6 +31,5 @@ class Family:
     sharding: Mapping[str, Split]
     flops_per_token: Callable[[Any, int], float]
     parameter_group: Callable[[str], str]
-    activation_bytes: Callable[[Any, int, int, int], int]
     recipe: Mapping[str, Any]
     causal: bool = True

@@ -103,6 +103,8 @@ class ParallelSection(Section):
     zero_group: Literal["all", "node"] = "all"
     """node: each node keeps a second copy of ZeRO 3's parameters, shared by its replicas, from which the backward
     pass gathers them; what the optimizer holds is shared by all replicas in either case."""
+    offload: Literal["none", "optimizer"] = "none"
+    """optimizer: fp32 masters, moments and their update in host memory; for ZeRO on DeepSpeed."""
     engine: Literal["auto", "deepspeed", "megatron"] = "auto"
     """auto: megatron with a pipeline, deepspeed without."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"

@@ -19,6 +19,7 @@ def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) ->
     yield from check_pipeline(parallel, model, data)
     yield from check_engine(parallel)
     yield from check_zero(parallel)
+    yield from check_offload(parallel)
 
 
 def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
@@ -133,6 +134,18 @@ def check_zero(parallel: ParallelSection) -> Iterator[Problem]:
     elif parallel.zero_group == "node" and parallel.zero != 3:
         message = "only ZeRO 3 shares parameters: set parallel.zero=3, or all"
         yield Problem("parallel.zero_group", message, parallel.zero_group, True)
+
+
+def check_offload(parallel: ParallelSection) -> Iterator[Problem]:
+    if parallel.offload == "none":
+        return
+    if parallel.chosen_engine == "megatron":
+        because = "a pipeline's engine" if parallel.pipeline > 1 else "parallel.engine=megatron"
+        message = f"megatron, {because}, keeps its optimizer on the device; use none"
+        yield Problem("parallel.offload", message, parallel.offload, True)
+    elif parallel.zero == 0:
+        message = "only ZeRO's optimizer can lie in host memory: set parallel.zero=1, 2 or 3, or none"
+        yield Problem("parallel.offload", message, parallel.offload, True)
 
 
 def _one_of(numbers: list[int]) -> str:

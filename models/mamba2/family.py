@@ -8,7 +8,6 @@ from typing import Any
 from models.family import Family
 from models.initialise import Constant, LogOfUniform, Normal, Rule, SoftplusLogUniform, Uniform
 from models.layers.language_model import LanguageModel
-from models.layers.loss import default_chunk_tokens
 from models.layers.norm import RMSNorm
 from models.mamba2.config import Mamba2Config
 from models.mamba2.mixer import Block
@@ -113,24 +112,6 @@ def flops_per_token(config: Mamba2Config, sequence_length: int) -> float:
     return 3.0 * forward
 
 
-def activation_bytes(config: Mamba2Config, tokens: int, sequence_length: int, bytes_per_element: int) -> int:
-    """Estimate of what one micro-batch's forward pass of the plain form keeps for its backward.
-
-    The chunked form computes in fp32 and keeps, per token and layer, three matrices of a chunk's length per
-    head, the maps of every head, and some vectors; the package's kernels keep far less.
-    """
-    assert config.vocabulary is not None
-    chunk = min(config.chunk, sequence_length)
-    maps = config.groups * config.state_width
-    narrow = 2 * config.width + 6 * config.channels + 6 * maps
-    states = 2 * config.channels * config.state_width / chunk
-    per_head = 3 * chunk + 4 * config.state_width
-    wide = 6 * config.channels + config.heads * per_head + states
-    per_layer = bytes_per_element * narrow + 4 * wide
-    body = tokens * (config.layers * per_layer + 2 * config.width * bytes_per_element)
-    return int(body) + 4 * config.vocabulary * min(tokens, default_chunk_tokens(config.vocabulary))
-
-
 mamba2 = Family(
     name="mamba2",
     config=Mamba2Config,
@@ -138,6 +119,5 @@ mamba2 = Family(
     sharding=SHARDING,
     flops_per_token=flops_per_token,
     parameter_group=parameter_group,
-    activation_bytes=activation_bytes,
     recipe=RECIPE,
 )

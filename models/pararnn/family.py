@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.family import Family
-from models.layers.loss import default_chunk_tokens
 from models.pararnn.cells import CELLS
 from models.pararnn.config import ParaRNNConfig
 from models.pararnn.model import ParaRNN, parameter_group
@@ -59,26 +58,6 @@ def flops_per_token(config: ParaRNNConfig, sequence_length: int) -> float:
     return 3.0 * forward
 
 
-def activation_bytes(config: ParaRNNConfig, tokens: int, sequence_length: int, bytes_per_element: int) -> int:
-    """Estimate of what one micro-batch's forward pass keeps for its backward, without checkpointing.
-
-    Per token and layer of the full block, in vectors of the model width: the inputs of both norms, of the
-    projections, of the convolution, of its activation and of the cell, the gates, the states, the gate and its
-    activation, the product that is normed and the product's norm; then four vectors of the feed-forward's
-    hidden width. The LSTM keeps its cell states too.
-    """
-    assert config.vocabulary is not None
-    cell = CELLS[config.cell]
-    vectors = cell.gates + (2 if cell.state_shape else 1)
-    ends = 1
-    if config.block == "full":
-        vectors += 11 + (2 if config.hidden_width else 0)
-        ends = 2
-    per_layer = vectors * config.width + 4 * config.hidden_width
-    body = bytes_per_element * tokens * (config.layers * per_layer + ends * config.width)
-    return body + 4 * config.vocabulary * min(tokens, default_chunk_tokens(config.vocabulary))
-
-
 pararnn = Family(
     name="pararnn",
     config=ParaRNNConfig,
@@ -86,6 +65,5 @@ pararnn = Family(
     sharding=SHARDING,
     flops_per_token=flops_per_token,
     parameter_group=parameter_group,
-    activation_bytes=activation_bytes,
     recipe=RECIPE,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from models.family import Family
-from models.layers.cost import decoder_activation_bytes, decoder_flops_per_token
+from models.layers.cost import decoder_flops_per_token
 from models.layers.decoder import Decoder, parameter_group
 from models.layers.recipe import DECODER_RECIPE
 from models.layers.sharding import DECODER_SHARDING
@@ -27,6 +27,5 @@ sigmoid = Family(
     sharding=DECODER_SHARDING,
     flops_per_token=decoder_flops_per_token,
     parameter_group=parameter_group,
-    activation_bytes=partial(decoder_activation_bytes, masked_softmax=False),
     recipe=DECODER_RECIPE,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.family import Family
-from models.layers.cost import decoder_activation_bytes, decoder_flops_per_token
+from models.layers.cost import decoder_flops_per_token
 from models.layers.decoder import Decoder, parameter_group
 from models.layers.recipe import DECODER_RECIPE
 from models.layers.sharding import DECODER_SHARDING
@@ -16,13 +16,6 @@ def build(config: SoftmaxConfig) -> Decoder:
     return Decoder(config, SoftmaxAttention)
 
 
-def activation_bytes(config: SoftmaxConfig, tokens: int, sequence_length: int, bytes_per_element: int) -> int:
-    """As the shared estimate; under ALiBi every layer keeps its additive mask."""
-    return decoder_activation_bytes(
-        config, tokens, sequence_length, bytes_per_element, masked_softmax=config.positions == "alibi"
-    )
-
-
 softmax = Family(
     name="softmax",
     config=SoftmaxConfig,
@@ -30,6 +23,5 @@ softmax = Family(
     sharding=DECODER_SHARDING,
     flops_per_token=decoder_flops_per_token,
     parameter_group=parameter_group,
-    activation_bytes=activation_bytes,
     recipe=DECODER_RECIPE,
 )

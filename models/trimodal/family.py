@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from models.family import Family
-from models.layers.cost import decoder_activation_bytes
 from models.layers.decoder import parameter_group
 from models.layers.recipe import DECODER_RECIPE
 from models.layers.sharding import DECODER_SHARDING
@@ -39,7 +36,6 @@ trimodal = Family(
     sharding=DECODER_SHARDING,
     flops_per_token=flops_per_token,
     parameter_group=parameter_group,
-    activation_bytes=partial(decoder_activation_bytes, masked_softmax=False),
     recipe=DECODER_RECIPE,
     causal=False,
 )

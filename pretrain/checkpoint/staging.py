@@ -54,6 +54,8 @@ def collect(leaves: dict[str, Boxes], step_counts: list[tuple[Tensor, Tensor]]) 
 class Stager:
     """Copies views into one reused float32 host buffer, page-locked where they lie on a GPU.
 
+    The buffer is allocated at the first copy and stays: it is all the memory that staging takes, at any time.
+
     Args:
         copies: False leaves what is in host memory already where it is, for a save that the loop waits for.
     """
@@ -62,6 +64,11 @@ class Stager:
         self._copies = copies
         self._buffer = torch.empty(0, dtype=torch.float32)
         self._stream: torch.cuda.Stream | None = None
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Size of the buffer: that of the largest state staged so far, each block filled up to 64 bytes."""
+        return self._buffer.nbytes
 
     def stage(self, views: Views) -> dict[str, Boxes]:
         """Copy every block; may run in another thread than `collect` did. Valid until the next call.

@@ -1,4 +1,4 @@
-"""The size of the buffers that gradients are reduced in."""
+"""Sizes that the DeepSpeed engine is given, and the plan reckons with."""
 
 from __future__ import annotations
 
@@ -9,3 +9,9 @@ MOST_BUCKET_ELEMENTS = 50_000_000
 def bucket_elements(parameters: int) -> int:
     """Elements of one reduction. DeepSpeed's own default, 5e8, sets aside 2 GB even for a tiny model."""
     return min(parameters, MOST_BUCKET_ELEMENTS)
+
+
+def small_parameter(width: int) -> int:
+    """Elements up to which a parameter stays whole on every rank under ZeRO 3: norms and the like. DeepSpeed's own
+    default would keep all of a tiny model whole."""
+    return 4 * width

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.engine.base import Evaluation, StepReport, means
-from pretrain.engine.buckets import bucket_elements
+from pretrain.engine.buckets import bucket_elements, small_parameter
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import (
     after_adam_step,
@@ -173,9 +173,10 @@ def deepspeed_config(
         "allgather_bucket_size": bucket,
     }
     if config.parallel.zero == 3:
-        # Small parameters stay whole on every rank by default; at tiny widths that would be all of them.
-        zero |= {"stage3_param_persistence_threshold": config.model.width * 4}
+        zero |= {"stage3_param_persistence_threshold": small_parameter(config.model.width)}
         zero |= {"zero_hpz_partition_size": in_node}
+    if config.parallel.offload == "optimizer":
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
     return {
         "train_micro_batch_size_per_gpu": micro_rows,
         "gradient_accumulation_steps": accumulation,
@@ -185,6 +186,8 @@ def deepspeed_config(
         if config.parallel.zero and config.optim.clip_norm
         else 0.0,
         "zero_allow_untested_optimizer": True,
+        # With offload too the optimizer is torch's; DeepSpeed's own for the CPU compiles for minutes.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": NO_PRINTING,
         "wall_clock_breakdown": False,
     }

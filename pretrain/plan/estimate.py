@@ -103,9 +103,6 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     family, model_config = families[config.model.family], config.model
     with torch.device("meta"):
         model = family.build(model_config)
-    groups: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        groups[family.parameter_group(name)] += parameter.numel()
     scaled = resolve(config, model)
     transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
     types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
@@ -116,7 +113,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     used = flops * tokens_per_step / (peak * layout.time.total) if mfu is None else mfu
     tokens = tokens_per_step * config.run.steps
     return Plan(
-        parameters=groups,
+        parameters=count_parameters(config),
         layout=layout,
         flops_per_token=flops,
         tokens_per_step=tokens_per_step,
@@ -131,6 +128,17 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     )
 
 
+def count_parameters(config: Config) -> Mapping[str, int]:
+    """Of a resolved config's model, by group."""
+    family = families[config.model.family]
+    with torch.device("meta"):
+        model = family.build(config.model)
+    groups: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        groups[family.parameter_group(name)] += parameter.numel()
+    return groups
+
+
 def resolved(config: Config) -> Config:
     """With the model's open settings filled in, as the run will."""
     length = config.data.sequence_length
@@ -138,9 +146,12 @@ def resolved(config: Config) -> Config:
     return replace(config, model=model)
 
 
-def plan_layout(config: Config, gpus: int, accelerator: Accelerator) -> Layout:
+def plan_layout(config: Config, gpus: int, accelerator: Accelerator, *, on_cpu: bool = False) -> Layout:
     """The layout of a resolved config on the rank that holds most: one of the first stage, which waits longest for
-    its backward passes, or of the last, which has the head."""
+    its backward passes, or of the last, which has the head.
+
+    on_cpu: plan what a CPU's forms of the layers keep, to compare with a measurement there.
+    """
     parallel = config.parallel
     data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
     micro_rows = micro_batch_rows(config.data, data_ranks, parallel)
@@ -148,7 +159,7 @@ def plan_layout(config: Config, gpus: int, accelerator: Accelerator) -> Layout:
     for stage in sorted({0, parallel.pipeline - 1}):
         # Megatron numbers the ranks of a stage one after the other.
         with pretended_mesh(parallel, gpus, rank=stage * gpus // parallel.pipeline) as mesh:
-            passes[stage] = simulate(config, mesh, micro_rows)
+            passes[stage] = simulate(config, mesh, micro_rows, on_cpu=on_cpu)
     layouts = [layout_of(config, accelerator, data_ranks, stage, found) for stage, found in passes.items()]
     return max(layouts, key=lambda layout: layout.memory.total)
 
@@ -163,12 +174,11 @@ def layout_of(
     parameters = sum(part.parameters for part in passes)
     replicas = data_ranks * parallel.context
     in_flight = most_in_flight(parallel, stage, micro_batches)
-    state = state_memory(parameters, config, replicas)
+    state = state_memory(parameters, config, replicas, micro_batches)
     each: Traffic = sum((part.traffic for part in passes), Counter())
     each += handed_on(config, stage, micro_rows)
     step = Counter({key: size * micro_batches for key, size in each.items()})
-    aligned = sum(part.aligned for part in passes)
-    between = replica_traffic(config, parameters, aligned, replicas, micro_batches)
+    between = replica_traffic(config, passes, replicas, micro_batches)
     flops = families[config.model.family].flops_per_token(config.model, data.sequence_length)
     model_ranks = parallel.tensor * parallel.context * parallel.pipeline
     return Layout(

@@ -66,7 +66,8 @@ class _Linear:
         body = of("body", rows)
         # The head makes its logits chunk by chunk: they grow with the rows only up to a chunk.
         logits = max(self.one.logits, self.two.logits) if head else 0
-        return Passes(of("kept", rows), body, body + logits, traffic, of("parameters"), of("aligned"))
+        sizes = {kind: of(kind) for kind in ("parameters", "aligned", "small")}
+        return Passes(kept=of("kept", rows), body=body, peak=body + logits, traffic=traffic, **sizes)
 
 
 def describe(parallel: ParallelSection) -> str:

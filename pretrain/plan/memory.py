@@ -56,20 +56,23 @@ class Memory:
         return max(self.during_passes, self.during_update)
 
 
-def state_memory(parameters: int, config: Config, replicas: int) -> Memory:
+def state_memory(parameters: int, config: Config, replicas: int, accumulation: int = 1) -> Memory:
     """Parameters, gradients, optimizer and buffers of a rank with this many parameters, `replicas` ranks of which
-    share what the ZeRO stage says. `benchmarks.plan` compares with what the engines hold."""
+    share what the ZeRO stage says, with so many micro-batches per step. `benchmarks.plan` compares with what the
+    engines hold."""
     if config.parallel.chosen_engine == "megatron":
         return _megatron(parameters, config, replicas)
-    return _deepspeed(parameters, config, replicas)
+    return _deepspeed(parameters, config, replicas, accumulation)
 
 
-def _deepspeed(parameters: int, config: Config, replicas: int) -> Memory:
+def _deepspeed(parameters: int, config: Config, replicas: int, accumulation: int) -> Memory:
     """From stage 1 on, DeepSpeed keeps an fp32 master copy of the rank's share, also of an fp32 model."""
     zero, width = config.parallel.zero, BYTES[config.precision.dtype]
     share = parameters / replicas
     bucket = width * bucket_elements(parameters) if zero else 0
     gathered = width * min(parameters, LIVE_ELEMENTS) if zero == 3 else 0
+    if zero == 3 and accumulation > 1:
+        bucket *= 2  # what it scattered last stays until the next
     return Memory(
         parameters=int(width * (share if zero == 3 else parameters)),
         gradients=int(width * (share if zero >= 2 else parameters)),

@@ -18,7 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
+from kernels.sigmoid_attention import op as sigmoid_op
+from models.softmax.mixer import SoftmaxAttention
 from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.engine.buckets import small_parameter
 from pretrain.engine.stage import Continued
 from pretrain.imports import quiet_renamed_collectives
 from pretrain.objectives import Objective, build_objective
@@ -45,6 +48,7 @@ class Passes:
     traffic: what went through collectives, by axis and kind.
     parameters: elements of this rank's parameters.
     aligned: the same as Megatron lays them out, each on a multiple of 64.
+    small: those of parameters so small that DeepSpeed keeps them whole under ZeRO 3.
     """
 
     kept: int
@@ -53,6 +57,7 @@ class Passes:
     traffic: Traffic
     parameters: int
     aligned: int
+    small: int
 
     @property
     def logits(self) -> int:
@@ -76,11 +81,16 @@ def pretended_mesh(parallel: ParallelSection, world: int, rank: int = 0) -> Iter
         dist.destroy_process_group()
 
 
-def simulate(config: Config, mesh: Mesh, rows: int) -> list[Passes]:
+def simulate(config: Config, mesh: Mesh, rows: int, *, on_cpu: bool = False) -> list[Passes]:
     """The passes of a micro-batch of `rows` rows under the config's layout, on this rank of the mesh: of each of the
-    parts of the model that it holds, which are several where the pipeline is interleaved."""
+    parts of the model that it holds, which are several where the pipeline is interleaved.
+
+    on_cpu: keep what CPUs keep beyond what GPUs do.
+    """
     # Built in the dtype it is trained in: tensors without storage cannot be cast in place.
-    with FakeTensorMode(allow_non_fake_inputs=True), _default_dtype(DTYPES[config.precision.dtype]):
+    dtype = _default_dtype(DTYPES[config.precision.dtype])
+    forms = contextlib.nullcontext() if on_cpu else _as_on_gpus()
+    with FakeTensorMode(allow_non_fake_inputs=True), dtype, forms:
         parts = build_parts(config, mesh, torch.device("cpu"))
         batch = pretended_batch(config, rows)
         objective = pretended_objective(config)
@@ -110,6 +120,7 @@ def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch:
         peak=with_loss.tracker.peak,
         traffic=with_loss.tracker.traffic,
         parameters=sum(sizes),
+        small=sum(size for size in sizes if size <= small_parameter(config.model.width)),
         aligned=sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes),
     )
 
@@ -144,6 +155,19 @@ def axis_names(mesh: Mesh) -> Callable[[dist.ProcessGroup], str]:
     if mesh.ends is not None:
         by_name.setdefault(mesh.ends.group_name, "ends")
     return lambda group: by_name.get(group.group_name, "other")
+
+
+@contextlib.contextmanager
+def _as_on_gpus() -> Iterator[None]:
+    """Tensors without storage are a CPU's here. Its forms of two layers keep what a GPU's never make: the mask of
+    softmax attention with ALiBi, and the weights of sigmoid attention where they are few."""
+    mask, few = SoftmaxAttention._mask, sigmoid_op.KEPT_ELEMENTS
+    SoftmaxAttention._mask = lambda *_: None  # type: ignore[assignment,method-assign]
+    sigmoid_op.KEPT_ELEMENTS = 0
+    try:
+        yield
+    finally:
+        SoftmaxAttention._mask, sigmoid_op.KEPT_ELEMENTS = mask, few  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from pretrain.plan.memory import BYTES, FP32_BYTES, LIVE_ELEMENTS
 if TYPE_CHECKING:
     from pretrain.config import Config
     from pretrain.hardware import Accelerator
+    from pretrain.plan.simulate import Passes
     from pretrain.plan.tracker import Traffic
 
 EFFICIENCY = 0.55
@@ -60,33 +62,31 @@ class StepTime:
         return self.compute + self.exchange + self.bubble + self.replicas + self.update
 
 
-def replica_traffic(
-    config: Config, parameters: int, aligned: int, replicas: int, micro_batches: int
-) -> Traffic:
+def replica_traffic(config: Config, passes: Sequence[Passes], replicas: int, micro_batches: int) -> Traffic:
     """Bytes that the engine moves between replicas in one step, by collective, as it calls them."""
     if replicas == 1:
         return Counter()
     parallel, width = config.parallel, BYTES[config.precision.dtype]
-    whole, axis = width * parameters, "replicas"
+    parameters, axis = sum(part.parameters for part in passes), "replicas"
+    reduced, gathered = (axis, "reduce_scatter_base"), (axis, "allgather_base")
+    if parallel.chosen_engine == "megatron" and parallel.zero == 0:
+        return Counter({(axis, "allreduce"): FP32_BYTES * parameters})
     if parallel.chosen_engine == "megatron":
-        if parallel.zero == 0:
-            return Counter({(axis, "allreduce"): FP32_BYTES * parameters})
         block = math.lcm(replicas, MEGATRON_BLOCK)
-        padded = -(-aligned // block) * block
-        return Counter(
-            {(axis, "reduce_scatter_base"): FP32_BYTES * padded, (axis, "allgather_base"): width * padded}
-        )
+        padded = sum(-(-part.aligned // block) * block for part in passes)
+        return Counter({reduced: FP32_BYTES * padded, gathered: width * padded})
     if parallel.zero == 0:
-        return Counter({(axis, "allreduce"): whole})
+        return Counter({(axis, "allreduce"): width * parameters})
     if parallel.zero < 3:
         times = micro_batches if parallel.zero == 2 else 1
-        return Counter({(axis, "allreduce"): times * whole, (axis, "allgather_base"): whole})
-    # Gathered again for the backward pass where they do not all stay.
-    gathers = 1 if parameters <= LIVE_ELEMENTS else 2
+        return Counter({(axis, "allreduce"): times * width * parameters, gathered: width * parameters})
+    # Gathered again for the backward pass where they do not all stay; small ones once, after the update.
+    times = micro_batches * (1 if parameters <= LIVE_ELEMENTS else 2)
+    small = sum(part.small for part in passes)
     return Counter(
         {
-            (axis, "allgather_base"): gathers * micro_batches * whole,
-            (axis, "reduce_scatter_base"): micro_batches * whole,
+            gathered: width * (times * (parameters - small) + small),
+            reduced: micro_batches * width * parameters,
         }
     )
 

@@ -159,6 +159,10 @@ def test_settings_tell_every_mistake(tmp_path: Path) -> None:
     text = str(caught.value)
     assert "3 problems" in text and "partitoin: no such setting" in text
     assert "'tomorrow' is no time limit" in text and "wait_seconds = 0" in text
+    with pytest.raises(ConfigError, match="error in --time, 1 problem"):
+        load_settings(None, {"time": "tomorrow"})
+    with pytest.raises(ConfigError, match="site.yaml and --gpus-per-node, 4 problems"):
+        load_settings(path, {"gpus_per_node": -1})
     with pytest.raises(ConfigError, match="no such cluster settings"):
         load_settings(tmp_path / "none.yaml", {})
 

@@ -17,7 +17,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import models
-from kernels.sigmoid_attention import op
 from models import families
 from models.initialise import Normal, initial_parameter, initialise
 from models.layers.decoder import Decoder
@@ -249,32 +248,6 @@ def test_flops_equal_those_that_torch_counts() -> None:
     assert families["softmax"].flops_per_token(config, TIME) == pytest.approx(3 * expected)
     by_hand = 3 * 2 * (2 * (32 * 64 + 32 * 32 + 3 * 32 * 128 + 32 * TIME) + 32 * VOCABULARY)
     assert families["sigmoid"].flops_per_token(small_config("sigmoid"), TIME) == by_hand
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("changes", [{}, {"positions": "rope", "norm": "pre", "qk_norm": False}])
-def test_activation_estimate(
-    family: str, dtype: torch.dtype, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(op, "KEPT_ELEMENTS", 0)  # the estimate is of what every device keeps
-    config = small_config(family, layers=4, width=192, heads=6, vocabulary=2048, layer_scale=None, **changes)
-    model = families[family].build(config).to(dtype)
-    initialise(model, seed=0)
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    saved: dict[int, torch.Tensor] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    tokens = torch.randint(2048, (4, 256))
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        hidden = model(tokens)
-        token_cross_entropy(model.head, hidden, tokens, torch.ones_like(tokens), chunk_tokens=10**6)
-    measured = sum(t.untyped_storage().nbytes() for place, t in saved.items() if place not in parameters)
-    estimate = families[family].activation_bytes(config, tokens.numel(), 256, dtype.itemsize)
-    assert estimate == pytest.approx(measured, rel=0.1)
 
 
 def test_models_import_nothing_from_above() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.training import losses, train_rank
+from data_pipelines.build import BuildOptions, build
+from pretrain.imports import quick_and_quiet
+from tests.e2e.pairs import TASKS, build_pairs
+from tests.e2e.training import metrics, train_rank
 from tests.harness import run_ranks
 
 RUN = """
@@ -29,12 +33,20 @@ MODELS = {
     "mamba2": "family: mamba2, heads: 8, state_width: 8, chunk: 8, groups: 2",
     "trimodal": "family: trimodal, heads: 4, mlp_width: 64, image_positions: 2d",
 }
+SHOWN = ("loss/", "elbo", "cross_entropy/", "validation_", "newton/residual_mean")
 
 
 @dataclass(frozen=True)
 class Curve:
-    losses: dict[int, float]
+    """What a run logged of its losses, training and validation alike, by step and name; and its gradient norms."""
+
+    logged: dict[str, float]
     gradient_norms: list[float]
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Training and validation losses over all tokens."""
+        return {k: v for k, v in self.logged.items() if k.endswith((" loss/train", " loss/validation"))}
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,32 @@ class Datasets:
 
     text: Path
     pairs: tuple[Path, ...]
+
+
+def build_datasets(folder: Path) -> Datasets:
+    build_pairs(folder / "pairs")
+    pairs = tuple(folder / "pairs" / name for name in ("text", *TASKS))
+    return Datasets(build_short_documents(folder), pairs)
+
+
+def build_short_documents(folder: Path) -> Path:
+    """Tokenised text of three to sixty bytes per document: rows of 32 tokens hold several, and cuts lie in some."""
+    texts, source = folder / "texts", random.Random(3)
+    texts.mkdir()
+    for number in range(400):
+        words = " ".join(source.choice(("one", "two", "three", "four")) for _ in range(source.randint(1, 12)))
+        (texts / f"{number:03d}.txt").write_text(words)
+    build(texts, folder / "data", BuildOptions(tokenizer="bytes"))
+    return folder / "data"
+
+
+def import_megatron() -> None:
+    """In the process that forks the ranks: what would cost each of them seconds."""
+    with quick_and_quiet():
+        import megatron.core.distributed
+        import megatron.core.optimizer.distrib_optimizer
+        import megatron.core.pipeline_parallel.schedules
+        import megatron.core.transformer.multi_token_prediction  # noqa: F401
 
 
 def write_run(folder: Path, data: Datasets, model: str, steps: int) -> Path:
@@ -63,24 +101,56 @@ def write_run(folder: Path, data: Datasets, model: str, steps: int) -> Path:
 
 
 def train_in(
-    folder: Path, data: Datasets, model: str, world: int, settings: Sequence[str], steps: int = 6
+    folder: Path,
+    data: Datasets,
+    model: str,
+    world: int,
+    settings: Sequence[str],
+    steps: int = 6,
+    stop_at: int | None = None,
 ) -> Curve:
-    """Train on `world` ranks."""
+    """Train on `world` ranks, from the folder's newest checkpoint if there is one; the norms are of this part."""
     config = write_run(folder, data, model, steps)
-    trained = run_ranks(world, train_rank, config, list(settings), timeout_s=150)
+    trained = run_ranks(world, train_rank, config, list(settings), stop_at, timeout_s=240)
     assert all(rank.gradient_norms == trained[0].gradient_norms for rank in trained)
-    return Curve(losses(folder / "runs" / "tiny"), trained[0].gradient_norms)
+    return read_curve(folder, trained[0].gradient_norms)
+
+
+def read_curve(folder: Path, gradient_norms: list[float]) -> Curve:
+    """All that the folder's run has logged so far."""
+    logged = {
+        f"{record['step']} {name}": value
+        for record in metrics(folder / "runs" / "tiny")
+        for name, value in record.items()
+        if name.startswith(SHOWN)
+    }
+    return Curve(logged, gradient_norms)
 
 
 def agree(one: Curve, other: Curve) -> None:
     """Losses to five digits, norms to four."""
-    assert one.losses == pytest.approx(other.losses, rel=1e-5, abs=1e-5)
+    assert one.logged == pytest.approx(other.logged, rel=1e-5, abs=1e-5)
     assert one.gradient_norms == pytest.approx(other.gradient_norms, rel=1e-4)
 
 
 def difference(one: Curve, other: Curve) -> tuple[float, float]:
     """The greatest relative differences of losses and of gradient norms."""
     assert one.losses.keys() == other.losses.keys()
-    losses_ = max(abs(one.losses[step] / other.losses[step] - 1) for step in one.losses)
+    losses = max(abs(one.losses[step] / other.losses[step] - 1) for step in one.losses)
     norms = zip(one.gradient_norms, other.gradient_norms, strict=True)
-    return losses_, max(abs(a / b - 1) for a, b in norms)
+    return losses, max(abs(a / b - 1) for a, b in norms)
+
+
+class References:
+    """Curves of one process without ZeRO, the whole batch at once; each is trained once."""
+
+    def __init__(self, folder: Path, data: Datasets) -> None:
+        self._folder, self._data = folder, data
+        self._known: dict[tuple[str, ...], Curve] = {}
+
+    def __call__(self, model: str, settings: Sequence[str] = (), steps: int = 6) -> Curve:
+        key = (model, str(steps), *settings)
+        if key not in self._known:
+            folder = self._folder / str(len(self._known))
+            self._known[key] = train_in(folder, self._data, model, 1, settings, steps)
+        return self._known[key]

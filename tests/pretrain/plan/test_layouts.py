@@ -1,0 +1,40 @@
+"""Layouts that are suggested."""
+
+from __future__ import annotations
+
+import pytest
+
+from pretrain.config import load_config
+from pretrain.hardware import ACCELERATORS
+from pretrain.plan.estimate import plan_layout, resolved
+from pretrain.plan.layouts import GIB, ROOM, suggest_layouts
+
+MODEL = [
+    "model.vocabulary=512",
+    "model.layers=4",
+    "model.width=256",
+    "model.heads=4",
+    "data.sequence_length=128",
+    "data.micro_batch_rows=auto",
+]
+
+
+@pytest.mark.parametrize("path", ["configs/sigmoid/85m.yaml"])
+def test_suggestions_are_layouts_whose_plans_they_are(path: str) -> None:
+    accelerator = ACCELERATORS["h100"]
+    found = suggest_layouts(load_config(path, MODEL), 16, accelerator)
+    assert found and [one.layout.time.total for one in found] == sorted(
+        one.layout.time.total for one in found
+    )
+    assert len({one.division for one in found}) == len(found)
+    for one in found[:2]:
+        config = resolved(load_config(path, [*MODEL, *one.settings.split()]))
+        exact = plan_layout(config, 16, accelerator)
+        assert one.layout.memory.total == pytest.approx(exact.memory.total, rel=0.1)
+        assert one.layout.time.total == pytest.approx(exact.time.total, rel=0.1)
+        assert one.layout.memory.total <= ROOM * accelerator.memory_gib * GIB
+
+
+def test_a_model_that_fits_nowhere_has_none() -> None:
+    config = load_config("configs/sigmoid/7b.yaml")
+    assert suggest_layouts(config, 1, ACCELERATORS["h100"]) == []
