@@ -34,14 +34,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(results: dict[str, Any], out: Path | None) -> None:
-    """Write `results` with date and machine to `out`, if given."""
+def save(results: dict[str, Any], out: Path | None, *, quiet: bool = False) -> None:
+    """Write `results` with date and machine to `out`, if given, and say so unless `quiet`."""
     if out is None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     dated = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **results}
     out.write_text(json.dumps(dated, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {out}")
+    if not quiet:
+        print(f"written to {out}")
 
 
 def demo_dataset(path: Path = Path("data/demo")) -> Path:

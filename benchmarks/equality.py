@@ -8,12 +8,15 @@ masters), and its losses must agree within 1e-3; norms are reported.
     python -m benchmarks.equality --out benchmarks/results/equality.json     # and equality.md beside it
     python -m benchmarks.equality --models gru lstm --layouts "tp2 sp" "cp2 summaries" --precisions fp32
 
+The results are written after every case; with --resume, the cases that --out holds already are not trained again.
+
 The exit code is 1 where something disagrees.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -99,8 +102,8 @@ def compare(case: Case, folder: Path, data: Datasets, alone: References) -> Foun
     return Found(losses, norms, losses <= LOSS_LIMITS[case.precision] and norms <= norm_limit)
 
 
-def measure(chosen: list[Case], console: Console) -> dict[Case, Found]:
-    found: dict[Case, Found] = {}
+def measure(chosen: list[Case], found: dict[Case, Found], out: Path | None, console: Console) -> None:
+    """Add to what was found before."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = build_datasets(folder)
@@ -111,6 +114,22 @@ def measure(chosen: list[Case], console: Console) -> dict[Case, Found]:
             if not found[case].agrees:
                 console.print(f"{case.precision}, {case.model}, {case.layout}: {found[case]}")
                 console.print(found[case].failure, markup=False)
+            write(found, out)
+
+
+def write(found: dict[Case, Found], out: Path | None) -> None:
+    if out is not None:
+        rows = [asdict(case) | asdict(one) for case, one in found.items()]
+        save({"steps": STEPS, "cases": rows}, out, quiet=True)
+        out.with_suffix(".md").write_text(markdown(found), encoding="utf-8")
+
+
+def read(out: Path) -> dict[Case, Found]:
+    """What `write` has written."""
+    found = {}
+    for record in json.loads(out.read_text(encoding="utf-8"))["cases"]:
+        case = Case(*(record.pop(key) for key in ("precision", "model", "layout")))
+        found[case] = Found(**record)
     return found
 
 
@@ -140,14 +159,13 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=[*LAYOUTS], default=[*LAYOUTS], metavar="LAYOUT")
     parser.add_argument("--precisions", nargs="+", choices=[*LOSS_LIMITS], default=[*LOSS_LIMITS])
     parser.add_argument("--out", type=Path, default=None, help="write JSON here, and Markdown beside it")
+    parser.add_argument("--resume", action="store_true", help="keep what --out holds already")
     arguments = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
-    found = measure(cases(arguments.models, arguments.layouts, arguments.precisions), console)
-    table = markdown(found)
-    console.print(table, markup=False)
-    if arguments.out is not None:
-        arguments.out.with_suffix(".md").write_text(table, encoding="utf-8")
-    save({"steps": STEPS, "cases": [asdict(case) | asdict(one) for case, one in found.items()]}, arguments.out)
+    chosen = cases(arguments.models, arguments.layouts, arguments.precisions)
+    found = read(arguments.out) if arguments.resume and arguments.out and arguments.out.exists() else {}
+    measure([case for case in chosen if case not in found], found, arguments.out, console)
+    console.print(markdown(found), markup=False)
     disagreeing = sum(not one.agrees for one in found.values())
     sys.exit(f"{disagreeing} of {len(found)} disagree" if disagreeing else 0)
 
