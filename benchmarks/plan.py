@@ -64,6 +64,10 @@ LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "dp2 ZeRO 3": (2, ("parallel.zero=3",)),
     "dp2 ZeRO 1, full checkpointing": (2, ("parallel.zero=1", "parallel.activation_checkpointing=full")),
     "dp2 ZeRO 1, selective": (2, ("parallel.zero=1", "parallel.activation_checkpointing=selective")),
+    **{
+        f"dp2 ZeRO {zero}, offload": (2, (f"parallel.zero={zero}", "parallel.offload=optimizer"))
+        for zero in (1, 2, 3)
+    },
     "tp2": (2, ("parallel.zero=1", "parallel.tensor=2")),
     "tp2 sp": (2, ("parallel.zero=1", "parallel.tensor=2", "parallel.sequence=true")),
     "cp2": (2, ("parallel.zero=1", "parallel.context=2")),
@@ -153,13 +157,14 @@ def compare(path: Path, world: int, overrides: Sequence[str]) -> dict[str, Any]:
     (layout,) = run_ranks(1, plan_rank, path, overrides, world, timeout_s=120)
     ranks = run_ranks(world, measure_rank, path, overrides, timeout_s=240)
     measured = max(rank.bytes for rank in ranks)
+    planned = layout.memory.total + layout.memory.host  # here both are the host's
     # Megatron numbers the ranks of a stage one after the other.
     pipeline = load_config(path, list(overrides)).parallel.pipeline
     looked_at = ranks[layout.stage * world // pipeline]
     return {
-        "planned_bytes": layout.memory.total,
+        "planned_bytes": planned,
         "measured_bytes": measured,
-        "planned_over_measured": layout.memory.total / measured,
+        "planned_over_measured": planned / measured,
         "planned_traffic": by_axis(layout.traffic),
         "measured_traffic": looked_at.traffic,
     }

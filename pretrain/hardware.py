@@ -18,16 +18,18 @@ class Accelerator:
     """To the other GPUs of its node, in one direction: NVLink."""
     network_gb_s: float
     """To other nodes, in one direction: one InfiniBand port per GPU."""
+    host_gb_s: float
+    """From host memory: a GPU's share of its node's."""
     gpus_per_node: int = 8
 
 
 ACCELERATORS: Mapping[str, Accelerator] = {
-    "h100": Accelerator("NVIDIA H100 SXM", 80, {"bf16": 989, "fp32": 494}, 3350, 450, 50),
-    "h200": Accelerator("NVIDIA H200 SXM", 141, {"bf16": 989, "fp32": 494}, 4800, 450, 50),
-    "a100": Accelerator("NVIDIA A100 SXM", 80, {"bf16": 312, "fp32": 156}, 2039, 300, 25),
+    "h100": Accelerator("NVIDIA H100 SXM", 80, {"bf16": 989, "fp32": 494}, 3350, 450, 50, 76),
+    "h200": Accelerator("NVIDIA H200 SXM", 141, {"bf16": 989, "fp32": 494}, 4800, 450, 50, 76),
+    "a100": Accelerator("NVIDIA A100 SXM", 80, {"bf16": 312, "fp32": 156}, 2039, 300, 25, 51),
 }
 """fp32 products run as TF32 on these parts. Networks are those of the maker's own clusters: 400 Gb/s per GPU, and
-200 Gb/s for the A100."""
+200 Gb/s for the A100; host memory is that of two processors with eight channels each (DDR5-4800, DDR4-3200)."""
 
 
 def peak_flops(device_name: str, dtype: str) -> float | None:

@@ -89,6 +89,8 @@ def _memory(plan: Plan, config: Config) -> Table:
     table.add_row("most, during the passes", f"{plan.memory.during_passes / GIB:.3f}")
     table.add_row("most, during the update", f"{plan.memory.during_update / GIB:.3f}")
     table.add_row("of the GPU's", f"{plan.accelerator.memory_gib:.0f}")
+    if plan.memory.host:
+        table.add_row("in host memory", f"{plan.memory.host / GIB:.3f}")
     return table
 
 

@@ -77,6 +77,8 @@ def describe(parallel: ParallelSection) -> str:
     if parallel.sequence:
         shown.append("sequence")
     shown.append(f"ZeRO {parallel.zero}")
+    if parallel.offload != "none":
+        shown.append("optimizer in host memory")
     if parallel.activation_checkpointing != "none":
         shown.append(f"{parallel.activation_checkpointing} checkpointing")
     return ", ".join(shown)

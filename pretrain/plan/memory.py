@@ -33,6 +33,8 @@ class Memory:
     """What the head and the loss add to that peak."""
     update: int = 0
     """What the update works on when the activations are gone: the fp32 copy of a bf16 gradient share."""
+    host: int = 0
+    """Beside the device, in host memory: what `parallel.offload` keeps there. Staging of a save is not counted."""
     gradients_wait: bool = True
     """Whether gradients are whole while the passes are at their peak: not with one micro-batch per step."""
 
@@ -67,21 +69,46 @@ def state_memory(parameters: int, config: Config, replicas: int, accumulation: i
 
 def _deepspeed(parameters: int, config: Config, replicas: int, accumulation: int) -> Memory:
     """From stage 1 on, DeepSpeed keeps an fp32 master copy of the rank's share, also of an fp32 model."""
+    if config.parallel.offload == "optimizer":
+        return _offloaded(parameters, config, replicas, accumulation)
     zero, width = config.parallel.zero, BYTES[config.precision.dtype]
     share = parameters / replicas
-    bucket = width * bucket_elements(parameters) if zero else 0
-    gathered = width * min(parameters, LIVE_ELEMENTS) if zero == 3 else 0
-    if zero == 3 and accumulation > 1:
-        bucket *= 2  # what it scattered last stays until the next
     return Memory(
         parameters=int(width * (share if zero == 3 else parameters)),
         gradients=int(width * (share if zero >= 2 else parameters)),
         optimizer=int(FP32_BYTES * (2 * parameters if zero == 0 else 3 * share)),
-        buffers=bucket + gathered,
+        buffers=_buffers(parameters, config, accumulation),
         update=int(FP32_BYTES * share) if zero and config.precision.dtype == "bf16" else 0,
         # Stage 3 has a place for the gradient share, and the bucket, from the first.
         gradients_wait=zero == 3,
     )
+
+
+def _offloaded(parameters: int, config: Config, replicas: int, accumulation: int) -> Memory:
+    """ZeRO with masters, moments and the gradient share in host memory, where from stage 2 on all gradients go."""
+    zero, width = config.parallel.zero, BYTES[config.precision.dtype]
+    share = parameters / replicas
+    # Beside the fp32 gradient share: what a share's weights return through, and what micro-batches add up in.
+    # Stage 3 returns them without, and always has the sum.
+    copies = 1 if zero == 3 or accumulation == 1 else 2
+    return Memory(
+        parameters=int(width * (share if zero == 3 else parameters)),
+        gradients=0 if zero >= 2 else width * parameters,
+        optimizer=0,
+        buffers=_buffers(parameters, config, accumulation),
+        host=int((4 * FP32_BYTES + copies * width) * share),
+        gradients_wait=zero == 3,
+    )
+
+
+def _buffers(parameters: int, config: Config, accumulation: int) -> int:
+    """Of gradients that are being reduced, and under stage 3 of gathered parameters."""
+    zero, width = config.parallel.zero, BYTES[config.precision.dtype]
+    bucket = width * bucket_elements(parameters) if zero else 0
+    gathered = width * min(parameters, LIVE_ELEMENTS) if zero == 3 else 0
+    if zero == 3 and accumulation > 1:
+        bucket *= 2  # what it scattered last stays until the next
+    return bucket + gathered
 
 
 def _megatron(parameters: int, config: Config, replicas: int) -> Memory:

@@ -9,7 +9,7 @@ behind the last backward pass, and the update:
     exchange   bytes of the tensor and context axes / the bandwidth of the links they cross: not hidden
     bubble     (stages - 1) / (chunks x m): 1F1B, and interleaved with several chunks per rank
     replicas   gradients and parameters between ranks with the same weights
-    update     bytes that Adam reads and writes / the memory's bandwidth
+    update     bytes that Adam reads and writes / the memory's bandwidth: the host's, with `parallel.offload`
 
 A collective over n ranks of b bytes (the larger side) puts (n - 1) / n b on a rank's link, an all-reduce twice that.
 """
@@ -41,6 +41,9 @@ ADAM_PASSES = 8
 """Times that an update goes over an fp32 tensor of the rank's share: reads gradient, master and two moments, writes
 the last three, and the weight."""
 
+
+HOST_PASSES = 4
+"""With `parallel.offload`, in the training dtype beside those: gradients come in over a copy, weights go out over one."""
 
 MEGATRON_BLOCK = 128
 """Megatron fills a sharded buffer up to a multiple of this and of the replicas."""
@@ -149,5 +152,14 @@ def step_time(
         exchange=exchange,
         bubble=(compute + exchange) * bubble_share(config, micro_batches),
         replicas=max(0.0, between - beside),
-        update=ADAM_PASSES * FP32_BYTES * share / (accelerator.memory_gb_s * 1e9),
+        update=update_seconds(config, accelerator, share),
     )
+
+
+def update_seconds(config: Config, accelerator: Accelerator, share: float) -> float:
+    """Of a rank that updates `share` parameters."""
+    moved = ADAM_PASSES * FP32_BYTES * share
+    if config.parallel.offload == "none":
+        return moved / (accelerator.memory_gb_s * 1e9)
+    copied = HOST_PASSES * BYTES[config.precision.dtype] * share
+    return (moved + copied) / (accelerator.host_gb_s * 1e9)

@@ -19,7 +19,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("model", "layout"),
-    [("sigmoid", "dp2 ZeRO 3"), ("gru", "tp2 sp"), ("sigmoid", "pp2 interleaved"), ("softmax", "cp2")],
+    [
+        ("sigmoid", "dp2 ZeRO 2, offload"),
+        ("sigmoid", "dp2 ZeRO 3"),
+        ("gru", "tp2 sp"),
+        ("sigmoid", "pp2 interleaved"),
+        ("softmax", "cp2"),
+    ],
 )
 def test_memory_and_traffic_are_as_planned(model: str, layout: str, runs: Path) -> None:
     world, overrides = LAYOUTS[layout]

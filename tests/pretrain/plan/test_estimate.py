@@ -51,6 +51,15 @@ def test_state_in_fp32_on_four_ranks(zero: int, bytes_per_parameter: int) -> Non
     assert state_memory(1_000_000, config, replicas=4).state == bytes_per_parameter * 1_000_000
 
 
+@pytest.mark.parametrize(("zero", "on_device"), [(1, 2 + 2), (2, 2), (3, 0.5)])
+def test_offload_takes_the_optimizer_off_the_device(zero: int, on_device: float) -> None:
+    overrides = [f"parallel.zero={zero}", "parallel.offload=optimizer", "precision.dtype=bf16"]
+    memory = state_memory(1_000_000, load_config("configs/sigmoid/85m.yaml", overrides), replicas=4)
+    assert memory.state == on_device * 1_000_000
+    # Masters, two moments, the gradient share in fp32, and one bf16 copy.
+    assert memory.host == (16 + 2) / 4 * 1_000_000
+
+
 @pytest.mark.parametrize(
     ("overrides", "gpus", "gpu", "mfu", "expected"),
     [
