@@ -50,7 +50,9 @@ LAYOUTS = {
     "megatron dp2 ZeRO 1": _layout(2, MEGATRON, zero=1),
     "tp2": _layout(2, TENSOR),
     "tp2 sp": _layout(2, TENSOR, SEQUENCE),
-    "tp4 sp": Layout(4, ("parallel.tensor=4", SEQUENCE), models=("softmax", "gru", "lstm", "mamba2", "trimodal")),
+    "tp4 sp": Layout(
+        4, ("parallel.tensor=4", SEQUENCE), models=("softmax", "gru", "lstm", "mamba2", "trimodal")
+    ),
     **{f"tp2 dp2 ZeRO {zero}": _layout(4, TENSOR, zero=zero) for zero in range(4)},
     **{f"tp2 sp dp2 ZeRO {zero}": _layout(4, TENSOR, SEQUENCE, zero=zero) for zero in range(4)},
     "megatron tp2 sp dp2 ZeRO 1": _layout(4, TENSOR, SEQUENCE, MEGATRON, zero=1),
