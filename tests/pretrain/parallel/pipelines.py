@@ -1,4 +1,4 @@
-"""Tiny runs on the Megatron engine, for comparing them with one process of DeepSpeed's."""
+"""What a test does with an open run of four blocks, on every rank."""
 
 from __future__ import annotations
 
@@ -13,44 +13,12 @@ import torch
 from data_pipelines.batch import Batch
 from pretrain.config import Config, load_config
 from pretrain.engine.base import Evaluation
-from pretrain.imports import quick_and_quiet
 from pretrain.loop import train
 from pretrain.run import Run, open_run
-from tests.e2e.pairs import TASKS, build_pairs
 from tests.e2e.training import StopAt
 from tests.harness import run_ranks
-from tests.pretrain.parallel.runs import Curve, Datasets, train_in, write_run
-
-LAYERS = "model.layers=4"
-
-
-def import_megatron() -> None:
-    """In the process that forks the ranks: what would cost each of them seconds."""
-    with quick_and_quiet():
-        import megatron.core.distributed
-        import megatron.core.optimizer.distrib_optimizer
-        import megatron.core.pipeline_parallel.schedules
-        import megatron.core.transformer.multi_token_prediction  # noqa: F401
-
-
-def build_datasets(folder: Path, corpus: Path) -> Datasets:
-    build_pairs(folder)
-    return Datasets(corpus, (folder / "text", *(folder / task for task in TASKS)))
-
-
-class References:
-    """Curves of one process without ZeRO, the whole batch at once; each is trained once."""
-
-    def __init__(self, folder: Path, data: Datasets) -> None:
-        self._folder, self._data = folder, data
-        self._known: dict[tuple[str, ...], Curve] = {}
-
-    def __call__(self, model: str, settings: Sequence[str] = (), steps: int = 6) -> Curve:
-        key = (model, str(steps), *settings)
-        if key not in self._known:
-            folder = self._folder / str(len(self._known))
-            self._known[key] = train_in(folder, self._data, model, 1, [LAYERS, *settings], steps)
-        return self._known[key]
+from tests.pretrain.parallel.runs import Datasets, write_run
+from tests.pretrain.parallel.table import LAYERS
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
-from tests.pretrain.parallel.layouts import text_config
+from tests.pretrain.parallel.runs import Datasets, write_run
 
 SUMMARIES = "parallel.recurrence=summaries"
 
@@ -31,17 +31,18 @@ SUMMARIES = "parallel.recurrence=summaries"
             ["model.newton.on_exceed", "model.newton.window", "parallel.recurrence=channels"],
         ),
         ("mamba2", ["parallel.context=2", SUMMARIES], ["mamba2 has no recurrence", "use channels"]),
-        ("mamba2", ["parallel.context=8"], ["heads = 4 cannot be divided by 8", "use 1, 2 or 4"]),
+        ("mamba2", ["parallel.context=16"], ["heads = 8 cannot be divided by 16", "use 1, 2, 4 or 8"]),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
     tmp_path: Path, model: str, overrides: list[str], words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(text_config(tmp_path, model, tmp_path), overrides)
+        load_config(write_run(tmp_path, Datasets(tmp_path, ()), model, 3), overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_what_can_be_shared_is_not(tmp_path: Path) -> None:
     for model, ranks in (("sigmoid", 16), ("softmax", 4), ("gru", 8), ("mamba2", 4)):
-        load_config(text_config(tmp_path, model, tmp_path), [f"parallel.context={ranks}"])
+        config = write_run(tmp_path, Datasets(tmp_path, ()), model, 3)
+        load_config(config, [f"parallel.context={ranks}"])

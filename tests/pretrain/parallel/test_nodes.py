@@ -14,10 +14,9 @@ from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.nodes import node_name, replicas_by_node
 from pretrain.run import build_engine
 from pretrain.run_data import open_run_data
-from tests.e2e.training import Trained, losses, train_rank
+from tests.e2e.training import Trained, train_rank
 from tests.harness import run_ranks
-from tests.pretrain.parallel.conftest import Alone
-from tests.pretrain.parallel.runs import Curve, Datasets, agree, write_run
+from tests.pretrain.parallel.runs import Datasets, References, agree, read_curve, write_run
 
 NODE = ["parallel.zero=3", "parallel.zero_group=node"]
 
@@ -35,15 +34,16 @@ def _on_nodes(config: Path, settings: list[str], of_node: int, stop_at: int | No
     ],
 )
 def test_training_and_a_resume_are_those_of_one_process(
-    tmp_path: Path, data: Datasets, alone: Alone, of_node: int, settings: list[str]
+    tmp_path: Path, data: Datasets, alone: References, of_node: int, settings: list[str]
 ) -> None:
     """The resumed run is evaluated first: its copies must be of the weights that were loaded."""
     config = write_run(tmp_path, data, "gru", 6)
     norms: list[float] = []
+    evaluated = "monitor.evaluate_every_steps=2"
     for stop_at in (3, None):
-        more = [*NODE, *settings, "monitor.evaluate_every_steps=2"]
+        more = [*NODE, *settings, evaluated]
         norms += run_ranks(4, _on_nodes, config, more, of_node, stop_at)[0].gradient_norms
-    agree(Curve(losses(tmp_path / "runs" / "tiny"), norms), alone("gru", 6))
+    agree(read_curve(tmp_path, norms), alone("gru", [evaluated]))
 
 
 def _sharers(config_path: Path) -> list[int]:

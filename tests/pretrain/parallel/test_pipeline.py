@@ -12,87 +12,25 @@ import torch
 from pretrain.errors import UserError
 from pretrain.loop import train
 from pretrain.run import Run
-from tests.corpus import build_corpus
 from tests.harness import RanksFailed
-from tests.pretrain.parallel.pipelines import (
-    LAYERS,
-    References,
-    build_datasets,
-    import_megatron,
-    run_in,
-    watch,
-)
-from tests.pretrain.parallel.runs import MODELS, Datasets, agree, difference, train_in
+from tests.pretrain.parallel.pipelines import run_in, watch
+from tests.pretrain.parallel.runs import MODELS, Datasets, References, agree, difference, train_in
+from tests.pretrain.parallel.table import CHUNKS, LAYERS, LAYOUTS, MICRO, PIPELINE
 
-PIPELINE, CHUNKS, SHARDED = "parallel.pipeline=2", "parallel.pipeline_chunks=2", "parallel.zero=1"
-TENSOR, SEQUENCE = "parallel.tensor=2", "parallel.sequence=true"
-CONTEXT = "parallel.context=2"
-MICRO = "data.micro_batch_rows=2"
+SHARDED = "parallel.zero=1"
 UNTIED = "model.tied_head=false"
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
-    import_megatron()
-    corpus = build_corpus(tmp_path_factory.mktemp("corpus"), documents=30)
-    return build_datasets(tmp_path_factory.mktemp("pairs"), corpus)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> References:
-    return References(tmp_path_factory.mktemp("alone"), data)
-
-
-SAMPLE = [
-    ("sigmoid", 4, [PIPELINE, SHARDED]),
-    ("trimodal", 4, [PIPELINE, CHUNKS, SHARDED]),
-    ("gru", 4, [PIPELINE, CONTEXT, SHARDED]),
-    ("lstm", 4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
-    ("sigmoid", 2, ["parallel.engine=megatron", SHARDED]),
-]
-
-
-@pytest.mark.parametrize(("model", "world", "layout"), SAMPLE)
-def test_a_layout_trains_as_one_process(
-    tmp_path: Path, data: Datasets, alone: References, model: str, world: int, layout: list[str]
-) -> None:
-    agree(train_in(tmp_path, data, model, world, [LAYERS, MICRO, *layout]), alone(model))
-
-
-LAYOUTS: list[tuple[int, list[str]]] = [
-    (2, [PIPELINE]),
-    (2, [PIPELINE, CHUNKS]),
-    (4, [PIPELINE]),
-    (4, [PIPELINE, SHARDED]),
-    (4, [PIPELINE, CHUNKS, SHARDED]),
-    (4, ["parallel.pipeline=4", SHARDED]),
-    (2, ["parallel.engine=megatron", SHARDED]),
-    (4, [PIPELINE, TENSOR]),
-    (4, [PIPELINE, TENSOR, SEQUENCE, SHARDED]),
-    (4, [PIPELINE, CHUNKS, TENSOR, SEQUENCE, SHARDED]),
-    (4, [PIPELINE, CONTEXT]),
-    (4, [PIPELINE, CHUNKS, CONTEXT, SHARDED]),
-    (8, [PIPELINE, CONTEXT, TENSOR, SEQUENCE, SHARDED]),
-]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(("world", "layout"), LAYOUTS)
+@pytest.mark.parametrize("layout", ["pp2 1F1B", "pp2 interleaved dp2 ZeRO 1", "tp2 sp pp2 ZeRO 1"])
 @pytest.mark.parametrize("model", MODELS)
-def test_every_layout_trains_as_one_process(
-    tmp_path: Path,
-    data: Datasets,
-    alone: References,
-    model: str,
-    world: int,
-    layout: list[str],
-    tied: bool,
+def test_heads_of_both_kinds_train_as_in_one_process(
+    tmp_path: Path, data: Datasets, alone: References, model: str, layout: str, tied: bool
 ) -> None:
-    head = f"model.tied_head={str(tied).lower()}"
-    found = train_in(tmp_path, data, model, world, [LAYERS, MICRO, head, *layout], steps=20)
-    agree(found, alone(model, [head], steps=20))
-    print(model, tied, world, *layout, *(f"{gap:.1e}" for gap in difference(found, alone(model, [head], 20))))
+    shared = [LAYERS, f"model.tied_head={str(tied).lower()}"]
+    curve = train_in(tmp_path, data, model, LAYOUTS[layout].ranks, [*shared, *LAYOUTS[layout].settings], 20)
+    agree(curve, alone(model, shared, 20))
 
 
 def test_options_do_what_they_do_in_one_process(tmp_path: Path, data: Datasets, alone: References) -> None:

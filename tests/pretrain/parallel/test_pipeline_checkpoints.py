@@ -9,14 +9,13 @@ import pytest
 
 from pretrain.loop import train
 from pretrain.run import Run
-from tests.corpus import build_corpus
 from tests.e2e.training import losses
-from tests.pretrain.parallel.pipelines import References, build_datasets, import_megatron, run_in
-from tests.pretrain.parallel.runs import Datasets
+from tests.pretrain.parallel.pipelines import run_in
+from tests.pretrain.parallel.runs import Datasets, References, read_curve
+from tests.pretrain.parallel.table import CHUNKS, LAYERS, MICRO, PIPELINE
 
 STEPS, ASKED_AT, SAVED_AT = 6, 3, 4  # the ranks agree to stop one step later
-MICRO = "data.micro_batch_rows=2"
-PIPELINE, CHUNKS, SHARDED = "parallel.pipeline=2", "parallel.pipeline_chunks=2", "parallel.zero=1"
+SHARDED = "parallel.zero=1"
 Layout = tuple[int, list[str]]
 DEEPSPEED_ALONE: Layout = (1, ["parallel.zero=1"])
 DEEPSPEED_ZERO_3: Layout = (2, ["parallel.zero=3"])
@@ -25,18 +24,6 @@ INTERLEAVED: Layout = (2, [PIPELINE, CHUNKS])
 WITH_TENSORS: Layout = (4, [PIPELINE, SHARDED, "parallel.tensor=2"])
 WITH_CONTEXT: Layout = (4, [PIPELINE, SHARDED, "parallel.context=2"])
 WITHOUT_PIPELINE: Layout = (2, ["parallel.engine=megatron", SHARDED])
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
-    import_megatron()
-    corpus = build_corpus(tmp_path_factory.mktemp("corpus"), documents=30)
-    return build_datasets(tmp_path_factory.mktemp("pairs"), corpus)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> References:
-    return References(tmp_path_factory.mktemp("alone"), data)
 
 
 def first_step_and_train(run: Run) -> tuple[int, set[float]]:
@@ -84,13 +71,13 @@ CASES_OF_ALL = [
 def test_a_checkpoint_goes_on_anywhere(
     tmp_path: Path, data: Datasets, alone: References, model: str, saved: Layout, others: list[Layout]
 ) -> None:
-    expected = alone(model, steps=STEPS).losses
+    expected = alone(model, [LAYERS], STEPS).losses
     go_on(tmp_path / "saved", data, model, saved, ASKED_AT)
     for number, layout in enumerate(others):
         folder = tmp_path / str(number)
         shutil.copytree(tmp_path / "saved", folder)
         go_on(folder, data, model, layout)
-        assert losses(folder / "runs" / "tiny") == pytest.approx(expected, rel=1e-5, abs=1e-5), layout
+        assert read_curve(folder, []).losses == pytest.approx(expected, rel=1e-5), layout
 
 
 def test_the_same_layout_continues_bit_for_bit(tmp_path: Path, data: Datasets) -> None:
