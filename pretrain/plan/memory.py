@@ -108,6 +108,9 @@ def _buffers(parameters: int, config: Config, accumulation: int) -> int:
     gathered = width * min(parameters, LIVE_ELEMENTS) if zero == 3 else 0
     if zero == 3 and accumulation > 1:
         bucket *= 2  # what it scattered last stays until the next
+    if config.parallel.zero_group == "node":
+        # The second copy: ranks of a node are numbered tensor first.
+        gathered += width * parameters // max(1, config.launch.gpus_per_node // config.parallel.tensor)
     return bucket + gathered
 
 
