@@ -103,12 +103,16 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     (
         "offload without ZeRO",
         ["parallel.offload=optimizer", "parallel.zero=0"],
-        ["parallel.offload = optimizer: only ZeRO's optimizer can lie in host memory: set parallel.zero=1, 2 or 3"],
+        [
+            "parallel.offload = optimizer: only ZeRO's optimizer can lie in host memory: set parallel.zero=1, 2 or 3"
+        ],
     ),
     (
         "offload in a pipeline",
         ["parallel.offload=optimizer", "parallel.pipeline=2"],
-        ["parallel.offload = optimizer: megatron, a pipeline's engine, keeps its optimizer on the device; use none"],
+        [
+            "parallel.offload = optimizer: megatron, a pipeline's engine, keeps its optimizer on the device; use none"
+        ],
     ),
     (
         "a copy per node without ZeRO 3",
