@@ -12,9 +12,8 @@ In each round every rank writes its bytes to a file of its own and syncs it, all
 through CheckpointStore; they take turns at being first, and each begins with nothing left to write back. "Until
 whole" is the time from `save` to the committed manifest. "Blocked if the update came at once" is what a step without
 any computation would wait: the time in `save` and in `wait_staged` right after it, in which all is copied.
-The first round, in
-which the staging buffer is allocated, stands apart. Peak memory is the rise of a rank's
-VmHWM during the save.
+The first round, in which the staging buffer is allocated, stands apart. Peak memory is the rise of a rank's VmHWM
+during the save. Both writes slow down when other programs use the processor, saving more: it computes checksums.
 """
 
 from __future__ import annotations

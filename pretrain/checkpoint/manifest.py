@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pretrain.errors import CheckpointError
 MANIFEST_NAME = "MANIFEST.json"
 FORMAT_VERSION = 1
 READ_BYTES = 4 << 20
+SHOWN = 8  # damaged files that one report names
 END_OF_TIME = 1e11  # seconds since 1970; dates beyond it are no dates, and Python's end at 2.5e11
 FIELD_TYPES: dict[str, type] = {"step": int, "world_size": int, "written_at": float, "writer_id": str}
 RECORD_TYPES: dict[str, type] = {"bytes": int, "crc32": int}
@@ -126,29 +128,44 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
     """Compare the files' presence and sizes with the manifest, without reading them.
 
     Raises:
-        CheckpointError: naming the first file that differs.
+        CheckpointError: naming all files that differ.
     """
-    for name, record in sorted(manifest.files.items()):
-        try:
-            actual = (folder / name).stat().st_size
-        except OSError as error:
-            raise CheckpointError(f"{name} is missing or unreadable: {error.strerror}") from error
-        if actual != record.bytes:
-            raise CheckpointError(f"{name} has {actual:,} bytes, not {record.bytes:,}")
+    found = (_size_problem(folder / name, record) for name, record in sorted(manifest.files.items()))
+    _raise_all([problem for problem in found if problem is not None])
 
 
-def check_checksum(folder: Path, name: str, record: FileRecord) -> None:
-    """Read one file and compare its checksum.
+def _size_problem(file: Path, record: FileRecord) -> str | None:
+    try:
+        actual = file.stat().st_size
+    except OSError as error:
+        return f"{file.name} is missing or unreadable: {error.strerror}"
+    return None if actual == record.bytes else f"{file.name} has {actual:,} bytes, not {record.bytes:,}"
+
+
+def check_checksums(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    """Read files and compare their checksums.
 
     Raises:
-        CheckpointError: naming the file.
+        CheckpointError: naming all files that differ.
     """
+    found = (_checksum_problem(folder / name, record) for name, record in sorted(files.items()))
+    _raise_all([problem for problem in found if problem is not None])
+
+
+def _checksum_problem(file: Path, record: FileRecord) -> str | None:
     try:
-        actual = checksum_of_file(folder / name)
+        actual = checksum_of_file(file)
     except OSError as error:
-        raise CheckpointError(f"{name} cannot be read: {error.strerror}") from error
-    if actual != record.crc32:
-        raise CheckpointError(f"{name} has been altered: checksum {actual:08x}, not {record.crc32:08x}")
+        return f"{file.name} cannot be read: {error.strerror}"
+    if actual == record.crc32:
+        return None
+    return f"{file.name} has been altered: checksum {actual:08x}, not {record.crc32:08x}"
+
+
+def _raise_all(problems: list[str]) -> None:
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more files" if len(problems) > SHOWN else ""
+        raise CheckpointError("; ".join(problems[:SHOWN]) + more)
 
 
 def checksum_of_file(path: Path) -> int:

@@ -16,7 +16,7 @@ from pretrain.checkpoint.manifest import (
     MANIFEST_NAME,
     Manifest,
     ManifestMissingError,
-    check_checksum,
+    check_checksums,
     check_sizes,
     fsync_folder,
     read_manifest,
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 META_NAME = "meta.json"
 STEP_PATTERN = re.compile(r"step_(\d{8,})")
+RESTORE = (
+    "Put the files back from a copy, or take another step: `triptych checkpoint verify` says which are whole"
+)
 PARTIAL_PATTERN = re.compile(r"step_\d{8,}\.(partial|attempt-\d+)")
 """A step while it is being written, or what an interrupted save left: named after its writer."""
 
@@ -96,7 +99,7 @@ def verify_step(folder: Path, *, checksums: bool = True) -> Manifest:
         checksums: False compares presence and sizes only.
 
     Raises:
-        CheckpointError: naming the file that is missing or altered; or the folder is named as another step.
+        CheckpointError: naming the files that are missing or altered; or the folder is named as another step.
     """
     manifest = read_manifest(folder)
     _check_contents(folder, manifest, checksums=checksums)
@@ -111,8 +114,7 @@ def _check_contents(folder: Path, manifest: Manifest, *, checksums: bool) -> Non
         )
     check_sizes(folder, manifest)
     if checksums:
-        for name, record in sorted(manifest.files.items()):
-            check_checksum(folder, name, record)
+        check_checksums(folder, manifest.files)
 
 
 def list_steps(folder: Path, *, checksums: bool = False) -> list[StepInfo]:

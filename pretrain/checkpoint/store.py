@@ -23,9 +23,10 @@ from pretrain.attempts import Fence, Launch
 from pretrain.checkpoint.boxes import Boxes, boxes_of_fragments, step_leaf
 from pretrain.checkpoint.fragments import Fragment, TrainingState
 from pretrain.checkpoint.manifest import (
+    MANIFEST_NAME,
     FileRecord,
     Manifest,
-    check_checksum,
+    check_checksums,
     fsync_folder,
     make_durable_folder,
     read_manifest,
@@ -36,6 +37,7 @@ from pretrain.checkpoint.ranks import Ranks, describe, unwrapped
 from pretrain.checkpoint.staging import Stager, Views, collect
 from pretrain.checkpoint.steps import (
     META_NAME,
+    RESTORE,
     StepInfo,
     is_step_folder,
     list_steps,
@@ -310,19 +312,33 @@ class CheckpointStore:
         Each step passed over is named in a warning, with the reason.
 
         Returns:
-            The step's folder, the same on all ranks; None when there is no whole step.
+            The step's folder, the same on all ranks; None when no save was ever completed.
+
+        Raises:
+            CheckpointError: steps that were once whole are damaged, all of them: to begin anew would replace them.
         """
         self.wait()
-        for name in self._ranks.on_first(lambda: [folder.name for folder in step_folders(self.folder)]):
+        damaged: list[str] = []
+        for name, was_whole in self._ranks.on_first(self._list_steps):
             folder = self.folder / name
             try:
                 self._verify(folder)
                 return folder
             except CheckpointError as error:
                 self._known_damaged.add(step_of(folder))
+                damaged += [f"{name}: {error}"] if was_whole else []
                 if self._ranks.rank == 0:
                     logger.warning("checkpoint %s is passed over: %s", folder, error)
+        if damaged:
+            raise CheckpointError(
+                f"no step in {self.folder} is whole. {'. '.join(damaged)}. Put the files back from a copy, "
+                "or move the folder away to begin anew"
+            )
         return None
+
+    def _list_steps(self) -> list[tuple[str, bool]]:
+        """Names of the step folders, newest first, and whether their save was completed."""
+        return [(folder.name, (folder / MANIFEST_NAME).exists()) for folder in step_folders(self.folder)]
 
     def steps(self, *, checksums: bool = False) -> list[StepInfo]:
         """All step folders, oldest first, each with what is wrong with it. Not collective."""
@@ -343,9 +359,8 @@ class CheckpointStore:
 
     def _check_own_share(self, folder: Path, manifest: Manifest) -> None:
         """Check every n-th file. At the world size of the save, a rank reads the file it will load from."""
-        for position, name in enumerate(sorted(manifest.files)):
-            if position % self._ranks.size == self._ranks.rank:
-                check_checksum(folder, name, manifest.files[name])
+        own = sorted(manifest.files)[self._ranks.rank :: self._ranks.size]
+        check_checksums(folder, {name: manifest.files[name] for name in own})
 
     # ---- loading
 
@@ -385,7 +400,10 @@ class CheckpointStore:
             is_known = self._is_own(path) and step_of(path) in self._known_whole
             return read_manifest(path) if is_known else None
 
-        return self._ranks.on_first(known) or self._verify(path)
+        try:
+            return self._ranks.on_first(known) or self._verify(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. {RESTORE}") from error
 
     def _is_own(self, path: Path) -> bool:
         """Whether a step is one of this store's, and not of another run that this one starts from."""

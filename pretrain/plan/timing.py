@@ -43,8 +43,7 @@ the last three, and the weight."""
 
 
 HOST_PASSES = 4
-"""With `parallel.offload`, in the training dtype beside those: gradients come in over a copy, weights go out over
-one."""
+"""With `parallel.offload`, beside those and in the training dtype: gradients are copied in, weights out."""
 
 MEGATRON_BLOCK = 128
 """Megatron fills a sharded buffer up to a multiple of this and of the replicas."""

@@ -101,19 +101,21 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
         ["parallel.sequence = True: ", "above 1, or false"],
     ),
     (
-        "a copy per node without ZeRO 3",
+        "offload without ZeRO",
         ["parallel.offload=optimizer", "parallel.zero=0"],
         [
             "parallel.offload = optimizer: only ZeRO's optimizer can lie in host memory: set parallel.zero=1, 2 or 3"
         ],
     ),
     (
+        "offload in a pipeline",
         ["parallel.offload=optimizer", "parallel.pipeline=2"],
         [
             "parallel.offload = optimizer: megatron, a pipeline's engine, keeps its optimizer on the device; use none"
         ],
     ),
     (
+        "a copy per node without ZeRO 3",
         ["parallel.zero_group=node"],
         ["parallel.zero_group = node: only ZeRO 3 shares parameters"],
     ),
