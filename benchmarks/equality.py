@@ -5,7 +5,7 @@ relative difference of losses, training and validation, and of gradient norms.
 
 fp32: the one process has no ZeRO and takes the whole batch at once. Losses must agree within 1e-5, norms within 5e-5:
 Adam's first steps divide gradients by their own size, so what rounding does to the least of them is an update of full
-size, and norms show it first. They agree to 1e-6 at step 1.
+size, and norms show it first. At step 1 they agree to rounding.
 
 bf16: the one process has ZeRO 1 (without it there are no exact masters). Losses must agree within 1e-3; norms are
 reported. The batch is four times as large and the rate a fifth, for bf16's rounding of a few hundred tokens alone moves
