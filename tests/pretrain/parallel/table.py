@@ -45,6 +45,7 @@ def _summaries(ranks: int, *settings: str) -> Layout:
 
 
 LAYOUTS = {
+    "1 process, micro-batches": _layout(1, MICRO),
     **{f"dp2 ZeRO {zero}": _layout(2, zero=zero) for zero in range(4)},
     "dp4 ZeRO 2, micro-batches": _layout(4, "data.micro_batch_rows=1", zero=2),
     "megatron dp2 ZeRO 1": _layout(2, MEGATRON, zero=1),
