@@ -147,7 +147,9 @@ def main() -> None:
     console.print(table, markup=False)
     if arguments.out is not None:
         arguments.out.with_suffix(".md").write_text(table, encoding="utf-8")
-    save({"steps": STEPS, "cases": [asdict(case) | asdict(one) for case, one in found.items()]}, arguments.out)
+    save(
+        {"steps": STEPS, "cases": [asdict(case) | asdict(one) for case, one in found.items()]}, arguments.out
+    )
     disagreeing = sum(not one.agrees for one in found.values())
     sys.exit(f"{disagreeing} of {len(found)} disagree" if disagreeing else 0)
 
