@@ -60,13 +60,21 @@ def token_cross_entropy(
 
 
 def each_cross_entropy(
-    head: Head, hidden_NC: Tensor, targets_N: Tensor, *, size: int | None = None, chunk_tokens: int
+    head: Head,
+    hidden_NC: Tensor,
+    targets_N: Tensor,
+    *,
+    size: int | None = None,
+    chunk_tokens: int,
+    positions: int | None = None,
 ) -> Tensor:
     """The cross-entropy of every token in nats, (N,) fp32; N may be 0.
 
     Args:
         size: only ids below it can be predicted; None: all.
         chunk_tokens: as in `token_cross_entropy`.
+        positions: so many there are, of which these tokens are some. The number of chunks follows from it, and not
+            from N: ranks under ZeRO 3, whose N differ, must call the head equally often. None: N.
     """
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
@@ -74,9 +82,10 @@ def each_cross_entropy(
         raise ValueError(
             f"targets_N {tuple(targets_N.shape)} must have one target per row of hidden_NC {tuple(hidden_NC.shape)}"
         )
-    if hidden_NC.shape[0] <= chunk_tokens:
+    count = -(-(hidden_NC.shape[0] if positions is None else positions) // chunk_tokens)
+    if count <= 1:
         return _each_of_chunk(head, hidden_NC, targets_N, size)
-    chunks = zip(hidden_NC.split(chunk_tokens), targets_N.split(chunk_tokens), strict=True)
+    chunks = zip(hidden_NC.tensor_split(count), targets_N.tensor_split(count), strict=True)
     return torch.cat(
         [
             checkpoint(

@@ -103,6 +103,7 @@ class MaskedDiffusion:
             # [MASK] and the other specials stand last, with the ids that round the vocabulary up: none is predicted.
             size=self.vocabulary.first_special,
             chunk_tokens=default_chunk_tokens(head.columns),
+            positions=batch.tokens.numel(),
         )
         loss = (ce_N * corruption.weights).sum()
         nats_N = ce_N.detach().double()
