@@ -14,18 +14,15 @@ SAMPLE = [
     ("sigmoid", "tp2"),
     ("sigmoid", "megatron dp2 ZeRO 1"),
     ("sigmoid", "tp2 sp cp2"),
-    ("sigmoid", "pp2 dp2 ZeRO 1"),
     ("softmax", "tp2 sp dp2 ZeRO 3"),
     ("softmax", "cp2 ZeRO 3"),
     ("gru", "tp2 sp"),
     ("gru", "cp2 pp2"),
-    ("lstm", "tp2 dp2 ZeRO 2"),
     ("lstm", "cp2 summaries"),
     ("lstm", "tp2 sp pp2 interleaved ZeRO 1"),
     ("mamba2", "tp4 sp"),
     ("mamba2", "cp2"),
     ("trimodal", "tp2 sp dp2 ZeRO 2"),
-    ("trimodal", "cp2"),
     ("trimodal", "pp2 interleaved dp2 ZeRO 1"),
 ]
 WHOLE = [

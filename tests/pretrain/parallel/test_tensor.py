@@ -30,6 +30,7 @@ from tests.pretrain.parallel.runs import (
 from tests.pretrain.parallel.table import SEQUENCE, TENSOR
 
 
+@pytest.mark.slow
 def test_the_loss_of_large_logits_is_that_of_one_process(
     tmp_path: Path, data: Datasets, alone: References
 ) -> None:
@@ -48,7 +49,7 @@ def test_bf16_is_near_the_same_stage_undivided(tmp_path: Path, data: Datasets, m
         assert difference(divided, undivided)[0] < (2e-3 if model == "trimodal" else 1e-3)
 
 
-@pytest.mark.parametrize("model", ["gru", "mamba2"])
+@pytest.mark.parametrize("model", ["gru", pytest.param("mamba2", marks=pytest.mark.slow)])
 def test_selective_recomputation_changes_nothing(
     tmp_path: Path, data: Datasets, alone: References, model: str
 ) -> None:
@@ -111,7 +112,7 @@ def _texts(path: Path, settings: list[str]) -> list[str]:
         return generate(model, data.tokenizer, prompts, Sampling(tokens=7), torch.device("cpu"))
 
 
-@pytest.mark.parametrize("model", ["sigmoid", "mamba2"])
+@pytest.mark.parametrize("model", ["sigmoid", pytest.param("mamba2", marks=pytest.mark.slow)])
 def test_all_ranks_generate_the_text_of_one_process(tmp_path: Path, data: Datasets, model: str) -> None:
     """One token at a time, which sequence parallelism could not divide."""
     path = write_run(tmp_path, data, model, 3)
