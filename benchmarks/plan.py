@@ -116,7 +116,7 @@ def storage_bytes() -> dict[int, int]:
     """Bytes of every storage that a live tensor stands on, by address."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+        tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor)]
     gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
     storages = [tensor.untyped_storage() for tensor in [*tensors, *gradients] if tensor.device.type != "meta"]
     return {storage.data_ptr(): storage.nbytes() for storage in storages}

@@ -148,7 +148,11 @@ CASES: dict[str, tuple[Callable[[Scene], object] | None, list[str], list[str]]] 
         ],
     ),
     "vocabulary too small": (None, ["model.vocabulary=100"], ["model.vocabulary = 100", "257"]),
-    "batch that ranks cannot share": (None, ["parallel.data=3"], ["parallel.data = 3: 1 processes leave 1"]),
+    "batch that ranks cannot share": (
+        None,
+        ["parallel.data=3"],
+        ["parallel.data = 3: 1 process leaves 1", "the nearest layout that fits"],
+    ),
 }
 
 

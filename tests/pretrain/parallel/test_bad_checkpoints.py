@@ -12,8 +12,9 @@ from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from pretrain.loop import train
 from tests.corpus import build_corpus
 from tests.e2e.training import run_forked
-from tests.pretrain.parallel.pipelines import LAYERS, import_megatron, run_in
-from tests.pretrain.parallel.runs import Datasets, write_run
+from tests.pretrain.parallel.pipelines import run_in
+from tests.pretrain.parallel.runs import Datasets, import_megatron, write_run
+from tests.pretrain.parallel.table import LAYERS
 
 STEPS = 4
 SAVE = "checkpoint.save_every_steps=2"

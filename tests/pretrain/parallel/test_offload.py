@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.corpus import build_corpus
-from tests.e2e.training import losses, train_rank
+from tests.e2e.training import train_rank
 from tests.harness import run_ranks
-from tests.pretrain.parallel.runs import Curve, Datasets, agree, train_in, write_run
+from tests.pretrain.parallel.runs import Curve, Datasets, agree, read_curve, train_in, write_run
 
 OFFLOAD = "parallel.offload=optimizer"
 STEPS = 6
@@ -64,4 +64,4 @@ def test_a_checkpoint_moves_there_and_back(tmp_path: Path, data: Datasets, alone
         assert trained.first_step == first
         first = STEPS if stop_at is None else stop_at + 1
         assert trained.last_step == first
-    assert losses(tmp_path / "runs" / "tiny") == pytest.approx(alone["sigmoid"].losses, rel=1e-5, abs=1e-5)
+    assert read_curve(tmp_path, []).losses == pytest.approx(alone["sigmoid"].losses, rel=1e-5, abs=1e-5)
