@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,7 +100,7 @@ def simulate(config: Config, mesh: Mesh, rows: int, *, on_cpu: bool = False) -> 
 def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch: Batch) -> Passes:
     for parameter in part.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    batch = part.sequences.part_of(batch)
+    batch = _part_of(part, config, batch)
 
     def stage() -> Continued:
         return Continued(part.model, None if part.is_first else received(config, mesh, batch))
@@ -123,6 +123,15 @@ def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch:
         small=sum(size for size in sizes if size <= small_parameter(config.model.width)),
         aligned=sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes),
     )
+
+
+def _part_of(part: Part, config: Config, batch: Batch) -> Batch:
+    """The rank's part of the positions. Which masked places lie there is looked up on the host, where these tensors
+    have no values: each rank gets its share of them."""
+    if batch.corruption is None or config.parallel.context == 1:
+        return part.sequences.part_of(batch)
+    positions = part.sequences.part_of(replace(batch, corruption=None))
+    return replace(positions, corruption=_pretended_corruption(*positions.tokens.shape))
 
 
 def received(config: Config, mesh: Mesh, batch: Batch) -> Tensor:
