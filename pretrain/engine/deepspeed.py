@@ -93,10 +93,9 @@ class DeepSpeedEngine:
         weight = objective.weight(batch)
         if self._mesh.replicas.size > 1:
             dist.all_reduce(weight, group=self._mesh.replicas.group)
-        # DeepSpeed averages gradients over the replicas; the sum over all tokens is what we divide.
-        scale = self._mesh.replicas.size / weight.clamp(
-            min=1
-        )  # a step without a single target has no gradient
+        # DeepSpeed averages gradients over the replicas; the sum over all tokens is what we divide. A step without a
+        # single target has no gradient, and must not have NaN.
+        scale = self._mesh.replicas.size / weight.clamp(min=1)
         loss_sum = torch.zeros((), device=self._device)
         part_sums = self._no_parts(objective)
         gradient_norm = None

@@ -40,11 +40,8 @@ RECOMPUTED = {"none": 0.0, "selective": 0.02, "full": 1 / 3}
 ADAM_PASSES = 8
 """Times that an update goes over an fp32 tensor of the rank's share: reads gradient, master and two moments, writes
 the last three, and the weight."""
-
-
 HOST_PASSES = 4
 """With `parallel.offload`, beside those and in the training dtype: gradients are copied in, weights out."""
-
 MEGATRON_BLOCK = 128
 """Megatron fills a sharded buffer up to a multiple of this and of the replicas."""
 
