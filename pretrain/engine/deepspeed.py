@@ -68,7 +68,7 @@ class DeepSpeedEngine:
         groups = optimizer_groups(parallelized.model.named_parameters(), self.scaled, config)
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
+        self._micro_rows = micro_batch_rows(config.data, mesh.data.size, config.parallel)
         self._clip_norm = config.optim.clip_norm
         self._clips_itself = config.parallel.zero > 0
         in_node = share_within_node(mesh) if config.parallel.zero_group == "node" else 1
