@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+from torch import nn
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
@@ -20,6 +20,7 @@ from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.parallel.stages import whole_model
 from pretrain.plan.memory import BYTES, FP32_BYTES, Memory, most_in_flight, state_memory, with_passes
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
 from pretrain.plan.timing import StepTime, bubble_share, replica_traffic, step_time
@@ -101,8 +102,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     accelerator = ACCELERATORS[gpu]
     config = resolved(config)
     family, model_config = families[config.model.family], config.model
-    with torch.device("meta"):
-        model = family.build(model_config)
+    model = whole_model(config)
     scaled = resolve(config, model)
     transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
     types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
@@ -113,7 +113,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     used = flops * tokens_per_step / (peak * layout.time.total) if mfu is None else mfu
     tokens = tokens_per_step * config.run.steps
     return Plan(
-        parameters=count_parameters(config),
+        parameters=_counted(config, model),
         layout=layout,
         flops_per_token=flops,
         tokens_per_step=tokens_per_step,
@@ -130,12 +130,14 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
 
 def count_parameters(config: Config) -> Mapping[str, int]:
     """Of a resolved config's model, by group."""
-    family = families[config.model.family]
-    with torch.device("meta"):
-        model = family.build(config.model)
+    return _counted(config, whole_model(config))
+
+
+def _counted(config: Config, model: nn.Module) -> Mapping[str, int]:
+    group_of = families[config.model.family].parameter_group
     groups: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        groups[family.parameter_group(name)] += parameter.numel()
+        groups[group_of(name)] += parameter.numel()
     return groups
 
 
