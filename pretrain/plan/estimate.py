@@ -20,6 +20,7 @@ from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.stages import whole_model
 from pretrain.plan.memory import BYTES, FP32_BYTES, Memory, most_in_flight, state_memory, with_passes
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
@@ -50,6 +51,7 @@ class Layout:
     memory: Memory
     stage: int
     """Of the pipeline: the rank that holds most is one of its."""
+    stages: int
     parameters: int
     """On that rank, undivided by ZeRO."""
     traffic: Traffic
@@ -100,6 +102,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
     accelerator = ACCELERATORS[gpu]
+    check_layout(config, gpus)
     config = resolved(config)
     family, model_config = families[config.model.family], config.model
     model = whole_model(config)
@@ -186,6 +189,7 @@ def layout_of(
     return Layout(
         memory=with_passes(state, passes, accumulation=micro_batches, in_flight=in_flight),
         stage=stage,
+        stages=parallel.pipeline,
         parameters=parameters,
         traffic=step + between + between_ends(config, stage, replicas),
         bubble=bubble_share(config, micro_batches),

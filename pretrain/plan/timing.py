@@ -6,7 +6,7 @@ behind the last backward pass, and the update:
     t = m (compute + exchange) (1 + bubble) + max(0, replicas - hidden) + update
 
     compute    FLOPs of a micro-batch on this rank / (EFFICIENCY x peak); what is recomputed counts
-    exchange   bytes of the tensor and context axes / the bandwidth of the links they cross: not hidden
+    exchange   bytes of the tensor, context and pipeline axes / the bandwidth of the links they cross: not hidden
     bubble     (stages - 1) / (chunks x m): 1F1B, and interleaved with several chunks per rank
     replicas   gradients and parameters between ranks with the same weights
     update     bytes that Adam reads and writes / the memory's bandwidth: the host's, with `parallel.offload`
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from pretrain.plan.memory import BYTES, FP32_BYTES, LIVE_ELEMENTS
 
 if TYPE_CHECKING:
-    from pretrain.config import Config
+    from pretrain.config import Config, ParallelSection
     from pretrain.hardware import Accelerator
     from pretrain.plan.simulate import Passes
     from pretrain.plan.tracker import Traffic
@@ -107,12 +107,12 @@ def seconds_of(traffic: Traffic, axis: str, ranks: int, gb_s: float) -> float:
     return moved / (gb_s * 1e9 * LINK_EFFICIENCY)
 
 
-def bandwidth(config: Config, axis: str, accelerator: Accelerator) -> float:
+def bandwidth(parallel: ParallelSection, axis: str, replicas: int, accelerator: Accelerator) -> float:
     """GB/s of the slowest link that an axis crosses: ranks are numbered tensor first, then context, data, pipeline."""
-    parallel = config.parallel
     reach = {"tensor": parallel.tensor, "context": parallel.tensor * parallel.context}
-    within = reach.get(axis, accelerator.gpus_per_node + 1) <= accelerator.gpus_per_node
-    return accelerator.node_gb_s if within else accelerator.network_gb_s
+    reach["replicas"] = parallel.tensor * replicas
+    reach["pipeline"] = reach["replicas"] * parallel.pipeline
+    return accelerator.node_gb_s if reach[axis] <= accelerator.gpus_per_node else accelerator.network_gb_s
 
 
 def step_time(
@@ -136,11 +136,12 @@ def step_time(
     compute = micro_batches * flops * (1 + RECOMPUTED[parallel.activation_checkpointing]) / peak
     sizes = {"tensor": parallel.tensor, "context": parallel.context, "pipeline": parallel.pipeline}
     exchange = micro_batches * sum(
-        seconds_of(traffic, axis, ranks, bandwidth(config, axis, accelerator))
+        seconds_of(traffic, axis, ranks, bandwidth(parallel, axis, replicas, accelerator))
         for axis, ranks in sizes.items()
         if ranks > 1
     )
-    between = seconds_of(between_replicas, "replicas", replicas, accelerator.network_gb_s)
+    link = bandwidth(parallel, "replicas", replicas, accelerator)
+    between = seconds_of(between_replicas, "replicas", replicas, link)
     # ZeRO 3 moves parameters and gradients beside every micro-batch, the others gradients beside the last one.
     beside = compute if parallel.zero == 3 else compute / micro_batches * 2 / 3
     share = parameters / (replicas if parallel.zero else 1)
