@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pretrain.hardware import Accelerator
 
 GIB, MIB = 1 << 30, 1 << 20
+LAUNCHES_S = 0.05
+"""Some thousand kernels of a step, each launched in some 10 microseconds, take about as long."""
 SHOWN = 5e-4
 """Share of the whole from which a row is shown."""
 
@@ -44,6 +46,10 @@ def print_plan(
     if plan.layout.traffic:
         console.print(_traffic(plan))
     console.print(_step(plan))
+    if plan.layout.time.total < LAUNCHES_S:
+        console.print(
+            "a step this short takes longer: launches of kernels are not counted, nor data and logging"
+        )
     console.print(_training(plan, config, price, is_predicted=mfu is None))
     console.print(_optimizer(plan, config))
     for warning in plan.optim.warnings:

@@ -86,3 +86,18 @@ def test_plans_that_cannot_be_made(
     with pytest.raises(ConfigError) as caught:
         make_plan(load_config("configs/sigmoid/85m.yaml", overrides), gpus=gpus, gpu=gpu, mfu=mfu)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["parallel.context=2", "parallel.recurrence=summaries"],
+        ["model.cell=elman", "model.block=mixer", "model.mlp_width=0", "model.newton.method=newton"],
+    ],
+)
+def test_recurrences_in_plain_torch_are_planned(overrides: list[str]) -> None:
+    """Their passes look at values, which tensors without storage have not."""
+    small = ["model.vocabulary=64", "model.layers=1", "data.sequence_length=16"]
+    config = load_config("configs/pararnn/gru/demo.yaml", [*small, *overrides])
+    layout = make_plan(config, gpus=2, gpu="h100").layout
+    assert layout.memory.activations > 0 and layout.traffic
