@@ -24,7 +24,7 @@ from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.stages import whole_model
 from pretrain.plan.memory import BYTES, FP32_BYTES, Memory, most_in_flight, state_memory, with_passes
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
-from pretrain.plan.timing import StepTime, bubble_share, replica_traffic, step_time
+from pretrain.plan.timing import StepTime, replica_traffic, step_time
 from pretrain.plan.tracker import Traffic
 from pretrain.run_data import rounded_vocabulary
 
@@ -52,12 +52,8 @@ class Layout:
     stage: int
     """Of the pipeline: the rank that holds most is one of its."""
     stages: int
-    parameters: int
-    """On that rank, undivided by ZeRO."""
     traffic: Traffic
     """Bytes through the collectives of one rank in one step, by axis and kind."""
-    bubble: float
-    """Idle time, as a share of the time that ranks work."""
     time: StepTime
     micro_batch_rows: int
     accumulation: int
@@ -190,9 +186,7 @@ def layout_of(
         memory=with_passes(state, passes, accumulation=micro_batches, in_flight=in_flight),
         stage=stage,
         stages=parallel.pipeline,
-        parameters=parameters,
         traffic=step + between + between_ends(config, stage, replicas),
-        bubble=bubble_share(config, micro_batches),
         time=step_time(
             config,
             accelerator,

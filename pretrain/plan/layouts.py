@@ -72,17 +72,21 @@ class _Linear:
 
 
 def describe(parallel: ParallelSection) -> str:
-    """The layout in words, ones left out."""
-    words = [f"{axis} {getattr(parallel, axis)}" for axis in ("tensor", "context", "pipeline")]
-    shown = [word for word in words if not word.endswith(" 1")]
-    if parallel.sequence:
-        shown.append("sequence")
-    shown.append(f"ZeRO {parallel.zero}")
-    if parallel.offload != "none":
-        shown.append("optimizer in host memory")
-    if parallel.activation_checkpointing != "none":
-        shown.append(f"{parallel.activation_checkpointing} checkpointing")
-    return ", ".join(shown)
+    """The layout in words, without what it does not have."""
+    words = {
+        f"tensor {parallel.tensor}": parallel.tensor > 1,
+        "sequence": parallel.sequence,
+        f"context {parallel.context}": parallel.context > 1,
+        "by summaries": parallel.context > 1 and parallel.recurrence == "summaries",
+        f"pipeline {parallel.pipeline}": parallel.pipeline > 1,
+        f"{parallel.pipeline_chunks} chunks each": parallel.pipeline_chunks > 1,
+        "Megatron's engine": parallel.engine == "megatron" and parallel.pipeline == 1,
+        f"ZeRO {parallel.zero}": True,
+        "a copy per node": parallel.zero_group == "node",
+        "optimizer in host memory": parallel.offload != "none",
+        f"{parallel.activation_checkpointing} checkpointing": parallel.activation_checkpointing != "none",
+    }
+    return ", ".join(word for word, shown in words.items() if shown)
 
 
 def suggest_layouts(config: Config, gpus: int, accelerator: Accelerator, count: int = 6) -> list[Suggestion]:
