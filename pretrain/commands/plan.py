@@ -214,9 +214,9 @@ def _training(plan: Plan, config: Config, price: float | None, *, is_predicted: 
         table.add_row(
             "attention bias", f"{plan.attention_bias:.4f}" + (" = -ln(sequence length)" if usual else "")
         )
-    what = "the predicted MFU" if is_predicted else "MFU"
+    reckoned = f"the predicted MFU, {plan.mfu:.0%}" if is_predicted else f"MFU {plan.mfu:.0%}"
     hours = f"{plan.gpu_hours:,.0f}" if plan.gpu_hours >= 10 else f"{plan.gpu_hours:.2g}"
-    table.add_row(f"time at {what}, {plan.mfu:.0%}", f"{_duration(plan.seconds)}, {hours} GPU hours")
+    table.add_row(f"time at {reckoned}", f"{_duration(plan.seconds)}, {hours} GPU hours")
     speed = plan.tokens / plan.seconds
     table.add_row("speed at that", f"{speed:,.0f} tokens/s, {speed / plan.gpus:,.0f} per GPU")
     if price is not None:
