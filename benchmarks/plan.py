@@ -18,11 +18,13 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from benchmarks.common import save
@@ -31,55 +33,55 @@ from pretrain.hardware import ACCELERATORS
 from pretrain.objectives import build_objective
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.ranks import ranks_from_environment, start_process_group
-from pretrain.plan.estimate import Layout, plan_layout, resolved
+from pretrain.plan.estimate import Layout as PlannedLayout
+from pretrain.plan.estimate import plan_layout, resolved
 from pretrain.plan.simulate import axis_names
 from pretrain.plan.tracker import TensorTracker
 from pretrain.run import build_engine
 from pretrain.run_data import open_run_data
-from tests.corpus import build_corpus
-from tests.e2e.pairs import TASKS, build_pairs
 from tests.harness import run_ranks
+from tests.pretrain.parallel.runs import MODELS, Datasets, build_datasets, import_megatron, write_run
+from tests.pretrain.parallel.table import LAYOUTS, Layout
 
-MODELS = {
-    "sigmoid": "{family: sigmoid, heads: 8, mlp_width: 512, positions: alibi}",
-    "softmax": "{family: softmax, heads: 8, mlp_width: 512, positions: rope}",
-    "gru": "{family: pararnn, cell: gru, heads: 4, mlp_width: 512}",
-    "lstm": "{family: pararnn, cell: lstm, heads: 4, mlp_width: 512}",
-    "mamba2": "{family: mamba2, heads: 8, state_width: 16, chunk: 16}",
-    "trimodal": "{family: trimodal, heads: 8, mlp_width: 512}",
-}
-RUN = """
-run: {{name: planned, folder: {folder}, steps: 4, device: cpu}}
-model: {{{model}, layers: 8, width: 192}}
-objective: {{kind: {objective}}}
-data: {{path: {data}, sequence_length: 128, global_batch_rows: 16, micro_batch_rows: 4}}
-optim: {{lr: 1e-3, warmup_steps: 1}}
-"""
-LAYOUTS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "1 process, ZeRO 0": (1, ("parallel.zero=0",)),
-    "1 process, ZeRO 1": (1, ("parallel.zero=1",)),
-    "dp2 ZeRO 0": (2, ("parallel.zero=0",)),
-    "dp2 ZeRO 1": (2, ("parallel.zero=1",)),
-    "dp2 ZeRO 2": (2, ("parallel.zero=2",)),
-    "dp2 ZeRO 3": (2, ("parallel.zero=3",)),
-    "dp2 ZeRO 1, full checkpointing": (2, ("parallel.zero=1", "parallel.activation_checkpointing=full")),
-    "dp2 ZeRO 1, selective": (2, ("parallel.zero=1", "parallel.activation_checkpointing=selective")),
+SIZES = (
+    "model.layers=8",
+    "model.width=192",
+    "data.sequence_length=128",
+    "data.global_batch_rows=16",
+    "data.micro_batch_rows=4",
+)
+"""Larger than the tests' tiny runs, whose tensors hardly outweigh the few bytes that no plan counts."""
+PLANNED = {
+    **{f"1 process, ZeRO {zero}": Layout(1, (f"parallel.zero={zero}",)) for zero in (0, 1)},
+    **{f"dp2 ZeRO {zero}": LAYOUTS[f"dp2 ZeRO {zero}"] for zero in range(4)},
     **{
-        f"dp2 ZeRO {zero}, offload": (2, (f"parallel.zero={zero}", "parallel.offload=optimizer"))
+        f"dp2 ZeRO 1, {kind} checkpointing": LAYOUTS["dp2 ZeRO 1"].also(
+            f"parallel.activation_checkpointing={kind}"
+        )
+        for kind in ("selective", "full")
+    },
+    **{
+        f"dp2 ZeRO {zero}, offload": LAYOUTS[f"dp2 ZeRO {zero}"].also("parallel.offload=optimizer")
         for zero in (1, 2, 3)
     },
-    "tp2": (2, ("parallel.zero=1", "parallel.tensor=2")),
-    "tp2 sp": (2, ("parallel.zero=1", "parallel.tensor=2", "parallel.sequence=true")),
-    "cp2": (2, ("parallel.zero=1", "parallel.context=2")),
-    "tp2 cp2": (4, ("parallel.zero=1", "parallel.tensor=2", "parallel.context=2")),
-    "pp2 1F1B": (2, ("parallel.zero=1", "parallel.pipeline=2")),
-    "pp2 interleaved": (2, ("parallel.zero=1", "parallel.pipeline=2", "parallel.pipeline_chunks=2")),
-    "pp2 dp2": (4, ("parallel.zero=1", "parallel.pipeline=2")),
-    "tp2 pp2 sp": (
-        4,
-        ("parallel.zero=1", "parallel.pipeline=2", "parallel.tensor=2", "parallel.sequence=true"),
-    ),
+    **{
+        name: LAYOUTS[name]
+        for name in (
+            "tp2",
+            "tp2 sp",
+            *(f"tp2 sp dp2 ZeRO {zero}" for zero in (1, 2, 3)),
+            "cp2",
+            "cp2 ZeRO 3",
+            "tp2 sp cp2",
+            "pp2 1F1B",
+            "pp2 interleaved",
+            "pp2 dp2 ZeRO 1",
+            "tp2 sp pp2 ZeRO 1",
+            "cp2 pp2",
+        )
+    },
 }
+STEPS = 4
 SMALL_CALL = 64
 AXES = ("tensor", "context", "pipeline", "replicas", "ends")
 
@@ -145,21 +147,27 @@ def by_axis(traffic: Counter[tuple[str, str]], alone: Collection[str] = ()) -> d
     return dict(sorted(found.items()))
 
 
-def plan_rank(path: Path, overrides: Sequence[str], world: int) -> Layout:
+def settings(model: str, name: str) -> list[str]:
+    mlp = [] if model == "mamba2" else ["model.mlp_width=512"]  # Mamba-2 has none
+    return [*SIZES, *mlp, *PLANNED[name].settings]
+
+
+def plan_rank(path: Path, overrides: Sequence[str], world: int) -> PlannedLayout:
     """The plan, in a process that has no process group yet."""
     torch.distributed.destroy_process_group()
     config: Config = resolved(load_config(path, list(overrides)))
     return plan_layout(config, world, ACCELERATORS["h100"], on_cpu=True)
 
 
-def compare(path: Path, world: int, overrides: Sequence[str]) -> dict[str, Any]:
+def compare(folder: Path, data: Datasets, model: str, name: str) -> dict[str, Any]:
     """Planned and measured: the most bytes over all ranks, and the traffic of the rank that the plan looks at."""
+    path, world, overrides = write_run(folder, data, model, STEPS), PLANNED[name].ranks, settings(model, name)
     (layout,) = run_ranks(1, plan_rank, path, overrides, world, timeout_s=120)
     ranks = run_ranks(world, measure_rank, path, overrides, timeout_s=240)
     measured = max(rank.bytes for rank in ranks)
     planned = layout.memory.total + layout.memory.host  # here both are the host's
     # Megatron numbers the ranks of a stage one after the other.
-    pipeline = load_config(path, list(overrides)).parallel.pipeline
+    pipeline = load_config(path, overrides).parallel.pipeline
     looked_at = ranks[layout.stage * world // pipeline]
     return {
         "planned_bytes": planned,
@@ -168,23 +176,6 @@ def compare(path: Path, world: int, overrides: Sequence[str]) -> dict[str, Any]:
         "planned_traffic": by_axis(layout.traffic),
         "measured_traffic": looked_at.traffic,
     }
-
-
-def write_run(folder: Path, name: str) -> Path:
-    several = name == "trimodal"
-    data = folder / "corpus" if not several else folder / "pairs"
-    path = folder / f"{name}.yaml"
-    sources = ", ".join(str(data / source) for source in ("text", *TASKS)) if several else ""
-    path.write_text(
-        RUN.format(
-            folder=folder / "runs",
-            data=f"[{sources}]" if several else data,
-            objective="masked_diffusion" if several else "next_token",
-            model=MODELS[name].strip("{}"),
-        ),
-        encoding="utf-8",
-    )
-    return path
 
 
 def show(name: str, results: dict[str, dict[str, Any]], console: Console) -> None:
@@ -202,23 +193,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", choices=[*MODELS], default=[*MODELS])
-    parser.add_argument("--layouts", nargs="+", choices=[*LAYOUTS], default=[*LAYOUTS])
+    parser.add_argument("--layouts", nargs="+", choices=[*PLANNED], default=[*PLANNED], metavar="LAYOUT")
     parser.add_argument("--out", type=Path, default=None, help="write JSON here")
     arguments = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {model: {} for model in arguments.models}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build_corpus(folder, documents=60).rename(folder / "corpus")
-        build_pairs(folder / "pairs")
-        for model in arguments.models:
-            path = write_run(folder, model)
-            found[model] = {}
-            for layout in arguments.layouts:
-                world, overrides = LAYOUTS[layout]
-                found[model][layout] = compare(path, world, overrides)
-            show(model, found[model], console)
-    save(found, arguments.out)
+        data = build_datasets(folder)
+        import_megatron()
+        for model, layout in track(
+            [*product(arguments.models, arguments.layouts)], "layouts", console=console
+        ):
+            found[model][layout] = compare(folder, data, model, layout)
+            save(found, arguments.out, quiet=True)
+    for model, results in found.items():
+        show(model, results, console)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ STEP = {
     "compute": "compute",
     "exchange": "messages within a replica",
     "bubble": "waiting for other stages",
-    "replicas": "replicas' messages, what backward does not hide",
+    "replicas": "replicas' messages, what computing does not hide",
     "update": "update",
 }
 

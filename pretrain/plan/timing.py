@@ -1,7 +1,7 @@
 """How long a step takes, predicted from what it computes and sends.
 
 A rank's step is `m` micro-batches, the idle time of the pipeline, what of the replicas' exchange does not hide
-behind the last backward pass, and the update:
+behind the computation, and the update:
 
     t = m (compute + exchange) (1 + bubble) + max(0, replicas - hidden) + update
 
@@ -9,6 +9,7 @@ behind the last backward pass, and the update:
     exchange   bytes of the tensor, context and pipeline axes / the bandwidth of the links they cross: not hidden
     bubble     (stages - 1) / (chunks x m): 1F1B, and interleaved with several chunks per rank
     replicas   gradients and parameters between ranks with the same weights
+    hidden     m compute under ZeRO 3; else 0
     update     bytes that Adam reads and writes / the memory's bandwidth: the host's, with `parallel.offload`
 
 A collective over n ranks of b bytes (the larger side) puts (n - 1) / n b on a rank's link, an all-reduce twice that.
@@ -54,7 +55,7 @@ class StepTime:
     exchange: float
     bubble: float
     replicas: float
-    """What does not hide behind the backward pass."""
+    """What does not hide behind the computation."""
     update: float
 
     @property
@@ -142,8 +143,8 @@ def step_time(
     )
     link = bandwidth(parallel, "replicas", replicas, accelerator)
     between = seconds_of(between_replicas, "replicas", replicas, link)
-    # ZeRO 3 moves parameters and gradients beside every micro-batch, the others gradients beside the last one.
-    beside = compute if parallel.zero == 3 else compute / micro_batches * 2 / 3
+    # As the engines are set up, ZeRO 3 alone sends while it computes: the others send after a backward pass.
+    beside = compute if parallel.zero == 3 else 0.0
     share = parameters / (replicas if parallel.zero else 1)
     return StepTime(
         compute=compute,

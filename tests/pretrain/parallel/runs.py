@@ -20,11 +20,13 @@ run: {{name: tiny, folder: {folder}, steps: {steps}, device: cpu}}
 model: {{{model}, layers: 2, width: 32}}
 objective: {{kind: {objective}}}
 data: {{path: {data}, sequence_length: {length}, global_batch_rows: 8}}
-optim: {{lr: 5e-3, matrix_lr_multiplier: 1.0, warmup_steps: 2, weight_decay: 1e-3, clip_norm: 0.5}}
+optim: {{lr: 5e-3, matrix_lr_multiplier: 1.0, warmup_steps: 2, weight_decay: 1e-3, clip_norm: 0.5, epsilon: 1e-6}}
 parallel: {{zero: 0}}
 checkpoint: {{save_every_steps: null}}
 monitor: {{log_every_steps: 1, evaluate_every_steps: null, evaluate_rows: 8, sample_tokens: 4, tensorboard: false}}
 """
+"""Adam's first update divides a gradient by its own size: with its usual epsilon, what rounding makes of a gradient
+near zero is an update of full size."""
 MODELS = {
     "sigmoid": "family: sigmoid, heads: 4, kv_heads: 2, mlp_width: 64",
     "softmax": "family: softmax, heads: 4, mlp_width: 64, positions: rope, tied_head: false, layer_scale: 0.5",
@@ -128,9 +130,9 @@ def read_curve(folder: Path, gradient_norms: list[float]) -> Curve:
 
 
 def agree(one: Curve, other: Curve) -> None:
-    """Losses to five digits, norms to four."""
+    """To five digits."""
     assert one.logged == pytest.approx(other.logged, rel=1e-5, abs=1e-5)
-    assert one.gradient_norms == pytest.approx(other.gradient_norms, rel=1e-4)
+    assert one.gradient_norms == pytest.approx(other.gradient_norms, rel=1e-5)
 
 
 def difference(one: Curve, other: Curve) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 TENSOR, SEQUENCE, CONTEXT = "parallel.tensor=2", "parallel.sequence=true", "parallel.context=2"
 PIPELINE, CHUNKS = "parallel.pipeline=2", "parallel.pipeline_chunks=2"
@@ -27,6 +27,10 @@ class Layout:
 
     def suits(self, model: str) -> bool:
         return self.models is None or model in self.models
+
+    def also(self, *settings: str) -> Layout:
+        """The same with more settings."""
+        return replace(self, settings=(*self.settings, *settings))
 
 
 def _layout(ranks: int, *settings: str, zero: int = 0) -> Layout:

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.plan import LAYOUTS, compare, write_run
-from tests.corpus import build_corpus
+from benchmarks.plan import compare
+from tests.pretrain.parallel.runs import Datasets, build_datasets, import_megatron
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("planned")
-    build_corpus(folder, documents=40).rename(folder / "corpus")
-    return folder
+def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+    import_megatron()
+    return build_datasets(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize(
@@ -27,8 +26,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("softmax", "cp2"),
     ],
 )
-def test_memory_and_traffic_are_as_planned(model: str, layout: str, runs: Path) -> None:
-    world, overrides = LAYOUTS[layout]
-    found = compare(write_run(runs, model), world, overrides)
+def test_memory_and_traffic_are_as_planned(model: str, layout: str, data: Datasets, tmp_path: Path) -> None:
+    found = compare(tmp_path, data, model, layout)
     assert found["planned_over_measured"] == pytest.approx(1, abs=0.05)
     assert found["planned_traffic"] == found["measured_traffic"]
