@@ -2,8 +2,8 @@
 
 Both compute the cross-entropy of the same masked places of one row from its hidden states, forward and backward, head
 gradient included. Full: logits of every place of the row, then a mask; or of the masked places alone, unchunked. Ours:
-hidden states gathered first, logits made and dropped chunk by chunk. On a GPU the allocator counts; on a CPU a
-dispatch mode adds and subtracts the storages that operations make.
+hidden states gathered first, logits made and dropped chunk by chunk. On a GPU the allocator counts; on a CPU
+the plan's tracker.
 
     python -m benchmarks.diffusion_loss
     python -m benchmarks.diffusion_loss --vocabulary 131072 --masked 8192 --out benchmarks/results/diffusion-loss.json
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,49 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from benchmarks.common import save
 from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
+from pretrain.plan.tracker import TensorTracker
 
 GIB = 1 << 30
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the storages that operations inside it make, while they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = {
-            leaf.untyped_storage().data_ptr()
-            for leaf in tree_leaves((args, kwargs or {}))
-            if isinstance(leaf, Tensor)
-        }
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in inputs:
-                self._note(leaf)
-        return out
-
-    def _note(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if place in self._known or size == 0:
-            return
-        self._known.add(place)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, place, size)
-
-    def _forget(self, place: int, size: int) -> None:
-        self._known.discard(place)
-        self.live -= size
 
 
 def full_row(head: Head, hidden_NC: Tensor, targets_N: Tensor, places: Tensor) -> Tensor:
@@ -116,10 +79,10 @@ def measure(form: str, sizes: dict[str, int], device: torch.device) -> dict[str,
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - before
     else:
-        with LiveBytes() as counter:
+        with TensorTracker() as tracker:
             loss = FORMS[form](head, hidden, targets, places)
             loss.backward()
-        peak = counter.peak
+        peak = tracker.peak
     return {
         "peak_bytes": peak,
         "seconds": time.perf_counter() - began,

@@ -16,7 +16,7 @@ Order = Literal["contiguous", "balanced"]
 
 
 @dataclass(frozen=True)
-class RowPart:
+class SequencePart:
     """Which positions of every row: part `number` of `count`.
 
     order: "contiguous" cuts a row into `count` pieces, part p being piece p. "balanced" cuts it into 2 count, part p
@@ -55,7 +55,7 @@ class RowPart:
         return torch.cat([x[:, first:end] for first, end in self.ranges(x.shape[1])], dim=1)
 
 
-def part_of_batch(batch: Batch, part: RowPart) -> Batch:
+def part_of_batch(batch: Batch, part: SequencePart) -> Batch:
     """The batch as seen by one of the ranks that share its rows.
 
     Tokens, targets, weights and positions are the part's; segment ids stay those of the whole rows, for what a
@@ -75,7 +75,7 @@ def part_of_batch(batch: Batch, part: RowPart) -> Batch:
     )
 
 
-def _part_of_corruption(corruption: Corruption, part: RowPart) -> Corruption:
+def _part_of_corruption(corruption: Corruption, part: SequencePart) -> Corruption:
     rows, time = corruption.inputs.shape
     ranges = part.ranges(time)
     local_T = torch.full((time,), -1)

@@ -16,7 +16,8 @@ class Family:
     """One model family, as data and functions.
 
     config: a frozen dataclass with `family`, `problems(sequence_length)` and
-        `resolved(vocabulary=, sequence_length=)`.
+        `resolved(vocabulary=, sequence_length=)`; and for layouts `division_problems(parts)`,
+        `swap_problems(parts)` and `row_order`, as `models.layers.config.DecoderConfig` has them.
     build: a resolved config to the network, on the default device (meta too), its weights not yet drawn.
     sharding: module name pattern to split, over tensor-parallel ranks (`models.sharding`).
     flops_per_token: (config, sequence length) to training FLOPs, forward and backward.

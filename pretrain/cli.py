@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from enum import StrEnum
 from typing import Annotated
 
@@ -17,6 +18,8 @@ from pretrain.commands.evaluate_options import EvaluateOptions
 from pretrain.commands.generate_options import HowOptions, WhatOptions
 from pretrain.commands.options import with_options
 from pretrain.exit_codes import EXIT_USER_ERROR
+
+RANK_0_TELLS_S = 3.0
 
 app = typer.Typer(
     name="triptych",
@@ -165,8 +168,11 @@ def main() -> None:
         app(standalone_mode=True)
     except (UserError, DataError) as error:
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-        text = str(error) if rank == "0" else f"rank {rank}: {str(error).splitlines()[0]}"
-        print(f"error: {text}", file=sys.stderr)
+        if rank != "0":
+            # What all ranks find wrong, rank 0 tells, and torchrun or srun ends the others: the first of them to exit
+            # could end rank 0 before it has. What one rank finds, it tells itself.
+            time.sleep(RANK_0_TELLS_S)
+        print(f"error: {error}" if rank == "0" else f"error: rank {rank}: {error}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pretrain.config_section import Problem
+from pretrain.config_section import Problem, one_of
 
 if TYPE_CHECKING:
     from pretrain.config import DataSection, ParallelSection
@@ -27,7 +27,7 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
     size = parallel.tensor
     for message in model.division_problems(size):
         right = [n for n in range(1, max(2, model.heads + 1)) if not model.division_problems(n)]
-        yield Problem("parallel.tensor", f"{message}; use {_one_of(right)}", size, True)
+        yield Problem("parallel.tensor", f"{message}; use {one_of(right)}", size, True)
     if parallel.sequence and size == 1:
         message = "the ranks of the tensor axis share the positions: set parallel.tensor above 1, or false"
         yield Problem("parallel.sequence", message, True, True)
@@ -90,7 +90,7 @@ def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem
             both = (
                 "" if parallel.tensor == 1 else f" (tensor x context = {parallel.tensor * parallel.context})"
             )
-            message = f"ranks of one row exchange positions for heads or channels{both}: {message}; use {_one_of(near)}"
+            message = f"ranks of one row exchange positions for heads or channels{both}: {message}; use {one_of(near)}"
             yield Problem("parallel.context", message, parallel.context, True)
 
 
@@ -106,7 +106,7 @@ def check_pipeline(parallel: ParallelSection, model: Any, data: DataSection) -> 
     elif chunks > 1 and model.layers % (ranks * chunks):
         right = [n for n in range(1, model.layers // ranks + 1) if model.layers % (ranks * n) == 0]
         message = f"{model.layers} blocks do not divide by {ranks} ranks of {chunks} chunks"
-        instead = f"use {_one_of(right)}" if right else "use 1, with which ranks need not have equally many"
+        instead = f"use {one_of(right)}" if right else "use 1, with which ranks need not have equally many"
         yield Problem("parallel.pipeline_chunks", f"{message}; {instead}", chunks, True)
     if chunks > 1 and data.global_batch_rows % ranks:
         message = f"interleaved, each rank's rows make a multiple of {ranks} micro-batches; use a multiple of {ranks}"
@@ -146,8 +146,3 @@ def check_offload(parallel: ParallelSection) -> Iterator[Problem]:
     elif parallel.zero == 0:
         message = "only ZeRO's optimizer can lie in host memory: set parallel.zero=1, 2 or 3, or none"
         yield Problem("parallel.offload", message, parallel.offload, True)
-
-
-def _one_of(numbers: list[int]) -> str:
-    words = [str(number) for number in numbers]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

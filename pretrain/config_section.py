@@ -35,3 +35,9 @@ def told(what: str, problems: Sequence[Problem], advice: str = "") -> str:
     count = f"{len(problems)} problem" + ("s" if len(problems) > 1 else "")
     lines = [str(problem) for problem in problems] + ([advice] if advice else [])
     return "\n  ".join([f"{what}, {count}:", *lines])
+
+
+def one_of(numbers: Sequence[int]) -> str:
+    """ "1", "1 or 2", "1, 2 or 4"."""
+    words = [str(number) for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

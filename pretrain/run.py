@@ -41,6 +41,7 @@ from pretrain.parallel.mesh import Mesh, build_mesh
 from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
+from pretrain.parallel.stages import build_parts, whole_model
 from pretrain.run_data import DiffusionData, RunData, TaskData, TextData, open_run_data
 from pretrain.run_folder import RunFolder, write_config
 from pretrain.signals import StopRequest
@@ -207,18 +208,15 @@ def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
         return _build_megatron(config, mesh, device)
     from pretrain.engine.deepspeed import DeepSpeedEngine
 
-    family = families[config.model.family]
-    with torch.device("meta"):
-        model = family.build(config.model)
+    sharding = families[config.model.family].sharding
     parallelized = parallelize(
-        model, family.sharding, mesh, config.parallel, device=device, seed=config.run.seed
+        whole_model(config), sharding, mesh, config.parallel, device=device, seed=config.run.seed
     )
     return DeepSpeedEngine(parallelized, config, mesh, device)
 
 
 def _build_megatron(config: Config, mesh: Mesh, device: torch.device) -> Engine:
     from pretrain.engine.megatron import MegatronEngine
-    from pretrain.parallel.stages import build_parts, whole_model
 
     # The rules that set learning rates look at the whole model's size.
     scaled = resolve(config, whole_model(config))

@@ -14,7 +14,7 @@ from models.layers.linear import Linear
 
 
 class Head(Linear):
-    """`hidden weight^T`. A head whose vocabulary is divided over ranks has the same calls.
+    """`hidden weight^T`. A head whose vocabulary is divided over ranks has `columns`, `whole` and `losses` of its own.
 
     Call it as a module, so that hooks on it run: under ZeRO 3 its weight is here during the call alone.
     """
@@ -45,9 +45,16 @@ class Head(Linear):
         """
         logits = super().forward(hidden)
         if targets_N is None:
-            return logits
-        return self.losses(logits[..., :size].float(), targets_N, normalisers)
+            return self.whole(logits)
+        return self.losses(logits, targets_N, size, normalisers)
 
-    def losses(self, logits_NV: Tensor, targets_N: Tensor, normalisers: bool) -> tuple[Tensor, Tensor | None]:
-        each_N = cross_entropy(logits_NV, targets_N, reduction="none")
-        return each_N, logits_NV.logsumexp(-1) if normalisers else None
+    def whole(self, logits: Tensor) -> Tensor:
+        """The logits of all ids."""
+        return logits
+
+    def losses(
+        self, logits_NV: Tensor, targets_N: Tensor, size: int | None, normalisers: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        wide_NV = logits_NV[:, :size].float()
+        each_N = cross_entropy(wide_NV, targets_N, reduction="none")
+        return each_N, wide_NV.logsumexp(-1) if normalisers else None

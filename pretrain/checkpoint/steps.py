@@ -6,7 +6,8 @@ import json
 import logging
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 META_NAME = "meta.json"
 STEP_PATTERN = re.compile(r"step_(\d{8,})")
-RESTORE = (
-    "Put the files back from a copy, or take another step: `triptych checkpoint verify` says which are whole"
-)
 PARTIAL_PATTERN = re.compile(r"step_\d{8,}\.(partial|attempt-\d+)")
 """A step while it is being written, or what an interrupted save left: named after its writer."""
 
@@ -89,6 +87,18 @@ def step_folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(filter(is_step_folder, folder.iterdir()), key=step_of, reverse=True)
+
+
+@contextmanager
+def telling_how_to_restore() -> Iterator[None]:
+    """Within it a CheckpointError of a step that was asked for, and is damaged, says what to do."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}. Put the files back from a copy, or take another step: `triptych checkpoint verify` says which "
+            "are whole"
+        ) from error
 
 
 def verify_step(folder: Path, *, checksums: bool = True) -> Manifest:

@@ -37,7 +37,6 @@ from pretrain.checkpoint.ranks import Ranks, describe, unwrapped
 from pretrain.checkpoint.staging import Stager, Views, collect
 from pretrain.checkpoint.steps import (
     META_NAME,
-    RESTORE,
     StepInfo,
     is_step_folder,
     list_steps,
@@ -50,6 +49,7 @@ from pretrain.checkpoint.steps import (
     step_folders,
     step_name,
     step_of,
+    telling_how_to_restore,
     verify_step,
 )
 from pretrain.checkpoint.storage import ChecksummingWriter, ChunkReader
@@ -400,10 +400,8 @@ class CheckpointStore:
             is_known = self._is_own(path) and step_of(path) in self._known_whole
             return read_manifest(path) if is_known else None
 
-        try:
+        with telling_how_to_restore():
             return self._ranks.on_first(known) or self._verify(path)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}. {RESTORE}") from error
 
     def _is_own(self, path: Path) -> bool:
         """Whether a step is one of this store's, and not of another run that this one starts from."""

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from pretrain.checkpoint.boxes import Boxes
 from pretrain.checkpoint.planner import BoxesLoadPlanner, check_cover
 from pretrain.checkpoint.ranks import describe, unwrapped
-from pretrain.checkpoint.steps import RESTORE, verify_step
+from pretrain.checkpoint.steps import telling_how_to_restore, verify_step
 from pretrain.checkpoint.storage import ChunkReader
 from pretrain.errors import CheckpointError
 
@@ -38,10 +38,8 @@ def load_weights(path: Path, names_to_tensors: dict[str, Tensor], *, checksums: 
     """
     path = Path(path)
     try:
-        try:
+        with telling_how_to_restore():
             verify_step(path, checksums=checksums)
-        except CheckpointError as error:
-            raise CheckpointError(f"{error}. {RESTORE}") from error
         check_parameters(
             {name: tuple(tensor.shape) for name, tensor in names_to_tensors.items()},
             read_parameter_shapes(path),

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from pretrain.config import Config
     from pretrain.hardware import Accelerator
 
-GIB = 1 << 30
+GIB, MIB = 1 << 30, 1 << 20
+LAUNCHES_S = 0.05
+"""Some thousand kernels of a step, each launched in some 10 microseconds, take about as long."""
+SHOWN = 5e-4
+"""Share of the whole from which a row is shown."""
 
 
 def print_plan(
@@ -30,18 +34,23 @@ def print_plan(
     price: float | None,
     suggest: bool = False,
 ) -> None:
-    config = load_config(path, overrides)
+    config = load_config(path, overrides, gpus)
     if gpus is None:
         gpus = max(1, config.launch.nodes * config.launch.gpus_per_node)
     plan = make_plan(config, gpus=gpus, gpu=gpu, mfu=mfu)
     console = Console(highlight=False)
     console.print(f"{config.run.name}: {config.model.family}, {sum(plan.parameters.values()):,} parameters")
+    console.print(f"on {gpus} x {plan.accelerator.name}: {describe(config.parallel)}")
     console.print(_parameters(plan))
-    console.print(_memory(plan, config))
-    if gpus > 1:
+    console.print(_memory(plan))
+    if plan.layout.traffic:
         console.print(_traffic(plan))
-    console.print(_training(plan, config, price))
     console.print(_step(plan))
+    if plan.layout.time.total < LAUNCHES_S:
+        console.print(
+            "a step this short takes longer: launches of kernels are not counted, nor data and logging"
+        )
+    console.print(_training(plan, config, price, is_predicted=mfu is None))
     console.print(_optimizer(plan, config))
     for warning in plan.optim.warnings:
         console.print(f"[bold]warning[/bold]: {warning}")
@@ -60,18 +69,28 @@ def _print_suggestions(config: Config, gpus: int, accelerator: Accelerator, cons
             "no layout of these GPUs fits; take more of them, a smaller model, or a shorter data.sequence_length"
         )
         return
-    table = Table("s/step", "GiB", "tokens/s per GPU", "MFU", box=None, pad_edge=False)
-    table.add_column("layouts that fit, fastest first", overflow="fold")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("s/step", "GiB", "tokens/s per GPU", "MFU"):
+        table.add_column(heading, justify="right")
+    table.add_column("layouts that fit, fastest first: add to the command line", overflow="fold")
     for one in found:
         seconds = one.layout.time.total
-        figures = (f"{seconds:.2f}", f"{one.layout.memory.total / GIB:.1f}")
-        speed = one.tokens_per_step / seconds / gpus
-        table.add_row(*figures, f"{speed:,.0f}", f"{one.mfu:.0%}", one.settings)
+        speed = f"{one.tokens_per_step / seconds / gpus:,.0f}"
+        memory = f"{one.layout.memory.total / GIB:.3g}"
+        table.add_row(f"{seconds:.3g}", memory, speed, f"{one.mfu:.0%}", one.settings or "nothing: as it is")
     console.print(table)
 
 
+def _table(title: str, *headings: str) -> Table:
+    """Words on the left, figures on the right."""
+    table = Table(title)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
 def _parameters(plan: Plan) -> Table:
-    table = Table("parameters", "count", "share", title_justify="left")
+    table = _table("parameters", "count", "share")
     total = sum(plan.parameters.values())
     for group, count in plan.parameters.items():
         table.add_row(group, f"{count:,}", f"{count / total:.1%}")
@@ -79,34 +98,66 @@ def _parameters(plan: Plan) -> Table:
     return table
 
 
-def _memory(plan: Plan, config: Config) -> Table:
-    parallel = config.parallel
-    where = f", stage {plan.layout.stage}" if parallel.pipeline > 1 else ""
-    title = f"memory per GPU ({plan.gpus} x {plan.accelerator.name}, {describe(parallel)}{where})"
-    table = Table(title, "GiB")
-    for kind in ("parameters", "gradients", "optimizer", "buffers", "activations", "logits", "update"):
-        table.add_row(kind, f"{getattr(plan.memory, kind) / GIB:.3f}")
-    table.add_row("most, during the passes", f"{plan.memory.during_passes / GIB:.3f}")
-    table.add_row("most, during the update", f"{plan.memory.during_update / GIB:.3f}")
-    table.add_row("of the GPU's", f"{plan.accelerator.memory_gib:.0f}")
-    if plan.memory.host:
-        table.add_row("in host memory", f"{plan.memory.host / GIB:.3f}")
+MEMORY = {
+    "parameters": "parameters",
+    "gradients": "gradients",
+    "optimizer": "optimizer states",
+    "buffers": "buffers of collectives",
+    "activations": "activations",
+    "logits": "logits and loss, beyond that peak",
+    "update": "fp32 gradients during the update",
+}
+
+
+def _memory(plan: Plan) -> Table:
+    memory, stage = plan.memory, plan.layout.stage
+    of_stage = "" if plan.layout.stages == 1 else f", pipeline stage {stage} (it holds most)"
+    unit, name = (GIB, "GiB") if memory.total >= GIB else (MIB, "MiB")
+    table = _table(f"memory per GPU{of_stage}", name)
+    for kind, words in MEMORY.items():
+        if getattr(memory, kind) >= SHOWN * memory.total:
+            table.add_row(words, f"{getattr(memory, kind) / unit:.3g}")
+    table.add_section()
+    table.add_row("most during forward and backward", f"{memory.during_passes / unit:.3g}")
+    table.add_row("most during the update", f"{memory.during_update / unit:.3g}")
+    table.add_row("the GPU has", f"{plan.accelerator.memory_gib * GIB / unit:,.0f}")
+    if memory.host:
+        table.add_row("beside it, in host memory", f"{memory.host / unit:.3g}")
     return table
+
+
+COLLECTIVES = {"allgather": "all-gather", "allreduce": "all-reduce", "alltoall": "all-to-all"}
+AXES = {"ends": "pipeline's ends", "replicas": "replicas (data x context)"}
 
 
 def _traffic(plan: Plan) -> Table:
-    table = Table("through the collectives of a GPU, per step", "of", "GB")
+    table = Table("a GPU's messages in one step, among", "by")
+    table.add_column("GB", justify="right")
     for (axis, kind), size in sorted(plan.layout.traffic.items()):
-        table.add_row(kind.removesuffix("_base").replace("_", "-"), f"{axis} axis", f"{size / 1e9:.3f}")
+        name = kind.removesuffix("_base")
+        by = COLLECTIVES.get(name, name.replace("_", "-"))
+        table.add_row(AXES.get(axis, axis), by, f"{size / 1e9:.3g}")
     return table
 
 
+STEP = {
+    "compute": "compute",
+    "exchange": "messages within a replica",
+    "bubble": "waiting for other stages",
+    "replicas": "replicas' messages, what computing does not hide",
+    "update": "update",
+}
+
+
 def _step(plan: Plan) -> Table:
-    layout, time = plan.layout, plan.layout.time
-    table = Table("predicted step", "seconds")
-    for kind in ("compute", "exchange", "bubble", "replicas", "update", "total"):
-        table.add_row(kind, f"{getattr(time, kind):.3f}")
-    table.add_row("bubble, of the working time", f"{layout.bubble:.1%}")
+    time = plan.layout.time
+    unit, name = (1.0, "seconds") if time.total >= 1 else (1e-3, "ms")
+    table = _table("predicted step", name, "share")
+    for kind, words in STEP.items():
+        seconds = getattr(time, kind)
+        if seconds >= SHOWN * time.total:
+            table.add_row(words, f"{seconds / unit:.3g}", f"{seconds / time.total:.1%}")
+    table.add_row("all", f"{time.total / unit:.3g}", "")
     return table
 
 
@@ -149,14 +200,13 @@ def _of_transfer(config: Config) -> list[tuple[str, float]]:
     return [*deviations, ("residual branches", residual_factor(transfer, model.layers))]
 
 
-def _training(plan: Plan, config: Config, price: float | None) -> Table:
+def _training(plan: Plan, config: Config, price: float | None, *, is_predicted: bool) -> Table:
     table = Table("training", "")
     rows = f"{config.data.global_batch_rows} rows x {config.data.sequence_length} tokens"
     table.add_row("FLOPs per token", f"{plan.flops_per_token:.4g} (forward + backward)")
     table.add_row("step", f"{rows} = {plan.tokens_per_step:,} tokens")
-    table.add_row(
-        "micro-batch", f"{plan.layout.micro_batch_rows} rows per GPU, {plan.layout.accumulation} per step"
-    )
+    each, number = plan.layout.micro_batch_rows, plan.layout.accumulation
+    table.add_row("micro-batches", f"{number} per step, of {each} row{'s' if each > 1 else ''}")
     table.add_row("steps, tokens", f"{config.run.steps:,}, {plan.tokens:.4g}")
     table.add_row("schedule", f"{config.optim.schedule}, {config.optim.warmup_steps} warm-up steps")
     if plan.attention_bias is not None:
@@ -164,11 +214,18 @@ def _training(plan: Plan, config: Config, price: float | None) -> Table:
         table.add_row(
             "attention bias", f"{plan.attention_bias:.4f}" + (" = -ln(sequence length)" if usual else "")
         )
-    table.add_row(
-        f"time at MFU {plan.mfu:.0%}", f"{plan.seconds / 86400:.2f} days, {plan.gpu_hours:,.0f} GPU hours"
-    )
+    reckoned = f"the predicted MFU, {plan.mfu:.0%}" if is_predicted else f"MFU {plan.mfu:.0%}"
+    hours = f"{plan.gpu_hours:,.0f}" if plan.gpu_hours >= 10 else f"{plan.gpu_hours:.2g}"
+    table.add_row(f"time at {reckoned}", f"{_duration(plan.seconds)}, {hours} GPU hours")
     speed = plan.tokens / plan.seconds
-    table.add_row("speed at that MFU", f"{speed:,.0f} tokens/s, {speed / plan.gpus:,.0f} per GPU")
+    table.add_row("speed at that", f"{speed:,.0f} tokens/s, {speed / plan.gpus:,.0f} per GPU")
     if price is not None:
         table.add_row(f"cost at {price:g} per GPU hour", f"{plan.gpu_hours * price:,.0f}")
     return table
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"

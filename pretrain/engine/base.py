@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from data_pipelines.batch import Batch
     from pretrain.objectives import Objective
     from pretrain.optim.scaling import Scaled
+    from pretrain.parallel.mesh import Mesh
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,27 @@ def means(names: Sequence[str], parts: Tensor) -> dict[str, float]:
     """Sum over weight of each part that has a weight. The host waits for the device."""
     pairs = zip(names, parts.tolist(), strict=True)
     return {name: total / weight for name, (total, weight) in pairs if weight}
+
+
+def weight_of_step(batch: Batch, objective: Objective, mesh: Mesh) -> Tensor:
+    """() how much the rows of all ranks count. Collective over the replicas."""
+    weight = objective.weight(batch)
+    if mesh.replicas.size > 1:
+        dist.all_reduce(weight, group=mesh.replicas.group)
+    return weight
+
+
+@contextlib.contextmanager
+def without_gradients(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The modules as they evaluate; afterwards they train again."""
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in modules:
+            module.train()
 
 
 class Engine(Protocol):

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
-from pretrain.engine.base import Evaluation, StepReport, means
+from pretrain.engine.base import Evaluation, StepReport, means, weight_of_step, without_gradients
 from pretrain.engine.buckets import bucket_elements, small_parameter
 from pretrain.engine.clip import clip_by_global_norm
 from pretrain.engine.fragments import (
@@ -68,7 +68,7 @@ class DeepSpeedEngine:
         groups = optimizer_groups(parallelized.model.named_parameters(), self.scaled, config)
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        self._micro_rows = micro_batch_rows(config.data, mesh.data.size)
+        self._micro_rows = micro_batch_rows(config.data, mesh.data.size, config.parallel)
         self._clip_norm = config.optim.clip_norm
         self._clips_itself = config.parallel.zero > 0
         in_node = share_within_node(mesh) if config.parallel.zero_group == "node" else 1
@@ -90,13 +90,10 @@ class DeepSpeedEngine:
         set_learning_rate(self._optimizer.param_groups, lr_factor)
         tokens = batch.tokens.numel() * self._mesh.data.size
         batch = self._sequences.part_of(batch).to(self._device, non_blocking=True)
-        weight = objective.weight(batch)
-        if self._mesh.replicas.size > 1:
-            dist.all_reduce(weight, group=self._mesh.replicas.group)
-        # DeepSpeed averages gradients over the replicas; the sum over all tokens is what we divide.
-        scale = self._mesh.replicas.size / weight.clamp(
-            min=1
-        )  # a step without a single target has no gradient
+        weight = weight_of_step(batch, objective, self._mesh)
+        # DeepSpeed averages gradients over the replicas; the sum over all tokens is what we divide. A step without a
+        # single target has no gradient, and must not have NaN.
+        scale = self._mesh.replicas.size / weight.clamp(min=1)
         loss_sum = torch.zeros((), device=self._device)
         part_sums = self._no_parts(objective)
         gradient_norm = None
@@ -124,7 +121,7 @@ class DeepSpeedEngine:
         weight = torch.zeros((), dtype=torch.float64, device=self._device)
         # The first row is the loss.
         sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
-        with self._without_gradients():
+        with without_gradients((self._engine,)):
             for batch in batches:
                 on_device = self._sequences.part_of(batch).to(self._device)
                 _, loss, parts = self._engine.module(on_device, objective)
@@ -137,17 +134,8 @@ class DeepSpeedEngine:
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:
-        with self._without_gradients(), self._sequences.whole_rows():
+        with without_gradients((self._engine,)), self._sequences.whole_rows():
             yield self._engine.module.model
-
-    @contextlib.contextmanager
-    def _without_gradients(self) -> Iterator[None]:
-        self._engine.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            self._engine.train()
 
     # -------------------------------------------------------------------------------------------- state
 

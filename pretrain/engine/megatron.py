@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
-from pretrain.engine.base import Evaluation, StepReport, means
+from pretrain.engine.base import Evaluation, StepReport, means, weight_of_step, without_gradients
 from pretrain.engine.clip import joint_norm
 from pretrain.engine.megatron_optimizer import (
     Named,
@@ -85,9 +85,7 @@ class MegatronEngine:
         set_learning_rate(self._updater.adam.param_groups, lr_factor)
         tokens = batch.tokens.numel() * self._mesh.data.size
         batch = self._sequences.part_of(batch).to(self._device, non_blocking=True)
-        weight = objective.weight(batch)
-        if self._mesh.replicas.size > 1:
-            dist.all_reduce(weight, group=self._mesh.replicas.group)
+        weight = weight_of_step(batch, objective, self._mesh)
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
         # Megatron sums gradients over the replicas (calculate_per_token_loss): what is left is to divide by all tokens.
@@ -162,7 +160,7 @@ class MegatronEngine:
 
     def evaluate(self, batches: Iterable[Batch], objective: Objective) -> Evaluation:
         sums = torch.zeros((1 + len(objective.parts), 2), dtype=torch.float64, device=self._device)
-        with self._without_gradients():
+        with without_gradients(self._chunks):
             for group in self._groups(batches):
                 loss, parts = self._run(group, objective, 1.0, train=False)
                 sums[0, 0] += loss
@@ -184,21 +182,10 @@ class MegatronEngine:
     @contextlib.contextmanager
     def inference(self) -> Iterator[nn.Module]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._without_gradients())
+            stack.enter_context(without_gradients(self._chunks))
             for part in self._parts:
                 stack.enter_context(part.sequences.whole_rows())
             yield self._staged
-
-    @contextlib.contextmanager
-    def _without_gradients(self) -> Iterator[None]:
-        for chunk in self._chunks:
-            chunk.eval()
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for chunk in self._chunks:
-                chunk.train()
 
     # -------------------------------------------------------------------------------------------- state
 

@@ -96,7 +96,7 @@ class StagedModel(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """(..., C) to logits (..., V)."""
         head: nn.Module | None = self.parts[-1].head  # type: ignore[assignment]
-        logits = None if self._pipeline.rank != self._pipeline.size - 1 else head(hidden)  # type: ignore[misc]
+        logits = head(hidden) if self._pipeline.is_last else None  # type: ignore[misc]
         return self._from(self._pipeline.size - 1, logits)
 
     def new_state(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.batch import Batch, Cursor
+from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.layout import grid_positions, read_layout
 from data_pipelines.vocabulary import Vocabulary
 from models.layers.head import Head
@@ -37,6 +37,11 @@ class MixedRows(Protocol):
     mixture: Mixture
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch: ...
+
+
+def corruption_of(batch: Batch) -> Corruption:
+    assert batch.corruption is not None, "this batch did not come from CorruptedRows"
+    return batch.corruption
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,13 @@ class MaskedDiffusion:
 
     def weight(self, batch: Batch) -> Tensor:
         """Tokens that are learned, masked in this draw or not."""
-        assert batch.corruption is not None, "this batch did not come from CorruptedRows"
-        return batch.corruption.targets.sum(dtype=torch.float32)
+        return corruption_of(batch).targets.sum(dtype=torch.float32)
 
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        assert batch.corruption is not None, "this batch did not come from CorruptedRows"
-        return batch.corruption.inputs, batch.segment_ids, batch.positions
+        return corruption_of(batch).inputs, batch.segment_ids, batch.positions
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
-        corruption = batch.corruption
-        assert corruption is not None, "this batch did not come from CorruptedRows"
+        corruption = corruption_of(batch)
         hidden_BTC = model(*self.inputs(batch))
         head: Head = model.head  # type: ignore[assignment]
         ce_N = each_cross_entropy(

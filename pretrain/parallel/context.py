@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from data_pipelines.parts import RowPart, part_of_batch
+from data_pipelines.parts import SequencePart, part_of_batch
 from models.layers.conv import CausalConv
 from models.mamba2.mixer import Mamba2Mixer
 from models.pararnn.cells import Cell
@@ -40,7 +40,7 @@ class SharedSequences:
     def __init__(self, model: Any, mesh: Mesh) -> None:
         self._model = model
         self.exchange = Exchange(mesh.context)
-        self.part = RowPart(mesh.context.rank, mesh.context.size, model.config.row_order)
+        self.part = SequencePart(mesh.context.rank, mesh.context.size, model.config.row_order)
         self.shared = False
         self._share(mesh.context.size > 1)
 

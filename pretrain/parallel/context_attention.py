@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data_pipelines.parts import RowPart
+from data_pipelines.parts import SequencePart
 from kernels.sigmoid_attention import sigmoid_attention
 from models.layers.attention import Attention
 from models.sigmoid.mixer import SigmoidAttention
@@ -35,7 +35,7 @@ from pretrain.parallel.exchange import Exchange, gather, swap
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-def gathered_attend(attention: SigmoidAttention, part: RowPart, exchange: Exchange) -> Attend:
+def gathered_attend(attention: SigmoidAttention, part: SequencePart, exchange: Exchange) -> Attend:
     """`SigmoidAttention.attend` for a rank that has a part of the positions: its queries, everybody's keys.
 
     A causal piece of queries is given the keys up to its end and no others, so that the balanced order gives all
@@ -70,7 +70,7 @@ def gathered_attend(attention: SigmoidAttention, part: RowPart, exchange: Exchan
     return attend
 
 
-def in_order(x: Tensor, part: RowPart) -> Tensor:
+def in_order(x: Tensor, part: SequencePart) -> Tensor:
     """What all ranks hold, (P, X, B, S, ...) with any X, as whole rows (X, B, T, ...)."""
     if part.order == "contiguous":
         return x.movedim(0, 2).flatten(2, 3)

@@ -5,6 +5,8 @@ Shape suffixes: P ranks of the axis.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,7 +56,8 @@ class Exchange:
 
     def maximum(self, x: Tensor) -> Tensor:
         """The elementwise maximum of all ranks' x; infinity where one is not a number."""
-        out = torch.where(x.isnan(), torch.full_like(x, float("inf")), x)
+        # A maximum over ranks may lose a NaN.
+        out = x.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
         dist.all_reduce(out, op=dist.ReduceOp.MAX, group=self._group)
         return out
 
@@ -75,53 +78,33 @@ class Exchange:
 
 def gather(exchange: Exchange, x: Tensor) -> Tensor:
     """`Exchange.gather` with its gradient: each rank's x gets the sum of what all ranks made of it."""
-    out: Tensor = _Gather.apply(x, exchange)
+    out: Tensor = _Differentiable.apply(x, exchange.gather, exchange.scatter_sum)
     return out
 
 
 def swap(exchange: Exchange, x_P: Tensor) -> Tensor:
     """`Exchange.swap` with its gradient, which is a swap."""
-    out: Tensor = _Swap.apply(x_P, exchange)
+    out: Tensor = _Differentiable.apply(x_P, exchange.swap, exchange.swap)
     return out
 
 
 def from_left(exchange: Exchange, x: Tensor) -> Tensor:
     """`Exchange.from_left` with its gradient, which goes back to the left."""
-    out: Tensor = _FromLeft.apply(x, exchange)
+    out: Tensor = _Differentiable.apply(x, exchange.from_left, exchange.from_right)
     return out
 
 
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
-        ctx.exchange = exchange
-        return exchange.gather(x)
+class _Differentiable(torch.autograd.Function):
+    """A collective that is linear in x, and its transpose."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None]:
-        return ctx.exchange.scatter_sum(grad_P), None
-
-
-class _Swap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_P: Tensor, exchange: Exchange) -> Tensor:
-        ctx.exchange = exchange
-        return exchange.swap(x_P)
+    def forward(
+        ctx: Any, x: Tensor, collective: Callable[[Tensor], Tensor], transpose: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.transpose = transpose
+        return collective(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor, None]:
-        return ctx.exchange.swap(grad_P), None
-
-
-class _FromLeft(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
-        ctx.exchange = exchange
-        return exchange.from_left(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.exchange.from_right(grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transpose(grad), None, None

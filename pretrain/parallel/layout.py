@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pretrain.config_section import Problem, told
+from pretrain.config_section import Problem, one_of, told
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from pretrain.config import DataSection, ParallelSection
+
+SHOWN = 4  # numbers of ranks that a message names
 
 
 def world_problems(parallel: ParallelSection, world: int, global_batch_rows: int) -> Iterator[Problem]:
@@ -40,15 +42,14 @@ def data_parallel_size(parallel: ParallelSection, world: int, global_batch_rows:
     return _data_ranks(parallel, world)
 
 
-def micro_batch_rows(data: DataSection, data_ranks: int, parallel: ParallelSection | None = None) -> int:
+def micro_batch_rows(data: DataSection, data_ranks: int, parallel: ParallelSection) -> int:
     """Rows per forward pass of one rank: what the config says, at most all of the rank's rows.
 
-    parallel: a pipeline wants several micro-batches; auto takes the most rows that leave four of them per stage, or
-        as many as there can be. The layout must fit (`world_problems`).
+    A pipeline wants several micro-batches: auto takes the most rows that leave four of them per stage, or as many as
+    there can be. The layout must fit (`world_problems`).
     """
     rows = data.global_batch_rows // data_ranks
-    stages = 1 if parallel is None else parallel.pipeline
-    multiple = 1 if parallel is None else _interleaved_stages(parallel)
+    stages, multiple = parallel.pipeline, _interleaved_stages(parallel)
     fitting = [n for n in range(1, rows + 1) if rows % n == 0 and rows // n % multiple == 0]
     assert fitting, "the layout was not checked: world_problems"
     if data.micro_batch_rows == "auto":
@@ -62,9 +63,10 @@ def _row_problems(parallel: ParallelSection, rows: int, data_ranks: int) -> Iter
     """What is wrong with so many rows of a step for so many data-parallel ranks."""
     stages = _interleaved_stages(parallel)
     if rows % data_ranks:
-        right = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+        right = [n for n in range(1, rows + 1) if rows % n == 0]
+        near = sorted(sorted(right, key=lambda n: abs(n - data_ranks))[:SHOWN])
         message = (
-            f"does not divide by {data_ranks} data-parallel ranks; use {', '.join(right[-6:])} ranks, or a multiple "
+            f"does not divide by {data_ranks} data-parallel ranks; use {one_of(near)} ranks, or a multiple "
             f"of {data_ranks * stages} rows"
         )
         yield Problem("data.global_batch_rows", message, rows, True)

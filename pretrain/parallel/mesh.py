@@ -80,6 +80,7 @@ def build_mesh(parallel: ParallelSection, host_backend: str = "gloo") -> Mesh:
             create_gloo_process_groups=False,
         )
     tensor = _axis(parallel_state.get_tensor_model_parallel_group())
+    assert tensor.size == parallel.tensor, "this process has Megatron's groups of another layout"
     replicas = _axis(parallel_state.get_data_parallel_group(with_context_parallel=True))
     return Mesh(
         data=_axis(parallel_state.get_data_parallel_group()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config_parallel import layout_problems
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 AXES = ("tensor", "context", "pipeline")
 PER_OTHER_KEY = 0.1
 """What changing another key counts, where doubling an axis counts 1."""
+MOST = 64
+"""Ranks along an axis that are looked at where the number of processes is not known."""
 
 
 def check_layout(config: Config, world: int) -> None:
@@ -52,16 +54,15 @@ def nearest_layout(
 
     It has the same rows. Where an axis rules out another setting, that is changed too.
     """
-    sizes = itertools.product(*(_sizes(parallel, axis, model, world) for axis in AXES))
-    candidates = (_settled(parallel, dict(zip(AXES, of, strict=True)), model, data) for of in sizes)
-    for candidate in sorted(candidates, key=lambda one: _distance(parallel, one)):
-        if next(problems_of(candidate, model, data, world), None) is None:
-            return candidate
-        if world is not None and candidate.data != "auto":
-            free = candidate.model_copy(update={"data": "auto"})
-            if next(problems_of(free, model, data, world), None) is None:
-                return free
-    return None
+    nearest, distance = None, math.inf
+    for sizes in sorted(_all_sizes(parallel, model, world), key=lambda sizes: _ratios(parallel, sizes)):
+        if _ratios(parallel, sizes) >= distance:
+            break  # other keys only add to it
+        settled = _settled(parallel, sizes, model, data)
+        for one in (settled, settled.model_copy(update={"data": "auto"})):
+            if _distance(parallel, one) < distance and not any(problems_of(one, model, data, world)):
+                nearest, distance = one, _distance(parallel, one)
+    return nearest
 
 
 def advice(parallel: ParallelSection, model: Any, data: DataSection, world: int | None) -> str:
@@ -71,20 +72,27 @@ def advice(parallel: ParallelSection, model: Any, data: DataSection, world: int 
         return (
             "no layout of this model takes these rows; change data.sequence_length or data.global_batch_rows"
         )
-    changed = (
+    return f"the nearest layout that fits: {' '.join(overrides(parallel, nearest))}"
+
+
+def overrides(before: ParallelSection, after: ParallelSection) -> list[str]:
+    """What to write on the command line to make one layout of another."""
+    return [
         f"parallel.{key}={str(value).lower()}"
-        for key, value in nearest.model_dump().items()
-        if value != getattr(parallel, key)
-    )
-    return f"the nearest layout that fits: {' '.join(changed)}"
+        for key, value in after.model_dump().items()
+        if value != getattr(before, key)
+    ]
+
+
+def _all_sizes(parallel: ParallelSection, model: Any, world: int | None) -> Iterator[dict[str, int]]:
+    for sizes in itertools.product(*(_sizes(parallel, axis, model, world) for axis in AXES)):
+        if world is None or world % math.prod(sizes) == 0:
+            yield dict(zip(AXES, sizes, strict=True))
 
 
 def _sizes(parallel: ParallelSection, axis: str, model: Any, world: int | None) -> Iterable[int]:
     """Of one axis, those worth a look: few enough that all combinations can be tried."""
-    asked = getattr(parallel, axis)
-    most = min(max(8, 2 * asked), 64)
-    if world is not None:
-        most = min(most, world)
+    most = min(max(8, 2 * getattr(parallel, axis)), MOST if world is None else world)
     sizes = [n for n in range(1, most + 1) if world is None or world % n == 0]
     if axis == "tensor":
         return [n for n in sizes if not model.division_problems(n)]
@@ -94,7 +102,7 @@ def _sizes(parallel: ParallelSection, axis: str, model: Any, world: int | None) 
 
 
 def _settled(
-    parallel: ParallelSection, sizes: dict[str, int], model: Any, data: DataSection
+    parallel: ParallelSection, sizes: Mapping[str, int], model: Any, data: DataSection
 ) -> ParallelSection:
     """With these sizes; settings that they rule out are changed to what goes with any."""
     one = parallel.model_copy(update=sizes)
@@ -109,14 +117,20 @@ def _settled(
         one = one.model_copy(update={"zero": 1})
     if one.zero != 3:
         one = one.model_copy(update={"zero_group": "all"})
+    if one.chosen_engine == "megatron" or one.zero == 0:
+        one = one.model_copy(update={"offload": "none"})
     able = hasattr(model, "summary_problems") and not model.summary_problems()
     if one.recurrence == "summaries" and one.context > 1 and not able:
         one = one.model_copy(update={"recurrence": "channels"})
     return one
 
 
+def _ratios(asked: ParallelSection, sizes: Mapping[str, int]) -> float:
+    return sum(abs(math.log2(size / getattr(asked, axis))) for axis, size in sizes.items())
+
+
 def _distance(asked: ParallelSection, candidate: ParallelSection) -> float:
-    ratios = (getattr(candidate, axis) / getattr(asked, axis) for axis in AXES)
-    before = asked.model_dump(exclude=set(AXES))
-    others = sum(before[key] != value for key, value in candidate.model_dump(exclude=set(AXES)).items())
-    return sum(abs(math.log2(ratio)) for ratio in ratios) + PER_OTHER_KEY * others
+    others = sum(
+        getattr(asked, key) != getattr(candidate, key) for key in type(asked).model_fields if key not in AXES
+    )
+    return _ratios(asked, {axis: getattr(candidate, axis) for axis in AXES}) + PER_OTHER_KEY * others

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.sharding import Split
 from pretrain.checkpoint.fragments import Placement
+from pretrain.errors import ConfigError
 from pretrain.parallel.context import SharedSequences, share_sequences
 from pretrain.parallel.tensor import mark_parameters, shard_tensors
 from pretrain.parallel.weights import fill
@@ -70,9 +71,15 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def recompute_cheap(model: nn.Module) -> None:
-    """Have each layer recompute its large and cheap part; what that is, the layers with `recompute` say."""
+    """Have each layer recompute its large and cheap part; what that is, the layers with `recompute` say.
+
+    Raises ConfigError for a model without such layers.
+    """
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "recompute")]
-    assert layers, "no layer of this model knows what to recompute"
+    if not layers:
+        raise ConfigError(
+            "parallel.activation_checkpointing = selective: no layer of this model has a cheap part; use full or none"
+        )
     for layer in layers:
         layer.recompute = True
 

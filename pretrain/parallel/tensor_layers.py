@@ -8,7 +8,6 @@ Shape suffixes: B rows, T positions, C model width, N tokens, V vocabulary (here
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -17,11 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from models.layers.head import Head
+from pretrain.imports import quick_and_quiet
 from pretrain.parallel.mesh import Axis
 
-with warnings.catch_warnings():
-    # Megatron warns once per optional library that is not installed; none of them is used here.
-    warnings.simplefilter("ignore")
+with quick_and_quiet():
     from megatron.core import ModelParallelConfig
     from megatron.core.tensor_parallel.cross_entropy import VocabParallelCrossEntropy
     from megatron.core.tensor_parallel.layers import (
@@ -174,23 +172,19 @@ class SharedHead(Head):
     def columns(self) -> int:
         return self._columns
 
-    def forward(
-        self,
-        hidden: Tensor,
-        targets_N: Tensor | None = None,
-        *,
-        size: int | None = None,
-        normalisers: bool = False,
-    ) -> Any:
-        """As `Head.forward`, with equal results on all ranks."""
-        logits = linear(hidden, self.weight)
-        if targets_N is None:
-            whole = gather_from_tensor_model_parallel_region(logits, group=self._axis.group)
-            return whole[..., : self.out_features]
+    def whole(self, logits: Tensor) -> Tensor:
+        whole: Tensor = gather_from_tensor_model_parallel_region(logits, group=self._axis.group)
+        return whole[..., : self.out_features]
+
+    def losses(
+        self, logits_NV: Tensor, targets_N: Tensor, size: int | None, normalisers: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Equal on all ranks."""
         first = self._axis.rank * self._columns
         possible = max(0, min(self._columns, (self.out_features if size is None else size) - first))
-        wide_NV = logits.float()
-        each_N, normalisers_N = _SharedLosses.apply(wide_NV, targets_N, first, possible, self._axis.group)
+        each_N, normalisers_N = _SharedLosses.apply(
+            logits_NV.float(), targets_N, first, possible, self._axis.group
+        )
         return each_N, normalisers_N if normalisers else None
 
 

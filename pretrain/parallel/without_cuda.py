@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_stood_in = False
-
 
 def stand_in_for_cuda() -> None:
     """Answer Megatron's questions to torch.cuda for the CPU. Nothing happens where CUDA is there.
@@ -20,11 +18,8 @@ def stand_in_for_cuda() -> None:
     Call it after megatron.core is imported. Nobody else depends on the functions that are replaced: without CUDA
     they raise.
     """
-    global _stood_in
-    if _stood_in or torch.cuda.is_available():
-        return
-    torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment,return-value]
-    _stood_in = True
+    if not torch.cuda.is_available():
+        torch.cuda.current_device = _cpu  # type: ignore[assignment]
 
 
 def replace_cuda_literals(*modules: ModuleType) -> None:
@@ -46,6 +41,10 @@ def tensor_types_of_cuda() -> Iterator[None]:
         return
     with _TypesOfCuda():
         yield
+
+
+def _cpu() -> torch.device:
+    return torch.device("cpu")
 
 
 class _TorchOnCpu:

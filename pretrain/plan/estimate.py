@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+from torch import nn
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
@@ -20,9 +20,11 @@ from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.parallel.nearest import check_layout
+from pretrain.parallel.stages import whole_model
 from pretrain.plan.memory import BYTES, FP32_BYTES, Memory, most_in_flight, state_memory, with_passes
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
-from pretrain.plan.timing import StepTime, bubble_share, replica_traffic, step_time
+from pretrain.plan.timing import StepTime, replica_traffic, step_time
 from pretrain.plan.tracker import Traffic
 from pretrain.run_data import rounded_vocabulary
 
@@ -49,12 +51,9 @@ class Layout:
     memory: Memory
     stage: int
     """Of the pipeline: the rank that holds most is one of its."""
-    parameters: int
-    """On that rank, undivided by ZeRO."""
+    stages: int
     traffic: Traffic
     """Bytes through the collectives of one rank in one step, by axis and kind."""
-    bubble: float
-    """Idle time, as a share of the time that ranks work."""
     time: StepTime
     micro_batch_rows: int
     accumulation: int
@@ -99,10 +98,10 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
     accelerator = ACCELERATORS[gpu]
+    check_layout(config, gpus)
     config = resolved(config)
     family, model_config = families[config.model.family], config.model
-    with torch.device("meta"):
-        model = family.build(model_config)
+    model = whole_model(config)
     scaled = resolve(config, model)
     transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
     types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
@@ -113,7 +112,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     used = flops * tokens_per_step / (peak * layout.time.total) if mfu is None else mfu
     tokens = tokens_per_step * config.run.steps
     return Plan(
-        parameters=count_parameters(config),
+        parameters=_counted(config, model),
         layout=layout,
         flops_per_token=flops,
         tokens_per_step=tokens_per_step,
@@ -130,12 +129,14 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
 
 def count_parameters(config: Config) -> Mapping[str, int]:
     """Of a resolved config's model, by group."""
-    family = families[config.model.family]
-    with torch.device("meta"):
-        model = family.build(config.model)
+    return _counted(config, whole_model(config))
+
+
+def _counted(config: Config, model: nn.Module) -> Mapping[str, int]:
+    group_of = families[config.model.family].parameter_group
     groups: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        groups[family.parameter_group(name)] += parameter.numel()
+        groups[group_of(name)] += parameter.numel()
     return groups
 
 
@@ -184,9 +185,8 @@ def layout_of(
     return Layout(
         memory=with_passes(state, passes, accumulation=micro_batches, in_flight=in_flight),
         stage=stage,
-        parameters=parameters,
+        stages=parallel.pipeline,
         traffic=step + between + between_ends(config, stage, replicas),
-        bubble=bubble_share(config, micro_batches),
         time=step_time(
             config,
             accelerator,

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from models import families
-from pretrain.config_parallel import layout_problems
-from pretrain.errors import ConfigError
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
+from pretrain.parallel.nearest import overrides, problems_of
 from pretrain.parallel.stages import blocks_of_stages
 from pretrain.plan.estimate import Layout, layout_of, resolved
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
@@ -28,6 +27,8 @@ GIB = 1 << 30
 ROOM = 0.9
 """Of a GPU's memory that a layout may fill: the rest is the allocator's, the libraries' and what a plan overlooks."""
 CHECKPOINTING = ("none", "selective", "full")
+SIZES = (1, 2, 4, 8)
+"""Ranks along an axis, and rows of a micro-batch, that are tried: what crosses nodes is left to the replicas."""
 LONG_ROW = 16_384
 """Positions from which sharing a row is worth a look."""
 
@@ -35,7 +36,7 @@ LONG_ROW = 16_384
 @dataclass(frozen=True)
 class Suggestion:
     settings: str
-    """Overrides of the command line."""
+    """What to add to the command line; empty for the layout that was asked for."""
     division: tuple[int, int, int]
     """Tensor, context and pipeline sizes. Of one division the fastest is suggested."""
     layout: Layout
@@ -71,17 +72,21 @@ class _Linear:
 
 
 def describe(parallel: ParallelSection) -> str:
-    """The layout in words, ones left out."""
-    words = [f"{axis} {getattr(parallel, axis)}" for axis in ("tensor", "context", "pipeline")]
-    shown = [word for word in words if not word.endswith(" 1")]
-    if parallel.sequence:
-        shown.append("sequence")
-    shown.append(f"ZeRO {parallel.zero}")
-    if parallel.offload != "none":
-        shown.append("optimizer in host memory")
-    if parallel.activation_checkpointing != "none":
-        shown.append(f"{parallel.activation_checkpointing} checkpointing")
-    return ", ".join(shown)
+    """The layout in words, without what it does not have."""
+    words = {
+        f"tensor {parallel.tensor}": parallel.tensor > 1,
+        "sequence": parallel.sequence,
+        f"context {parallel.context}": parallel.context > 1,
+        "by summaries": parallel.context > 1 and parallel.recurrence == "summaries",
+        f"pipeline {parallel.pipeline}": parallel.pipeline > 1,
+        f"{parallel.pipeline_chunks} chunks each": parallel.pipeline_chunks > 1,
+        "Megatron's engine": parallel.engine == "megatron" and parallel.pipeline == 1,
+        f"ZeRO {parallel.zero}": True,
+        "a copy per node": parallel.zero_group == "node",
+        "optimizer in host memory": parallel.offload != "none",
+        f"{parallel.activation_checkpointing} checkpointing": parallel.activation_checkpointing != "none",
+    }
+    return ", ".join(word for word, shown in words.items() if shown)
 
 
 def suggest_layouts(config: Config, gpus: int, accelerator: Accelerator, count: int = 6) -> list[Suggestion]:
@@ -89,7 +94,7 @@ def suggest_layouts(config: Config, gpus: int, accelerator: Accelerator, count: 
     config = resolved(config)
     known: dict[Any, _Linear] = {}
     found = []
-    for parallel, rows in _candidates(config, gpus, accelerator):
+    for parallel, rows in _candidates(config, gpus):
         candidate = replace(
             config, parallel=parallel, data=config.data.model_copy(update={"micro_batch_rows": rows})
         )
@@ -97,8 +102,8 @@ def suggest_layouts(config: Config, gpus: int, accelerator: Accelerator, count: 
         if key not in known:
             known[key] = _simulated(candidate)
         layout = _layout(candidate, gpus, accelerator, known[key])
-        if layout is not None and layout.memory.total <= ROOM * accelerator.memory_gib * GIB:
-            found.append(_suggestion(candidate, gpus, accelerator, layout))
+        if layout.memory.total <= ROOM * accelerator.memory_gib * GIB:
+            found.append(_suggestion(config, candidate, gpus, accelerator, layout))
     found.sort(key=lambda one: one.layout.time.total)
     best: dict[tuple[int, int, int], Suggestion] = {}
     for one in found:
@@ -106,11 +111,10 @@ def suggest_layouts(config: Config, gpus: int, accelerator: Accelerator, count: 
     return list(best.values())[:count]
 
 
-def _candidates(config: Config, gpus: int, accelerator: Accelerator) -> Iterator[tuple[ParallelSection, int]]:
+def _candidates(config: Config, gpus: int) -> Iterator[tuple[ParallelSection, int]]:
     """Layouts that the model, the rows and the number of GPUs allow, with rows of a micro-batch."""
-    tensors = [n for n in (1, 2, 4, 8) if n <= accelerator.gpus_per_node]
-    contexts = (1, 2, 4, 8) if config.data.sequence_length >= LONG_ROW else (1,)
-    for tensor, context, pipeline in itertools.product(tensors, contexts, (1, 2, 4, 8)):
+    contexts = SIZES if config.data.sequence_length >= LONG_ROW else (1,)
+    for tensor, context, pipeline in itertools.product(SIZES, contexts, SIZES):
         for zero, checkpointing in itertools.product((1, 2, 3), CHECKPOINTING):
             changes = {
                 "data": "auto",
@@ -124,14 +128,11 @@ def _candidates(config: Config, gpus: int, accelerator: Accelerator) -> Iterator
                 "activation_checkpointing": checkpointing,
             }
             parallel = config.parallel.model_copy(update=changes)
-            if any(layout_problems(parallel, config.model, config.data)):
+            if any(problems_of(parallel, config.model, config.data, gpus)):
                 continue
-            try:
-                data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
-            except ConfigError:
-                continue
+            data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
             share = config.data.global_batch_rows // data_ranks
-            yield from ((parallel, rows) for rows in (1, 2, 4, 8) if share % rows == 0)
+            yield from ((parallel, rows) for rows in SIZES if share % rows == 0)
 
 
 def _simulated(config: Config) -> _Linear:
@@ -145,7 +146,7 @@ def _simulated(config: Config) -> _Linear:
     return _Linear(*passes)
 
 
-def _layout(config: Config, gpus: int, accelerator: Accelerator, linear: _Linear) -> Layout | None:
+def _layout(config: Config, gpus: int, accelerator: Accelerator, linear: _Linear) -> Layout:
     parallel = config.parallel
     data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
     rows = micro_batch_rows(config.data, data_ranks, parallel)
@@ -158,17 +159,15 @@ def _layout(config: Config, gpus: int, accelerator: Accelerator, linear: _Linear
     return max(layouts, key=lambda layout: layout.memory.total)
 
 
-def _suggestion(config: Config, gpus: int, accelerator: Accelerator, layout: Layout) -> Suggestion:
-    parallel = config.parallel
-    words = [f"parallel.{axis}={getattr(parallel, axis)}" for axis in ("tensor", "context", "pipeline")]
-    words = [word for word in words if not word.endswith("=1")]
-    if parallel.sequence:
-        words.append("parallel.sequence=true")
-    words += [f"parallel.zero={parallel.zero}", f"data.micro_batch_rows={layout.micro_batch_rows}"]
-    words.append(f"parallel.activation_checkpointing={parallel.activation_checkpointing}")
-    length = config.data.sequence_length
-    tokens = config.data.global_batch_rows * length
-    flops = families[config.model.family].flops_per_token(config.model, length) * tokens
-    peak = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * gpus
+def _suggestion(
+    asked: Config, candidate: Config, gpus: int, accelerator: Accelerator, layout: Layout
+) -> Suggestion:
+    words = overrides(asked.parallel, candidate.parallel)
+    if asked.data.micro_batch_rows != layout.micro_batch_rows:
+        words.append(f"data.micro_batch_rows={layout.micro_batch_rows}")
+    parallel, length = candidate.parallel, candidate.data.sequence_length
+    tokens = candidate.data.global_batch_rows * length
+    flops = families[candidate.model.family].flops_per_token(candidate.model, length) * tokens
+    peak = accelerator.peak_teraflops[candidate.precision.dtype] * 1e12 * gpus
     division = (parallel.tensor, parallel.context, parallel.pipeline)
     return Suggestion(" ".join(words), division, layout, tokens, flops / peak / layout.time.total)

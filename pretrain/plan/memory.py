@@ -77,7 +77,7 @@ def _deepspeed(parameters: int, config: Config, replicas: int, accumulation: int
         parameters=int(width * (share if zero == 3 else parameters)),
         gradients=int(width * (share if zero >= 2 else parameters)),
         optimizer=int(FP32_BYTES * (2 * parameters if zero == 0 else 3 * share)),
-        buffers=_buffers(parameters, config, accumulation),
+        buffers=_buffers(parameters, config, replicas, accumulation),
         update=int(FP32_BYTES * share) if zero and config.precision.dtype == "bf16" else 0,
         # Stage 3 has a place for the gradient share, and the bucket, from the first.
         gradients_wait=zero == 3,
@@ -95,13 +95,13 @@ def _offloaded(parameters: int, config: Config, replicas: int, accumulation: int
         parameters=int(width * (share if zero == 3 else parameters)),
         gradients=0 if zero >= 2 else width * parameters,
         optimizer=0,
-        buffers=_buffers(parameters, config, accumulation),
+        buffers=_buffers(parameters, config, replicas, accumulation),
         host=int((4 * FP32_BYTES + copies * width) * share),
         gradients_wait=zero == 3,
     )
 
 
-def _buffers(parameters: int, config: Config, accumulation: int) -> int:
+def _buffers(parameters: int, config: Config, replicas: int, accumulation: int) -> int:
     """Of gradients that are being reduced, and under stage 3 of gathered parameters."""
     zero, width = config.parallel.zero, BYTES[config.precision.dtype]
     bucket = width * bucket_elements(parameters) if zero else 0
@@ -110,7 +110,8 @@ def _buffers(parameters: int, config: Config, accumulation: int) -> int:
         bucket *= 2  # what it scattered last stays until the next
     if config.parallel.zero_group == "node":
         # The second copy: ranks of a node are numbered tensor first.
-        gathered += width * parameters // max(1, config.launch.gpus_per_node // config.parallel.tensor)
+        sharers = min(replicas, max(1, config.launch.gpus_per_node // config.parallel.tensor))
+        gathered += width * parameters // sharers
     return bucket + gathered
 
 

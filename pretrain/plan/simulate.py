@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
+from kernels.newton_rnn import Solver, newton
+from kernels.newton_rnn import split as newton_split
 from kernels.sigmoid_attention import op as sigmoid_op
+from models.pararnn import cells
 from models.softmax.mixer import SoftmaxAttention
 from pretrain.config_objective import MaskedDiffusionSection
 from pretrain.engine.buckets import small_parameter
@@ -90,7 +93,7 @@ def simulate(config: Config, mesh: Mesh, rows: int, *, on_cpu: bool = False) -> 
     # Built in the dtype it is trained in: tensors without storage cannot be cast in place.
     dtype = _default_dtype(DTYPES[config.precision.dtype])
     forms = contextlib.nullcontext() if on_cpu else _as_on_gpus()
-    with FakeTensorMode(allow_non_fake_inputs=True), dtype, forms:
+    with FakeTensorMode(allow_non_fake_inputs=True), dtype, forms, _recurrences_without_values():
         parts = build_parts(config, mesh, torch.device("cpu"))
         batch = pretended_batch(config, rows)
         objective = pretended_objective(config)
@@ -170,13 +173,31 @@ def axis_names(mesh: Mesh) -> Callable[[dist.ProcessGroup], str]:
 def _as_on_gpus() -> Iterator[None]:
     """Tensors without storage are a CPU's here. Its forms of two layers keep what a GPU's never make: the mask of
     softmax attention with ALiBi, and the weights of sigmoid attention where they are few."""
-    mask, few = SoftmaxAttention._mask, sigmoid_op.KEPT_ELEMENTS
-    SoftmaxAttention._mask = lambda *_: None  # type: ignore[assignment,method-assign]
-    sigmoid_op.KEPT_ELEMENTS = 0
+    with _replaced(SoftmaxAttention, "_mask", lambda *_: None), _replaced(sigmoid_op, "KEPT_ELEMENTS", 0):
+        yield
+
+
+@contextlib.contextmanager
+def _recurrences_without_values() -> Iterator[None]:
+    """Newton's method in plain torch takes the solver's `iterations`: a residual that has no value cannot end it. Nor
+    can the structure of a user's cell be looked at; it was when the whole model was built."""
+
+    def go_on(_worst: Tensor, taken: int, solver: Solver) -> tuple[bool, bool]:
+        return taken < solver.iterations, False
+
+    unchecked = _replaced(cells, "check_structure", lambda *_inputs, **_settings: None)
+    with _replaced(newton, "go_on", go_on), _replaced(newton_split, "go_on", go_on), unchecked:
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    usual = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        SoftmaxAttention._mask, sigmoid_op.KEPT_ELEMENTS = mask, few  # type: ignore[method-assign]
+        setattr(owner, name, usual)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ behind the computation, and the update:
     t = m (compute + exchange) (1 + bubble) + max(0, replicas - hidden) + update
 
     compute    FLOPs of a micro-batch on this rank / (EFFICIENCY x peak); what is recomputed counts
-    exchange   bytes of the tensor and context axes / the bandwidth of the links they cross: not hidden
+    exchange   bytes of the tensor, context and pipeline axes / the bandwidth of the links they cross: not hidden
     bubble     (stages - 1) / (chunks x m): 1F1B, and interleaved with several chunks per rank
     replicas   gradients and parameters between ranks with the same weights
     hidden     m compute under ZeRO 3; else 0
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from pretrain.plan.memory import BYTES, FP32_BYTES, LIVE_ELEMENTS
 
 if TYPE_CHECKING:
-    from pretrain.config import Config
+    from pretrain.config import Config, ParallelSection
     from pretrain.hardware import Accelerator
     from pretrain.plan.simulate import Passes
     from pretrain.plan.tracker import Traffic
@@ -41,11 +41,8 @@ RECOMPUTED = {"none": 0.0, "selective": 0.02, "full": 1 / 3}
 ADAM_PASSES = 8
 """Times that an update goes over an fp32 tensor of the rank's share: reads gradient, master and two moments, writes
 the last three, and the weight."""
-
-
 HOST_PASSES = 4
 """With `parallel.offload`, beside those and in the training dtype: gradients are copied in, weights out."""
-
 MEGATRON_BLOCK = 128
 """Megatron fills a sharded buffer up to a multiple of this and of the replicas."""
 
@@ -111,12 +108,12 @@ def seconds_of(traffic: Traffic, axis: str, ranks: int, gb_s: float) -> float:
     return moved / (gb_s * 1e9 * LINK_EFFICIENCY)
 
 
-def bandwidth(config: Config, axis: str, accelerator: Accelerator) -> float:
+def bandwidth(parallel: ParallelSection, axis: str, replicas: int, accelerator: Accelerator) -> float:
     """GB/s of the slowest link that an axis crosses: ranks are numbered tensor first, then context, data, pipeline."""
-    parallel = config.parallel
     reach = {"tensor": parallel.tensor, "context": parallel.tensor * parallel.context}
-    within = reach.get(axis, accelerator.gpus_per_node + 1) <= accelerator.gpus_per_node
-    return accelerator.node_gb_s if within else accelerator.network_gb_s
+    reach["replicas"] = parallel.tensor * replicas
+    reach["pipeline"] = reach["replicas"] * parallel.pipeline
+    return accelerator.node_gb_s if reach[axis] <= accelerator.gpus_per_node else accelerator.network_gb_s
 
 
 def step_time(
@@ -140,11 +137,12 @@ def step_time(
     compute = micro_batches * flops * (1 + RECOMPUTED[parallel.activation_checkpointing]) / peak
     sizes = {"tensor": parallel.tensor, "context": parallel.context, "pipeline": parallel.pipeline}
     exchange = micro_batches * sum(
-        seconds_of(traffic, axis, ranks, bandwidth(config, axis, accelerator))
+        seconds_of(traffic, axis, ranks, bandwidth(parallel, axis, replicas, accelerator))
         for axis, ranks in sizes.items()
         if ranks > 1
     )
-    between = seconds_of(between_replicas, "replicas", replicas, accelerator.network_gb_s)
+    link = bandwidth(parallel, "replicas", replicas, accelerator)
+    between = seconds_of(between_replicas, "replicas", replicas, link)
     # As the engines are set up, ZeRO 3 alone sends while it computes: the others send after a backward pass.
     beside = compute if parallel.zero == 3 else 0.0
     share = parameters / (replicas if parallel.zero else 1)

@@ -62,10 +62,6 @@ class TensorTracker(TorchDispatchMode):
             self._meet(tensor, count=True)
         return out
 
-    def mark(self) -> None:
-        """Let the peak count from here."""
-        self.peak = self.live
-
     def _meet(self, tensor: Tensor, *, count: bool) -> None:
         """Follow the tensor's storage from here, if it is met for the first time."""
         storage = tensor.untyped_storage()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.errors import DataError
-from data_pipelines.parts import RowPart, part_of_batch
+from data_pipelines.parts import SequencePart, part_of_batch
 
 orders = st.sampled_from(["contiguous", "balanced"])
 
@@ -52,7 +52,7 @@ def test_every_position_is_in_one_part(
     numbered = torch.arange(time).expand(rows, -1)
     seen = []
     for number in range(count):
-        part = RowPart(number, count, order)
+        part = SequencePart(number, count, order)
         made, place_BS = part_of_batch(whole, part), part.take(numbered)
         seen += place_BS[0].tolist()
         for name in ("tokens", "targets", "weights", "positions"):
@@ -74,7 +74,7 @@ def test_every_masked_token_is_in_one_part(
     found = []
     targets, part_targets = torch.zeros_like(drawn.targets), torch.zeros_like(drawn.part_targets)
     for number in range(count):
-        part = RowPart(number, count, order)
+        part = SequencePart(number, count, order)
         # As training does: its rows' part, then micro-batches of them.
         for row, micro in enumerate(part_of_batch(whole, part).split(1)):
             mine = micro.corruption
@@ -106,7 +106,7 @@ def test_every_masked_token_is_in_one_part(
 def test_balanced_parts_see_equally_much() -> None:
     """A causal query at position t has t + 1 keys."""
     work = [
-        sum(end * (end + 1) - first * (first + 1) for first, end in RowPart(p, 4, "balanced").ranges(64))
+        sum(end * (end + 1) - first * (first + 1) for first, end in SequencePart(p, 4, "balanced").ranges(64))
         for p in range(4)
     ]
     assert len(set(work)) == 1
@@ -114,4 +114,4 @@ def test_balanced_parts_see_equally_much() -> None:
 
 def test_rows_that_do_not_divide_are_refused() -> None:
     with pytest.raises(DataError, match="12 positions does not divide into 8"):
-        RowPart(0, 4, "balanced").ranges(12)
+        SequencePart(0, 4, "balanced").ranges(12)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.build import BuildOptions, build
+from pretrain import cli
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from tests.e2e.training import (
     Ended,
@@ -253,3 +254,13 @@ def test_a_second_run_in_the_same_folder_is_refused(scene: Scene) -> None:
         first.kill()
         first.wait(timeout=30)
     assert scene.train().code == EXIT_DONE  # the lock died with its owner
+
+
+def test_an_error_of_one_rank_is_told_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(cli, "RANK_0_TELLS_S", 0.1)
+    ended = run_forked("train", "configs/sigmoid/demo.yaml", "parallel.tensor=4", "optim.lr=-1")
+    assert ended.code == EXIT_USER_ERROR
+    assert "error: rank 1: config error" in ended.errors
+    assert "parallel.tensor = 4" in ended.errors and "optim.lr = -1" in ended.errors

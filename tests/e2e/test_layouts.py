@@ -1,4 +1,4 @@
-"""Every layout trains as one process does."""
+"""Replicas in any ZeRO stage train as one process does. `tests/pretrain/parallel` has two replicas and all axes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> tuple[dict[
     return losses(folder / "runs" / "tiny"), trained[0].gradient_norms
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize(("world", "zero"), [(1, 1), (1, 2), (1, 3), (4, 0), (4, 1), (4, 3)])
 def test_the_loss_curve_is_that_of_one_process(
     tmp_path: Path, corpus: Path, alone: tuple[dict[int, float], list[float]], world: int, zero: int
 ) -> None:

@@ -10,10 +10,9 @@ import pytest
 
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from pretrain.loop import train
-from tests.corpus import build_corpus
 from tests.e2e.training import run_forked
 from tests.pretrain.parallel.pipelines import run_in
-from tests.pretrain.parallel.runs import Datasets, import_megatron, write_run
+from tests.pretrain.parallel.runs import Datasets, write_run
 from tests.pretrain.parallel.table import LAYERS
 
 STEPS = 4
@@ -23,20 +22,17 @@ FIX = "Put the files back from a copy"
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> Path:
     """A run of four ranks, each with another part of the model, with steps 2 and 4 saved."""
-    import_megatron()
-    corpus = build_corpus(tmp_path_factory.mktemp("corpus"), documents=30)
     folder = tmp_path_factory.mktemp("saved")
-    run_in(folder, Datasets(corpus, ()), "sigmoid", 4, TP2_PP2, train, steps=STEPS)
-    shutil.copytree(corpus, folder / "data")
+    run_in(folder, data, "sigmoid", 4, TP2_PP2, train, steps=STEPS)
     return folder
 
 
 @pytest.fixture
-def run(tmp_path: Path, saved: Path) -> Path:
+def run(tmp_path: Path, saved: Path, data: Datasets) -> Path:
     shutil.copytree(saved, tmp_path / "copy")
-    write_run(tmp_path / "copy", Datasets(tmp_path / "copy" / "data", ()), "sigmoid", STEPS + 2)
+    write_run(tmp_path / "copy", data, "sigmoid", STEPS + 2)
     return tmp_path / "copy"
 
 

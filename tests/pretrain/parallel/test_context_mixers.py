@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from data_pipelines.parts import RowPart
+from data_pipelines.parts import SequencePart
 from kernels.newton_rnn import Solver
 from models.layers.attention import Attention, AttentionShape
 from models.layers.conv import CausalConv
@@ -31,7 +31,7 @@ from tests.pretrain.parallel.threads import ThreadExchange, run_threads
 
 ROWS, TIME, WIDTH = 2, 24, 16
 NEWTON = Solver(method="newton", iterations=8, max_iterations=8)
-Share = Callable[[Any, RowPart, ThreadExchange], None]
+Share = Callable[[Any, SequencePart, ThreadExchange], None]
 
 
 def segment_ids(lengths: list[list[int]]) -> Tensor:
@@ -77,8 +77,8 @@ def run(
     expected = outputs(plain, whole, ids_BT, positions_BT)
     (expected * goal_BTC).sum().backward()
 
-    def part_of_rank(exchange: ThreadExchange) -> tuple[RowPart, Tensor, Tensor, list[Tensor]]:
-        part = RowPart(exchange.rank, ranks, order)  # type: ignore[arg-type]
+    def part_of_rank(exchange: ThreadExchange) -> tuple[SequencePart, Tensor, Tensor, list[Tensor]]:
+        part = SequencePart(exchange.rank, ranks, order)  # type: ignore[arg-type]
         module = build()
         share(module, part, exchange)
         mine = part.take(x_BTC).requires_grad_()
@@ -119,11 +119,11 @@ def attention(kind: str, positions: str, causal: bool) -> Callable[[], nn.Module
     return lambda: drawn(SigmoidAttention(shape, -2.0) if kind == "sigmoid" else SoftmaxAttention(shape))
 
 
-def share_gathered(module: SigmoidAttention, part: RowPart, exchange: ThreadExchange) -> None:
+def share_gathered(module: SigmoidAttention, part: SequencePart, exchange: ThreadExchange) -> None:
     module.attend = gathered_attend(module, part, exchange)  # type: ignore[method-assign]
 
 
-def share_swapped(module: Attention, part: RowPart, exchange: ThreadExchange) -> None:
+def share_swapped(module: Attention, part: SequencePart, exchange: ThreadExchange) -> None:
     module.attend = swapped_attend(module, exchange)  # type: ignore[method-assign]
 
 
@@ -157,11 +157,11 @@ def cell(name: str) -> Callable[[], nn.Module]:
     return lambda: drawn(CELLS[name](shape))
 
 
-def share_channels(module: Cell, part: RowPart, exchange: ThreadExchange) -> None:
+def share_channels(module: Cell, part: SequencePart, exchange: ThreadExchange) -> None:
     module.solve = swapped_solve(module, exchange)  # type: ignore[method-assign]
 
 
-def share_summaries(module: Cell, part: RowPart, exchange: ThreadExchange) -> None:
+def share_summaries(module: Cell, part: SequencePart, exchange: ThreadExchange) -> None:
     module.solve = summarised_solve(module, exchange)  # type: ignore[method-assign]
 
 
@@ -181,7 +181,7 @@ def test_recurrences_cross_ranks(name: str, share: Share, ranks: int, lengths: l
 @settings(max_examples=10, deadline=None)
 @given(lengths=documents)
 def test_a_convolution_reaches_into_the_rank_before(ranks: int, taps: int, lengths: list[list[int]]) -> None:
-    def share(module: CausalConv, part: RowPart, exchange: ThreadExchange) -> None:
+    def share(module: CausalConv, part: SequencePart, exchange: ThreadExchange) -> None:
         module.forward = haloed_convolution(module, exchange)  # type: ignore[method-assign]
 
     build: Callable[[], nn.Module] = lambda: drawn(CausalConv(5, taps))  # noqa: E731
@@ -194,7 +194,7 @@ def test_a_convolution_reaches_into_the_rank_before(ranks: int, taps: int, lengt
 def test_mamba2_swaps_heads(ranks: int, groups: int, lengths: list[list[int]]) -> None:
     config = Mamba2Config(layers=1, width=8, heads=4, groups=groups, state_width=3, conv_width=3, chunk=5)
 
-    def share(module: Mamba2Mixer, part: RowPart, exchange: ThreadExchange) -> None:
+    def share(module: Mamba2Mixer, part: SequencePart, exchange: ThreadExchange) -> None:
         module.scan = swapped_scan(module, exchange)  # type: ignore[method-assign]
         for conv in (module.conv, module.maps_conv):
             conv.forward = haloed_convolution(conv, exchange)  # type: ignore[method-assign]
@@ -207,7 +207,7 @@ def sent(ranks: int, build: Callable[[], nn.Module], share: Share, channels: int
 
     def part_of_rank(exchange: ThreadExchange) -> tuple[int, int]:
         module = build()
-        share(module, RowPart(exchange.rank, ranks, "contiguous"), exchange)
+        share(module, SequencePart(exchange.rank, ranks, "contiguous"), exchange)
         x_BTC = torch.ones(ROWS, TIME // ranks, channels, dtype=torch.float64, requires_grad=True)
         made = outputs(module, x_BTC, segment_ids([[], []]), torch.zeros(ROWS, TIME // ranks))
         forward = exchange.sent

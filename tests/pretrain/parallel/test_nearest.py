@@ -21,6 +21,7 @@ LAYOUTS = st.builds(
     pipeline_chunks=st.integers(1, 3),
     zero=st.sampled_from([0, 1, 2, 3]),
     zero_group=st.sampled_from(["all", "node"]),
+    offload=st.sampled_from(["none", "optimizer"]),
     engine=st.sampled_from(["auto", "deepspeed", "megatron"]),
     data=st.sampled_from(["auto", 1, 2, 3]),
 )
@@ -50,6 +51,16 @@ def test_the_nearest_layout_fits_and_one_that_fits_is_its_own(config, parallel, 
         ),
         (["parallel.tensor=2"], 3, "fits: parallel.tensor=1"),
         (["parallel.data=4", "parallel.tensor=2"], 4, "fits: parallel.data=auto"),
+        (
+            ["parallel.pipeline=2", "parallel.zero=1", "parallel.offload=optimizer"],
+            None,
+            "fits: parallel.offload=none",
+        ),
+        (
+            ["parallel.tensor=63", "parallel.context=64", "parallel.pipeline=64"],
+            None,
+            "fits: parallel.tensor=2",
+        ),
         (["data.global_batch_rows=5"], 7, "no layout"),
     ],
 )

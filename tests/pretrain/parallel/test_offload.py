@@ -6,24 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.corpus import build_corpus
 from tests.e2e.training import train_rank
 from tests.harness import run_ranks
-from tests.pretrain.parallel.runs import Curve, Datasets, agree, read_curve, train_in, write_run
+from tests.pretrain.parallel.runs import Datasets, References, agree, read_curve, train_in, write_run
 
 OFFLOAD = "parallel.offload=optimizer"
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
-    return Datasets(build_corpus(tmp_path_factory.mktemp("corpus"), documents=30), ())
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> dict[str, Curve]:
-    folder = tmp_path_factory.mktemp("alone")
-    return {model: train_in(folder / model, data, model, 1, []) for model in ("sigmoid", "gru")}
 
 
 @pytest.mark.parametrize(
@@ -36,9 +24,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory, data: Datasets) -> dict[str,
     ],
 )
 def test_the_losses_are_those_of_one_process(
-    tmp_path: Path, data: Datasets, alone: dict[str, Curve], model: str, world: int, settings: list[str]
+    tmp_path: Path, data: Datasets, alone: References, model: str, world: int, settings: list[str]
 ) -> None:
-    agree(train_in(tmp_path, data, model, world, [OFFLOAD, *settings]), alone[model])
+    agree(train_in(tmp_path, data, model, world, [OFFLOAD, *settings]), alone(model))
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -50,7 +38,7 @@ def test_bf16_is_bf16_without_it(tmp_path: Path, data: Datasets, zero: int) -> N
     agree(*curves)
 
 
-def test_a_checkpoint_moves_there_and_back(tmp_path: Path, data: Datasets, alone: dict[str, Curve]) -> None:
+def test_a_checkpoint_moves_there_and_back(tmp_path: Path, data: Datasets, alone: References) -> None:
     config = write_run(tmp_path, data, "sigmoid", STEPS)
     legs: list[tuple[int, list[str], int | None]] = [
         (2, ["parallel.zero=2", OFFLOAD], 1),
@@ -64,4 +52,4 @@ def test_a_checkpoint_moves_there_and_back(tmp_path: Path, data: Datasets, alone
         assert trained.first_step == first
         first = STEPS if stop_at is None else stop_at + 1
         assert trained.last_step == first
-    assert read_curve(tmp_path, []).losses == pytest.approx(alone["sigmoid"].losses, rel=1e-5, abs=1e-5)
+    assert read_curve(tmp_path, []).losses == pytest.approx(alone("sigmoid").losses, rel=1e-5, abs=1e-5)

@@ -14,7 +14,7 @@ from pretrain.loop import train
 from pretrain.run import Run
 from tests.harness import RanksFailed
 from tests.pretrain.parallel.pipelines import run_in, watch
-from tests.pretrain.parallel.runs import MODELS, Datasets, References, agree, difference, train_in
+from tests.pretrain.parallel.runs import MODELS, Datasets, References, agree, train_in
 from tests.pretrain.parallel.table import CHUNKS, LAYERS, LAYOUTS, MICRO, PIPELINE
 
 SHARDED = "parallel.zero=1"
@@ -44,7 +44,6 @@ def test_bf16_is_as_near_to_fp32_as_without_a_pipeline(tmp_path: Path, data: Dat
     bf16 = [LAYERS, MICRO, SHARDED, "precision.dtype=bf16"]
     plain = train_in(tmp_path / "plain", data, "sigmoid", 2, bf16, steps=20)
     staged = train_in(tmp_path / "staged", data, "sigmoid", 4, [PIPELINE, *bf16], steps=20)
-    print(difference(staged, plain))
     assert staged.losses == pytest.approx(plain.losses, rel=3e-3)
 
 

@@ -11,6 +11,8 @@ from tests.pretrain.parallel.runs import MODELS, Datasets, References, agree, tr
 from tests.pretrain.parallel.table import LAYERS, LAYOUTS, TENSOR
 
 SAMPLE = [
+    ("sigmoid", "dp2 ZeRO 1"),
+    ("softmax", "dp2 ZeRO 2"),
     ("sigmoid", "tp2"),
     ("sigmoid", "megatron dp2 ZeRO 1"),
     ("sigmoid", "tp2 sp cp2"),

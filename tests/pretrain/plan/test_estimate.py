@@ -6,8 +6,10 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
+from pretrain.hardware import ACCELERATORS
 from pretrain.plan.estimate import count_parameters, make_plan, resolved
 from pretrain.plan.memory import state_memory
+from pretrain.plan.timing import bandwidth
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "softmax"])
@@ -43,6 +45,14 @@ def test_activation_checkpointing_keeps_less() -> None:
     assert kept[1] < kept[0] / 5
 
 
+def test_ranks_of_one_node_need_no_network() -> None:
+    accelerator = ACCELERATORS["h100"]
+    parallel = load_config("configs/sigmoid/demo.yaml", ["parallel.tensor=2"]).parallel
+    assert bandwidth(parallel, "replicas", 4, accelerator) == accelerator.node_gb_s
+    assert bandwidth(parallel, "replicas", 8, accelerator) == accelerator.network_gb_s
+    assert bandwidth(parallel, "tensor", 8, accelerator) == accelerator.node_gb_s
+
+
 @pytest.mark.parametrize(
     ("zero", "bytes_per_parameter"), [(0, 4 + 4 + 8), (1, 4 + 4 + 3), (2, 4 + 1 + 3), (3, 1 + 1 + 3)]
 )
@@ -66,6 +76,7 @@ def test_offload_takes_the_optimizer_off_the_device(zero: int, on_device: float)
         ([], 8, "b9000", 0.4, "choose one of h100, h200, a100"),
         ([], 8, "h100", 1.4, "--mfu 1.4"),
         ([], 7, "h100", 0.4, "data.global_batch_rows = 256: does not divide by 7"),
+        ([], 7, "h100", 0.4, "the nearest layout that fits: parallel.pipeline=7"),
         (["model.vocabulary=null"], 8, "h100", 0.4, "model.vocabulary"),
     ],
 )
@@ -75,3 +86,18 @@ def test_plans_that_cannot_be_made(
     with pytest.raises(ConfigError) as caught:
         make_plan(load_config("configs/sigmoid/85m.yaml", overrides), gpus=gpus, gpu=gpu, mfu=mfu)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["parallel.context=2", "parallel.recurrence=summaries"],
+        ["model.cell=elman", "model.block=mixer", "model.mlp_width=0", "model.newton.method=newton"],
+    ],
+)
+def test_recurrences_in_plain_torch_are_planned(overrides: list[str]) -> None:
+    """Their passes look at values, which tensors without storage have not."""
+    small = ["model.vocabulary=64", "model.layers=1", "data.sequence_length=16"]
+    config = load_config("configs/pararnn/gru/demo.yaml", [*small, *overrides])
+    layout = make_plan(config, gpus=2, gpu="h100").layout
+    assert layout.memory.activations > 0 and layout.traffic

@@ -19,16 +19,18 @@ MODEL = [
 ]
 
 
-@pytest.mark.parametrize("path", ["configs/sigmoid/85m.yaml"])
-def test_suggestions_are_layouts_whose_plans_they_are(path: str) -> None:
-    accelerator = ACCELERATORS["h100"]
-    found = suggest_layouts(load_config(path, MODEL), 16, accelerator)
+@pytest.mark.parametrize("asked", [[], ["parallel.tensor=2", "parallel.sequence=true", "parallel.data=8"]])
+def test_suggestions_are_layouts_whose_plans_they_are(asked: list[str]) -> None:
+    path, accelerator = "configs/sigmoid/85m.yaml", ACCELERATORS["h100"]
+    found = suggest_layouts(load_config(path, [*MODEL, *asked]), 16, accelerator)
     assert found and [one.layout.time.total for one in found] == sorted(
         one.layout.time.total for one in found
     )
     assert len({one.division for one in found}) == len(found)
     for one in found[:2]:
-        config = resolved(load_config(path, [*MODEL, *one.settings.split()]))
+        config = resolved(load_config(path, [*MODEL, *asked, *one.settings.split()]))
+        parallel = config.parallel
+        assert (parallel.tensor, parallel.context, parallel.pipeline) == one.division
         exact = plan_layout(config, 16, accelerator)
         assert one.layout.memory.total == pytest.approx(exact.memory.total, rel=0.1)
         assert one.layout.time.total == pytest.approx(exact.time.total, rel=0.1)
