@@ -51,6 +51,18 @@ def test_the_whole_table(tmp_path: Path, data: Datasets, alone: References, mode
     compare(tmp_path, data, alone, model, layout, 20)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("option", ["parallel.activation_checkpointing=full", "parallel.compile=true"])
+@pytest.mark.parametrize(
+    ("model", "layout"), [("sigmoid", "tp2 sp dp2 ZeRO 2"), ("trimodal", "cp2"), ("gru", "pp2 interleaved")]
+)
+def test_options_change_nothing(
+    tmp_path: Path, data: Datasets, alone: References, model: str, layout: str, option: str
+) -> None:
+    one = LAYOUTS[layout]
+    agree(train_in(tmp_path, data, model, one.ranks, [LAYERS, *one.settings, option]), alone(model, [LAYERS]))
+
+
 def test_the_sample_has_every_family_and_every_axis() -> None:
     assert {model for model, _ in SAMPLE} == {*MODELS}
     axes = ["megatron", "dp2", "tp2", "tp4", "sp", "cp2", "pp2", "interleaved", "summaries"]

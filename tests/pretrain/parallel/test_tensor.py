@@ -57,13 +57,6 @@ def test_selective_recomputation_changes_nothing(
     agree(train_in(tmp_path, data, model, 2, settings), alone(model))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("option", ["parallel.activation_checkpointing=full", "parallel.compile=true"])
-def test_options_change_nothing(tmp_path: Path, data: Datasets, alone: References, option: str) -> None:
-    settings = [TENSOR, SEQUENCE, "parallel.zero=2", option]
-    agree(train_in(tmp_path, data, "sigmoid", 2, settings), alone("sigmoid"))
-
-
 def test_a_run_moves_between_layouts(tmp_path: Path, data: Datasets) -> None:
     """From two by two ranks to one, two and three, each from where the one before stopped."""
     rows = "data.global_batch_rows=12"
