@@ -309,12 +309,13 @@ def test_what_slurm_would_refuse_is_refused_with_the_reason(drill: Drill) -> Non
 
 def test_a_sweep_is_an_array(drill: Drill) -> None:
     done = drill.launch_command("--sweep", "optim.lr=[1e-3,5e-3]", "run.steps=8")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "optim.lr" in done.stdout, done.stderr
     runs = drill.folder / "runs"
     outcomes = [runs / f"drill-lr-{rate}" / "launch" / "outcome.json" for rate in ("0.001", "0.005")]
     assert until(lambda: all(path.is_file() for path in outcomes), 120)
     table = drill.command("status", "--runs", str(runs), "drill-lr-*").stdout
     assert table.count("done") == 2 and table.count("8/8") == 2
+    assert "optim.lr" in table and " 0.001 " in table and " 0.005 " in table
 
 
 def test_a_run_after_another(drill: Drill) -> None:
