@@ -286,6 +286,18 @@ def test_the_preflight_finds_a_node_that_does_not_share_the_run_folder(
     )
 
 
+@pytest.mark.slow
+def test_the_preflight_names_the_node_of_a_rank_that_hangs_in_it(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch("--preflight", preflight_seconds=60)
+    report = run.launch.attempt(1).path / "preflight" / "report.00002.json"
+    drill.wait(report.is_file, 60, "a rank's report", run)
+    node = drill.nodes(run)[0][1]
+    os.kill(drill.rank(run, 2).pid, signal.SIGSTOP)
+    drill.wait_finished(run)
+    assert drill.losses(run) == undisturbed and drill.endings(run) == ["node fault", "done"]
+    assert drill.ledger(run, "attempt_end")[0]["bad_nodes"] == [node] and node not in drill.nodes(run)[1]
+
+
 def test_the_preflight_stops_a_run_that_no_node_could_run(drill: Drill) -> None:
     run = drill.launch("--preflight", f"data.path={drill.folder}/nothing")
     drill.wait(run.outcome_file.is_file, 90, "the end", run)
