@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from rich.table import Table
 from benchmarks.common import save
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings
+from pretrain.attempts import read_json
 from tests.corpus import build_corpus
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.drill import Drill
@@ -114,7 +114,7 @@ def write_run(run: LaunchedRun, job: str) -> None:
 
 @dataclass(frozen=True)
 class Restart:
-    """Seconds of one restart. The ledger's times are whole seconds."""
+    """Seconds of one restart."""
 
     noticed: float
     """From the kill to the verdict: srun ends the other ranks, the batch script judges."""
@@ -139,10 +139,9 @@ def restart_seconds(cluster: Cluster, corpus: Path, folder: Path) -> Restart:
     trained = drill.step(run)
     drill.wait(lambda: drill.step(run) > trained, 60, "a step of attempt 2", run)
     training = time.time()
-    verdict, begun = (
-        datetime.fromisoformat(drill.ledger(run, event)[number]["time"]).timestamp()
-        for event, number in (("attempt_end", 0), ("attempt", 1))
-    )
+    # The files that say so, and not the ledger, whose times are whole seconds.
+    verdict = (run.launch.attempt(1).path / "ended.json").stat().st_mtime
+    begun = read_json(run.launch.path / "attempt.json")["since"]
     drill.wait_finished(run)
     return Restart(verdict - killed, begun - verdict, training - begun)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from launch import slurm
 from launch.settings import ClusterSettings, load_settings
-from launch.status import find_runs
+from launch.status import find_runs, read_status, status_table
 from launch.submit import (
     Request,
     absolute,
@@ -25,6 +25,7 @@ from launch.submit import (
     script,
     submit,
     sweep_configs,
+    swept_keys,
 )
 from pretrain.attempts import read_json
 from pretrain.config import load_config
@@ -112,6 +113,7 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
         if options.after is None
         else dependency_on(find_runs(Path(first.run.folder), [options.after])),
         preflight_only=options.preflight_only,
+        swept=swept_keys(options.sweep),
     )
 
 
@@ -144,6 +146,9 @@ def _say_submitted(request: Request, jobs: Sequence[str], console: Console) -> N
         console.print(
             f"without {', '.join(request.excluded)}, found bad before; to have them again, delete {path}"
         )
+    if request.is_sweep:
+        statuses, _ = read_status(request.runs)
+        console.print(status_table(statuses))
     name = f"'{request.name}-*'" if request.is_sweep else request.name
     folder = request.runs[0].run.parent
     runs = "" if folder == Path("runs").resolve() else f" --runs {folder}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,19 @@ class LaunchedRun:
     def job_file(self) -> Path:
         return self.folder / "job.json"
 
-    def write_job(self, settings: ClusterSettings, *, nodes: int, name: str, jobs: list[str]) -> None:
-        """The attempts that begin from here on are this launch's."""
+    def write_job(
+        self,
+        settings: ClusterSettings,
+        *,
+        nodes: int,
+        name: str,
+        jobs: list[str],
+        swept: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The attempts that begin from here on are this launch's. swept: what tells the run from others of a sweep."""
         facts = {"name": name, "nodes": nodes, "jobs": jobs, "settings": settings.model_dump(mode="json")}
-        write_json(self.job_file, {**facts, "first_attempt": self.launch.current + 1})
+        facts |= {"swept": swept or {}, "first_attempt": self.launch.current + 1}
+        write_json(self.job_file, facts)
 
     def write_jobs(self, jobs: list[str]) -> None:
         """Slurm's numbers, once they are known."""

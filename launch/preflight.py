@@ -9,11 +9,13 @@ all-reduce, and one step of the run's own model that is kept nowhere.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +25,17 @@ import torch.distributed as dist
 
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings, PreflightSettings
-from launch.verdict import ALONE_STAGE, FIRST_STAGE, LAST_STAGE, Report
+from launch.verdict import (
+    ALIVE_S,
+    ALONE_STAGE,
+    COMPARED_STAGE,
+    FIRST_STAGE,
+    LAST_STAGE,
+    MEASURED_STAGE,
+    MET_STAGE,
+    TRIED_STAGE,
+    Report,
+)
 from pretrain.config import Config, load_config
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
@@ -45,6 +57,7 @@ def check(run: LaunchedRun, folder: Path) -> Report:
     ranks = ranks_from_environment()
     report = Report(ranks.rank, platform.node())
     report.write(folder, FIRST_STAGE)
+    threading.Thread(target=_show_life, args=(report.path(folder),), name="alive", daemon=True).start()
     config, settings = load_config(run.config), run.settings.preflight
     _alone(report, lambda: check_gpus_seen(config, run.settings))
     devices: list[torch.device] = []
@@ -62,16 +75,24 @@ def check(run: LaunchedRun, folder: Path) -> Report:
     if report.problems or report.alone:
         return report
     start_process_group(ranks, device, timeout_s=run.settings.preflight.seconds)
-    report.write(folder, "met the others")
+    report.write(folder, MET_STAGE)
     _together(report, folder, settings, device)
     if settings.dry_step and not report.problems:
         dry_step(report, config)
     if not report.problems and not report.everywhere:
         report.write(folder, LAST_STAGE)
     else:
-        report.write(folder, "tried a step")
+        report.write(folder, TRIED_STAGE)
     dist.barrier()
     return report
+
+
+def _show_life(path: Path) -> None:
+    """For as long as this process runs. The times are the storage's, and need no clocks that agree."""
+    while True:
+        time.sleep(ALIVE_S)
+        with contextlib.suppress(OSError):  # it shows by the time that stands still
+            os.utime(path)
 
 
 def _alone(report: Report, *checks: Callable[[], None]) -> None:
@@ -174,11 +195,12 @@ def _together(report: Report, folder: Path, settings: PreflightSettings, device:
             f"{folder}: {report.host} does not see what {', '.join(unseen)} wrote there; the run folder must be on "
             "storage that all nodes share: set run.folder"
         )
+    report.write(folder, COMPARED_STAGE)
     report.figures["all_reduce_gigabytes_per_second"] = _reduce_rate(device, None)
     if len(set(hosts)) < world:
         own = _node_group(hosts, report.host)
         report.figures["all_reduce_in_node_gigabytes_per_second"] = _reduce_rate(device, own)
-    report.write(folder, "measured")
+    report.write(folder, MEASURED_STAGE)
 
 
 def _node_group(hosts: Sequence[str], own: str) -> dist.ProcessGroup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class RunStatus:
     outcome: str | None
     past: str | None = None
     """What the accounting says of a job that squeue has forgotten."""
+    swept: Mapping[str, Any] = field(default_factory=dict)
+    """Of a run of a sweep: the values that are its own, by key."""
 
     @property
     def state(self) -> str:
@@ -79,7 +81,8 @@ def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob], past: Sequence[str]) 
     ledger = read_ledger(run.run)
     used = goodput(ledger, read_metrics(run.run), now=_last_moment(ledger, live))
     progress, last = read_progress(run.run), past[-1] if past else None
-    return RunStatus(run, live, run.launch.current, progress, used, outcome, last)
+    swept = run.job().get("swept", {})  # which a launch by an older version did not write
+    return RunStatus(run, live, run.launch.current, progress, used, outcome, last, swept)
 
 
 def _last_moment(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[slurm.QueuedJob]) -> float:
@@ -107,9 +110,12 @@ def sorted_by(key: str, statuses: Sequence[RunStatus]) -> list[RunStatus]:
 
 
 def status_table(statuses: Sequence[RunStatus]) -> Table:
+    """A row per run; of sweeps a column per swept key."""
+    swept = list(dict.fromkeys(key for status in statuses for key in status.swept))
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in (
         "run",
+        *swept,
         "job",
         "state",
         "reason",
@@ -130,6 +136,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
         progress = status.progress
         table.add_row(
             status.run.run.name,
+            *(str(status.swept.get(key, "-")) for key in swept),
             status.jobs[0].job if status.jobs else "-",
             status.state.lower(),
             _reason(status),

@@ -43,6 +43,8 @@ class Request:
     after: str | None = None
     """What must end well first, as Slurm's `dependency` has it."""
     preflight_only: bool = False
+    swept: tuple[str, ...] = ()
+    """Keys of the config in which the runs differ."""
 
     @property
     def ranks(self) -> int:
@@ -112,6 +114,18 @@ def sweep_configs(path: str, overrides: Sequence[str], sweeps: Sequence[str]) ->
             f"--sweep gives {len(names)} runs, and more than one would be called {', '.join(twice)}"
         )
     return tuple(found)
+
+
+def swept_keys(sweeps: Sequence[str]) -> tuple[str, ...]:
+    return tuple(text.partition("=")[0] for text in sweeps)
+
+
+def _setting(config: Config, key: str) -> Any:
+    """The value of a dotted key."""
+    found: Any = config.to_dict()
+    for part in key.split("."):
+        found = found[part]
+    return found
 
 
 def _axis(text: str) -> list[tuple[str, Any]]:
@@ -334,7 +348,8 @@ def prepare(request: Request) -> None:
         take_snapshot(run, config)
         if not request.preflight_only:
             run.outcome_file.unlink(missing_ok=True)
-        run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=[])
+        swept = {key: _setting(config, key) for key in request.swept}
+        run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=[], swept=swept)
     if request.is_sweep:
         request.folder.mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{run.run}\n" for run in request.runs)

@@ -28,11 +28,31 @@ class Report:
     figures: dict[str, float] = field(default_factory=dict)
 
     def write(self, folder: Path, stage: str) -> None:
+        assert stage in STAGES, stage
         self.stage = stage
-        write_json(folder / f"report.{self.rank:05d}.json", asdict(self))
+        write_json(self.path(folder), asdict(self))
+
+    def path(self, folder: Path) -> Path:
+        return folder / f"report.{self.rank:05d}.json"
 
 
-FIRST_STAGE, ALONE_STAGE, LAST_STAGE = "began", "checked itself", "finished"
+FIRST_STAGE, ALONE_STAGE, MET_STAGE = "began", "checked itself", "met the others"
+COMPARED_STAGE, MEASURED_STAGE = "compared clocks and storage", "measured the network"
+TRIED_STAGE, LAST_STAGE = "tried a step", "finished"
+STAGES = (
+    FIRST_STAGE,
+    ALONE_STAGE,
+    MET_STAGE,
+    COMPARED_STAGE,
+    MEASURED_STAGE,
+    TRIED_STAGE,
+    LAST_STAGE,
+)
+"""In their order. From the second on, all ranks meet between one and the next."""
+ALIVE_S = 1.0
+"""How often a rank sets its report's time, so that one whose process no longer runs is known."""
+STILL_S = 10.0
+"""Without that for so long, it does not run."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +82,7 @@ def judge(folder: Path, nodes: Sequence[str], *, code: int | None, seconds: floa
     """The verdict on an allocation. code: the preflight step's exit code, None if its time ran out."""
     reports = [Report(**read_json(path)) for path in sorted(folder.glob("report.*.json"))]
     lone, common = _alone(reports)
-    bad = _bad_nodes(reports, nodes, code, seconds) | lone
+    bad = _bad_nodes(folder, reports, nodes, code, seconds) | lone
     everywhere = list(dict.fromkeys([*common, *(said for report in reports for said in report.everywhere)]))
     may_pass = False
     unfinished = [report for report in reports if report.stage != LAST_STAGE]
@@ -75,7 +95,7 @@ def judge(folder: Path, nodes: Sequence[str], *, code: int | None, seconds: floa
 
 
 def _bad_nodes(
-    reports: Sequence[Report], nodes: Sequence[str], code: int | None, seconds: float
+    folder: Path, reports: Sequence[Report], nodes: Sequence[str], code: int | None, seconds: float
 ) -> dict[str, str]:
     bad = {report.host: "; ".join(report.problems) for report in reports if report.problems}
     heard = {report.host for report in reports}
@@ -86,17 +106,33 @@ def _bad_nodes(
             else "left no report: does it see the run folder?"
         )
         bad |= {node: ended for node in nodes if node not in heard}
-    return _stuck(reports) | bad | _other_versions(reports)
+    still = _still(folder, reports) if code is None else {}
+    hung = still or (_behind(reports) if code != 0 else {})
+    return hung | bad | _other_versions(reports)
 
 
-def _stuck(reports: Sequence[Report]) -> dict[str, str]:
-    """Nodes with a rank that never came to the end of what it checks alone, where ranks of other nodes did."""
-    stuck = {
-        report.host: f"rank {report.rank} did not finish its own checks"
+def _still(folder: Path, reports: Sequence[Report]) -> dict[str, str]:
+    """Nodes with a rank whose process did not run any more, or did not reach the storage, when the time ran out."""
+    seen = {report.rank: report.path(folder).stat().st_mtime for report in reports}
+    silent_s = {rank: max(seen.values()) - at for rank, at in seen.items()}
+    return {
+        report.host: f"rank {report.rank} stood still for {silent_s[report.rank]:.0f} s; it last said: {report.stage}"
         for report in reports
-        if report.stage == FIRST_STAGE
+        if silent_s[report.rank] > STILL_S
     }
-    return stuck if any(report.host not in stuck for report in reports) else {}
+
+
+def _behind(reports: Sequence[Report]) -> dict[str, str]:
+    """Nodes with a rank that did not come to where the others waited for it, if those are most nodes. What a rank
+    found wrong, and ended with, is judged by itself."""
+    waiting = [report for report in reports if not (report.problems or report.alone or report.everywhere)]
+    furthest = max((STAGES.index(report.stage) for report in reports), default=0)
+    behind = {
+        report.host: f"rank {report.rank} came no further than: {report.stage}; the others waited for it"
+        for report in waiting
+        if STAGES.index(report.stage) < furthest
+    }
+    return behind if 2 * len(behind) <= len({report.host for report in reports}) else {}
 
 
 def _alone(reports: Sequence[Report]) -> tuple[dict[str, str], list[str]]:

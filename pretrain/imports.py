@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """Import without Python's garbage collector, for processes that import a lot once.
+
+    It would look over all modules again and again, a sixth of the time of importing torch and the engines, and find
+    nothing, for modules stay. Nor does it look at them later (`gc.freeze`), in the middle of training.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextlib.contextmanager
@@ -17,6 +31,8 @@ def without_compiling() -> Iterator[None]:
     The first such call imports the whole of Inductor: two of a CPU's seconds in every rank of every start, for
     functions that CPUs never run compiled.
     """
+    import torch
+
     if torch.cuda.is_available():
         yield
         return

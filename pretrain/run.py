@@ -37,7 +37,7 @@ from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
-from pretrain.parallel.mesh import Mesh, build_mesh
+from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state
 from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
@@ -200,6 +200,20 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             attempt=own_attempt(),
         )
         yield run
+
+
+def import_engine(config: Config) -> None:
+    """The libraries that `open_run` imports late, at once, for a process in which that is quicker."""
+    import torch._dynamo  # noqa: F401  # which torch's optimizers import when they are made
+
+    if config.parallel.chosen_engine == "megatron":
+        import pretrain.engine.megatron
+        import pretrain.parallel.stages  # noqa: F401
+    else:
+        from pretrain.engine.deepspeed import import_deepspeed
+
+        import_deepspeed(choose_device(config.run.device, ranks_from_environment()))
+    import_parallel_state()
 
 
 def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.checkpoint.steps import step_name
 from pretrain.config import load_config
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
+from pretrain.imports import uncollected
 
 if TYPE_CHECKING:
     from pretrain.run import Run
@@ -21,13 +21,15 @@ def run_training(path: str, overrides: list[str], *, print_config: bool, quiet: 
         print(load_config(path, overrides).to_yaml(), end="")
         return EXIT_DONE
 
-    import torch.distributed as dist
+    with uncollected():
+        import torch.distributed as dist
 
-    from pretrain.loop import train
-    from pretrain.parallel.ranks import ranks_from_environment
-    from pretrain.run import open_run
+        from pretrain.loop import train
+        from pretrain.parallel.ranks import ranks_from_environment
+        from pretrain.run import import_engine, open_run
 
-    config = load_config(path, overrides, ranks_from_environment().world)
+        config = load_config(path, overrides, ranks_from_environment().world)
+        import_engine(config)
     with open_run(config, quiet=quiet) as run:
         train(run)
         run.reporter.close()
@@ -47,6 +49,8 @@ def runnable(program: str) -> str:
 
 def print_summary(run: Run) -> None:
     from rich.console import Console
+
+    from pretrain.checkpoint.steps import step_name
 
     console = Console(highlight=False, soft_wrap=True)
     if not run.clock.done:

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from launch.job import LaunchedRun
 from launch.progress import Goodput, Progress, goodput, read_progress
-from launch.status import RunStatus, duration, sorted_by
+from launch.status import RunStatus, duration, sorted_by, status_table
 from pretrain.errors import UserError
 
 
@@ -93,3 +94,20 @@ def test_a_sweep_is_sorted_by_its_results() -> None:
     assert sorted_by("name", some) == some
     with pytest.raises(UserError, match="--sort speed: one of name, loss, validation"):
         sorted_by("speed", some)
+
+
+def test_a_sweep_has_a_column_per_swept_key() -> None:
+    values = [{"optim.lr": 0.001, "run.seed": 1}, {"optim.lr": 0.003, "run.seed": 1}]
+    some = [
+        RunStatus(
+            LaunchedRun(Path(f"run-{i}")), [], 1, Progress(10, 10, 2.5 - i), Goodput(), "done", None, found
+        )
+        for i, found in enumerate(values)
+    ]
+    console = Console(width=200)
+    with console.capture() as capture:
+        console.print(status_table(some))
+    lines = [line.split() for line in capture.get().splitlines()]
+    assert lines[0][:3] == ["run", "optim.lr", "run.seed"]
+    assert [line[:3] for line in lines[1:]] == [["run-0", "0.001", "1"], ["run-1", "0.003", "1"]]
+    assert "2.5000" in lines[1] and "1.5000" in lines[2]

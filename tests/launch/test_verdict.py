@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from launch.verdict import ALONE_STAGE, FIRST_STAGE, LAST_STAGE, Report, judge
+from launch.verdict import ALONE_STAGE, COMPARED_STAGE, FIRST_STAGE, LAST_STAGE, MET_STAGE, Report, judge
 
 NODES = ["node1", "node2", "node3"]
 
@@ -65,6 +66,30 @@ def test_a_rank_that_hangs_in_its_own_checks_gives_its_node_away(tmp_path: Path)
     write(tmp_path, Report(0, "node1"), Report(2, "node3"), stage=ALONE_STAGE)
     write(tmp_path, Report(1, "node2"), stage=FIRST_STAGE)
     assert list(judge(tmp_path, NODES, code=None, seconds=60).bad_nodes) == ["node2"]
+
+
+def test_a_rank_that_does_not_come_to_a_collective_gives_its_node_away(tmp_path: Path) -> None:
+    write(tmp_path, Report(0, "node1"), Report(2, "node3"), stage=COMPARED_STAGE)
+    write(tmp_path, Report(1, "node2"), stage=MET_STAGE)
+    verdict = judge(tmp_path, NODES, code=None, seconds=60)
+    assert list(verdict.bad_nodes) == ["node2"] and MET_STAGE in verdict.bad_nodes["node2"]
+
+
+def test_a_rank_that_stops_inside_a_collective_gives_its_node_away(tmp_path: Path) -> None:
+    write(tmp_path, *(Report(i, NODES[i]) for i in range(3)), stage=COMPARED_STAGE)
+    assert not judge(tmp_path, NODES, code=None, seconds=60).bad_nodes  # all run: it may be the network
+    stopped = Report(1, "node2").path(tmp_path)
+    long_ago = stopped.stat().st_mtime - 30
+    os.utime(stopped, (long_ago, long_ago))
+    verdict = judge(tmp_path, NODES, code=None, seconds=60)
+    assert list(verdict.bad_nodes) == ["node2"] and "stood still for 30 s" in verdict.bad_nodes["node2"]
+
+
+def test_most_nodes_behind_are_not_each_to_blame(tmp_path: Path) -> None:
+    write(tmp_path, Report(0, "node1"), stage=COMPARED_STAGE)
+    write(tmp_path, Report(1, "node2"), Report(2, "node3"), stage=MET_STAGE)
+    verdict = judge(tmp_path, NODES, code=None, seconds=60)
+    assert not verdict.bad_nodes and verdict.everywhere and verdict.may_pass
 
 
 @pytest.mark.parametrize(("failing", "bad"), [(1, ["node1"]), (2, []), (3, [])])

@@ -32,7 +32,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job waits until its credential has expired: 120 s by default.
+# A requeued job waits until its credential has expired: 120 s by default, and where this says less than 5 s.
 AuthInfo=socket={folder}/run/munge.sock,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state

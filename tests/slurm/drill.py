@@ -34,7 +34,7 @@ exclusive: false
 wait_seconds: 10
 signal_seconds: {signal_seconds}
 setup: ["export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu GLOO_SOCKET_IFNAME={interface}"]
-preflight: {{enabled: false}}
+preflight: {{enabled: false, seconds: {preflight_seconds}}}
 """
 
 
@@ -46,22 +46,28 @@ class Drill:
 
     # ------------------------------------------------------------------------------------------------- acting
 
-    def launch(self, *options: str, steps: int = STEPS, signal_seconds: int = 120) -> LaunchedRun:
+    def launch(
+        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 300
+    ) -> LaunchedRun:
         """`triptych launch` as a user types it. Raises RuntimeError if it refuses."""
-        done = self.launch_command(*options, steps=steps, signal_seconds=signal_seconds)
+        done = self.launch_command(
+            *options, steps=steps, signal_seconds=signal_seconds, preflight_seconds=preflight_seconds
+        )
         if done.returncode:
             raise RuntimeError(done.stdout + done.stderr)
         return LaunchedRun(self.folder / "runs" / "drill")
 
     def launch_command(
-        self, *options: str, steps: int = STEPS, signal_seconds: int = 120
+        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 300
     ) -> subprocess.CompletedProcess[str]:
         """What the command answers; `options` come last, and win."""
         config, settings = self.folder / "drill.yaml", self.folder / "cluster.yaml"
         text = CONFIG.format(folder=self.folder, data=self.corpus, steps=steps)
         config.write_text(text, encoding="utf-8")
         interface = "eth0" if self.cluster.network else "lo"
-        values = SETTINGS.format(interface=interface, signal_seconds=signal_seconds)
+        values = SETTINGS.format(
+            interface=interface, signal_seconds=signal_seconds, preflight_seconds=preflight_seconds
+        )
         settings.write_text(values, encoding="utf-8")
         return self.command("launch", str(config), "--cluster", str(settings), "--nodes", "2", *options)
 

@@ -286,6 +286,18 @@ def test_the_preflight_finds_a_node_that_does_not_share_the_run_folder(
     )
 
 
+@pytest.mark.slow
+def test_the_preflight_names_the_node_of_a_rank_that_hangs_in_it(drill: Drill, undisturbed: Losses) -> None:
+    run = drill.launch("--preflight", preflight_seconds=60)
+    report = run.launch.attempt(1).path / "preflight" / "report.00002.json"
+    drill.wait(report.is_file, 60, "a rank's report", run)
+    node = drill.nodes(run)[0][1]
+    os.kill(drill.rank(run, 2).pid, signal.SIGSTOP)
+    drill.wait_finished(run)
+    assert drill.losses(run) == undisturbed and drill.endings(run) == ["node fault", "done"]
+    assert drill.ledger(run, "attempt_end")[0]["bad_nodes"] == [node] and node not in drill.nodes(run)[1]
+
+
 def test_the_preflight_stops_a_run_that_no_node_could_run(drill: Drill) -> None:
     run = drill.launch("--preflight", f"data.path={drill.folder}/nothing")
     drill.wait(run.outcome_file.is_file, 90, "the end", run)
@@ -309,12 +321,13 @@ def test_what_slurm_would_refuse_is_refused_with_the_reason(drill: Drill) -> Non
 
 def test_a_sweep_is_an_array(drill: Drill) -> None:
     done = drill.launch_command("--sweep", "optim.lr=[1e-3,5e-3]", "run.steps=8")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "optim.lr" in done.stdout, done.stderr
     runs = drill.folder / "runs"
     outcomes = [runs / f"drill-lr-{rate}" / "launch" / "outcome.json" for rate in ("0.001", "0.005")]
     assert until(lambda: all(path.is_file() for path in outcomes), 120)
     table = drill.command("status", "--runs", str(runs), "drill-lr-*").stdout
     assert table.count("done") == 2 and table.count("8/8") == 2
+    assert "optim.lr" in table and " 0.001 " in table and " 0.005 " in table
 
 
 def test_a_run_after_another(drill: Drill) -> None:
