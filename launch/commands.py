@@ -133,7 +133,7 @@ def _print_plan(request: Request, path: str, overrides: list[str], console: Cons
     from pretrain.commands.plan import print_plan
 
     try:
-        print_plan(path, overrides, gpus=request.ranks, gpu="h100", mfu=0.4, price=None)
+        print_plan(path, overrides, gpus=request.ranks, gpu="h100", mfu=None, price=None)
     except UserError as error:  # e.g. a vocabulary that a dataset, not built yet, will decide
         console.print(f"# no plan: {error}", markup=False)
 

@@ -39,7 +39,7 @@ from launch.verdict import (
 from pretrain.config import Config, load_config
 from pretrain.errors import UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
-from pretrain.plan.estimate import planned_vocabulary
+from pretrain.plan.estimate import count_parameters, resolved
 from pretrain.plan.memory import FP32_BYTES
 from pretrain.run import library_versions
 
@@ -124,22 +124,13 @@ def check_storage(run: Path, folder: Path) -> None:
 
 def check_space(run: Path, config: Config) -> None:
     """Room for two checkpoints. Raises UserError naming both figures."""
-    needed = CHECKPOINTS_TO_FIT * BYTES_PER_PARAMETER * count_parameters(config)
+    needed = CHECKPOINTS_TO_FIT * BYTES_PER_PARAMETER * sum(count_parameters(resolved(config)).values())
     free = shutil.disk_usage(run).free
     if free < needed:
         raise UserError(
             f"{run}: {free / 1e9:.1f} GB are free, and {CHECKPOINTS_TO_FIT} checkpoints take {needed / 1e9:.1f} GB; "
             "make room, or set run.folder elsewhere"
         )
-
-
-def count_parameters(config: Config) -> int:
-    from models import families
-
-    length = config.data.sequence_length
-    model = config.model.resolved(vocabulary=planned_vocabulary(config), sequence_length=length)
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in families[model.family].build(model).parameters())
 
 
 def check_data(config: Config) -> None:
