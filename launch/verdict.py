@@ -106,33 +106,42 @@ def _bad_nodes(
             else "left no report: does it see the run folder?"
         )
         bad |= {node: ended for node in nodes if node not in heard}
-    still = _still(folder, reports) if code is None else {}
-    hung = still or (_behind(reports) if code != 0 else {})
+    hung = {} if code == 0 else _hung(folder, reports, timed_out=code is None)
     return hung | bad | _other_versions(reports)
 
 
-def _still(folder: Path, reports: Sequence[Report]) -> dict[str, str]:
-    """Nodes with a rank whose process did not run any more, or did not reach the storage, when the time ran out."""
+def _hung(folder: Path, reports: Sequence[Report], *, timed_out: bool) -> dict[str, str]:
+    """Nodes with a rank that the others waited for, if those are at most half of the nodes: that most nodes hang is no
+    single node's fault, and where most ranks have ended, those that still run are the ones that hang.
+
+    What a rank found wrong, and ended with, is judged by itself.
+    """
+    waiting = [report for report in reports if not (report.problems or report.alone or report.everywhere)]
+    most = len({report.host for report in reports}) // 2
+    still = _still(folder, reports, waiting) if timed_out else {}
+    behind = {} if still else _behind(reports, waiting)
+    return next((found for found in (still, behind) if 0 < len(found) <= most), {})
+
+
+def _still(folder: Path, reports: Sequence[Report], waiting: Sequence[Report]) -> dict[str, str]:
+    """Of those waiting, whose process did not run any more, or did not reach the storage, when the time ran out."""
     seen = {report.rank: report.path(folder).stat().st_mtime for report in reports}
     silent_s = {rank: max(seen.values()) - at for rank, at in seen.items()}
     return {
         report.host: f"rank {report.rank} stood still for {silent_s[report.rank]:.0f} s; it last said: {report.stage}"
-        for report in reports
+        for report in waiting
         if silent_s[report.rank] > STILL_S
     }
 
 
-def _behind(reports: Sequence[Report]) -> dict[str, str]:
-    """Nodes with a rank that did not come to where the others waited for it, if those are most nodes. What a rank
-    found wrong, and ended with, is judged by itself."""
-    waiting = [report for report in reports if not (report.problems or report.alone or report.everywhere)]
+def _behind(reports: Sequence[Report], waiting: Sequence[Report]) -> dict[str, str]:
+    """Of those waiting, who did not come to where others were."""
     furthest = max((STAGES.index(report.stage) for report in reports), default=0)
-    behind = {
+    return {
         report.host: f"rank {report.rank} came no further than: {report.stage}; the others waited for it"
         for report in waiting
         if STAGES.index(report.stage) < furthest
     }
-    return behind if 2 * len(behind) <= len({report.host for report in reports}) else {}
 
 
 def _alone(reports: Sequence[Report]) -> tuple[dict[str, str], list[str]]:

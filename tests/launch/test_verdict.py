@@ -17,6 +17,13 @@ def write(folder: Path, *reports: Report, stage: str = LAST_STAGE) -> None:
         report.write(folder, stage)
 
 
+def silence(folder: Path, *reports: Report) -> None:
+    """As if the ranks' processes had ended or stopped half a minute before."""
+    for report in reports:
+        long_ago = report.path(folder).stat().st_mtime - 30
+        os.utime(report.path(folder), (long_ago, long_ago))
+
+
 def test_all_well(tmp_path: Path) -> None:
     figures = [
         {"gemm_teraflops": 700.0, "clock_skew_seconds": 0.1},
@@ -78,11 +85,23 @@ def test_a_rank_that_does_not_come_to_a_collective_gives_its_node_away(tmp_path:
 def test_a_rank_that_stops_inside_a_collective_gives_its_node_away(tmp_path: Path) -> None:
     write(tmp_path, *(Report(i, NODES[i]) for i in range(3)), stage=COMPARED_STAGE)
     assert not judge(tmp_path, NODES, code=None, seconds=60).bad_nodes  # all run: it may be the network
-    stopped = Report(1, "node2").path(tmp_path)
-    long_ago = stopped.stat().st_mtime - 30
-    os.utime(stopped, (long_ago, long_ago))
+    silence(tmp_path, Report(1, "node2"))
     verdict = judge(tmp_path, NODES, code=None, seconds=60)
     assert list(verdict.bad_nodes) == ["node2"] and "stood still for 30 s" in verdict.bad_nodes["node2"]
+
+
+def test_ranks_that_have_ended_do_not_hang(tmp_path: Path) -> None:
+    write(tmp_path, *(Report(i, NODES[i]) for i in range(3)))
+    silence(tmp_path, Report(0, "node1"), Report(1, "node2"))
+    assert not judge(tmp_path, NODES, code=None, seconds=60).bad_nodes
+
+
+def test_ranks_that_ended_with_what_they_found_do_not_hang(tmp_path: Path) -> None:
+    ended = [Report(i, NODES[i], alone=["no data"]) for i in range(2)]
+    write(tmp_path, *ended, Report(2, "node3"), stage=ALONE_STAGE)
+    silence(tmp_path, *ended)
+    verdict = judge(tmp_path, NODES, code=None, seconds=60)
+    assert not verdict.bad_nodes and verdict.everywhere == "no data"
 
 
 def test_most_nodes_behind_are_not_each_to_blame(tmp_path: Path) -> None:
