@@ -9,10 +9,7 @@ from enum import StrEnum
 from typing import Literal
 
 from pretrain.attempts import RankExit
-from pretrain.exit_codes import EXIT_DONE, EXIT_NODE_FAULT, EXIT_RESUME, EXIT_USER_ERROR
-
-SIGNALLED = 128
-"""A process that a signal ended has this exit code plus the signal's number."""
+from pretrain.exit_codes import EXIT_DONE, EXIT_NODE_FAULT, EXIT_RESUME, EXIT_USER_ERROR, SIGNALLED
 
 
 class Ending(StrEnum):
@@ -61,26 +58,37 @@ def classify(code: int, exits: Sequence[RankExit], *, fault: bool, ranks: int) -
 
     code: srun's. exits: of the ranks that said something. fault: the watchdog found a silent rank. ranks: in all.
     """
-    # Slurm asks the others to stop when a rank dies: what they answer then is not why the attempt ended.
-    died = len(exits) < ranks and code > SIGNALLED and code - SIGNALLED != signal.SIGTERM
     for wanted, ending in (
         (EXIT_USER_ERROR, Ending.configuration),
         (EXIT_NODE_FAULT, Ending.node_fault),
-        (EXIT_RESUME, Ending.resume),
+        (EXIT_RESUME, Ending.resume),  # all ranks agree on the stop and save together: none says so by itself
     ):
         said = [found for found in exits if found.code == wanted]
-        if said and not (died and ending is Ending.resume):
+        if said:
             return ending, said[0].reason
     if fault or code == EXIT_NODE_FAULT:
         return Ending.node_fault, "a rank fell silent"
     if code == EXIT_DONE and len(exits) == ranks and all(found.code == EXIT_DONE for found in exits):
         return Ending.done, exits[0].reason
-    failed = [found for found in exits if found.code not in (EXIT_DONE, EXIT_RESUME)]
+    failed = [found for found in exits if EXIT_DONE < found.code < SIGNALLED]
     if failed:
         return Ending.crash, f"rank {failed[0].rank} on {failed[0].host}: {failed[0].reason}"
-    if code > SIGNALLED:
-        return Ending.crash, f"a rank was killed by signal {code - SIGNALLED}"
-    return Ending.crash, f"srun ended with code {code}, and no rank said why"
+    asked = [found for found in exits if found.code > SIGNALLED]
+    if asked and len(exits) == ranks:
+        return Ending.resume, asked[0].reason
+    # Slurm asks the others to stop when a rank dies: what they answer then is not why the attempt ended.
+    silent = sorted(set(range(ranks)) - {found.rank for found in exits})
+    ended = f"signal {code - SIGNALLED}" if code > SIGNALLED else f"code {code}"
+    if code == SIGNALLED + signal.SIGTERM:
+        ended += ", which Slurm sends to all when one dies; the job's log names that one"
+    return Ending.crash, f"{_listed(silent)} ended without saying why ({ended})"
+
+
+def _listed(ranks: Sequence[int], most: int = 8) -> str:
+    if not ranks:
+        return "no rank"
+    more = f" and {len(ranks) - most} more" if len(ranks) > most else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks[:most]))}{more}"
 
 
 def decide(attempts: Sequence[Attempt], *, most_without_progress: int, excluded: Sequence[str]) -> Decision:

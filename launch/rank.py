@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from launch.job import LaunchedRun
 from pretrain.attempts import AttemptFolder, RankExit, own_attempt
-from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME, EXIT_USER_ERROR
+from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME, EXIT_USER_ERROR, SIGNALLED
 
 EARLY_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 
@@ -97,12 +97,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def leave_early_on_signals(folder: AttemptFolder, rank: int) -> None:
-    """Until the run is up, a request to stop finds nothing to save: the rank leaves at once. The run then puts its
-    own handlers in place of these, as these are in place of submitit's, which would requeue from rank 0."""
+    """Until the run is up, a request to stop finds nothing to save: the rank leaves at once, alone, and says which
+    signal it was, for Slurm also sends one to the ranks whose peer has died. The run then puts its own handlers in
+    place of these, as these are in place of submitit's, which would requeue from rank 0."""
 
     def leave_early(number: int, _frame: FrameType | None) -> None:
         reason = f"{signal.Signals(number).name} before the first step"
-        folder.record_exit(RankExit(rank, platform.node(), EXIT_RESUME, reason, None))
+        folder.record_exit(RankExit(rank, platform.node(), SIGNALLED + number, reason, None))
         leave(EXIT_RESUME)
 
     for number in EARLY_SIGNALS:

@@ -22,13 +22,32 @@ def said(*codes: int) -> list[RankExit]:
 CASES = {
     "all finished": (0, said(0, 0, 0, 0), False, Ending.done),
     "a rank that said nothing has not finished": (0, said(0, 0, 0), False, Ending.crash),
+    "all were asked to stop while they started": (0, said(143, 143, 143, 143), False, Ending.resume),
+    "some finished, the rest were asked to stop on their way out": (
+        0,
+        said(0, 0, 143, 143),
+        False,
+        Ending.resume,
+    ),
     "all saved": (0, said(75, 75, 75, 75), False, Ending.resume),
     "some saved, the rest were killed on their way out": (143, said(75), False, Ending.resume),
     "one found a mistake, Slurm killed the others": (143, said(2, 1), False, Ending.configuration),
     "a rank was killed": (137, [], False, Ending.crash),
     "a rank was killed while it started, and Slurm asked the others to stop": (
         137,
-        said(75, 75, 75),
+        said(143, 143, 143),
+        False,
+        Ending.crash,
+    ),
+    "so, but one of the others could not answer yet, and its code hides that of the killed one": (
+        143,
+        said(143, 143),
+        False,
+        Ending.crash,
+    ),
+    "a rank failed while it started, and Slurm asked the others to stop": (
+        143,
+        said(143, 1, 143, 143),
         False,
         Ending.crash,
     ),
@@ -45,8 +64,16 @@ def test_endings(case: str) -> None:
 
 
 def test_reasons_name_the_rank_or_the_signal() -> None:
-    assert classify(137, [], fault=False, ranks=4)[1] == "a rank was killed by signal 9"
-    assert classify(1, said(0, 1), fault=False, ranks=4)[1] == "rank 1 on node1: reason 1"
+    def reason(code: int, *codes: int, ranks: int = 4) -> str:
+        return classify(code, said(*codes), fault=False, ranks=ranks)[1]
+
+    assert reason(137, 143, 143, 143) == "rank 3 ended without saying why (signal 9)"
+    assert reason(143, 143, 143).startswith(
+        "ranks 2, 3 ended without saying why (signal 15, which Slurm sends"
+    )
+    assert reason(1, ranks=512).startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 504 more ended without")
+    assert reason(0, 143, 143, 143, 143) == "reason 143"
+    assert reason(1, 0, 1) == "rank 1 on node1: reason 1"
 
 
 def attempts(*steps: int, ending: Ending = Ending.crash) -> list[Attempt]:

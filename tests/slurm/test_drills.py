@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -190,9 +191,28 @@ def kill_before_it_saves(drill: Drill, run: LaunchedRun, number: int) -> None:
     drill.wait(lambda: len(drill.endings(run)) >= number, 60, "the attempt's end", run)
 
 
+def kill_while_another_cannot_answer(drill: Drill, run: LaunchedRun) -> None:
+    """Rank 1 of the first attempt. Slurm then asks the others to stop: ranks 0 and 2 answer, 3 dies of it, and its
+    signal, the greater one, hides the killed rank's in srun's exit code."""
+
+    def there(number: int) -> bool:
+        with contextlib.suppress(LookupError):
+            return bool(drill.rank(run, number))
+        return False
+
+    drill.wait(lambda: there(3), 60, "rank 3", run)
+    os.kill(drill.rank(run, 3).pid, signal.SIGSTOP)
+    for number in (0, 2):
+        drill.wait(run.log(number, 1).is_file, 60, f"rank {number}, which listens to signals", run)
+    time.sleep(0.5)
+    os.kill(drill.rank(run, 1).pid, signal.SIGKILL)
+    drill.wait(lambda: drill.endings(run), 60, "the attempt's end", run)
+
+
 def test_a_crash_loop_is_ended_with_a_clear_last_line(drill: Drill) -> None:
     run = drill.launch()
-    for number in (1, 2, 3):
+    kill_while_another_cannot_answer(drill, run)
+    for number in (2, 3):
         kill_before_it_saves(drill, run, number)
     drill.wait(run.outcome_file.is_file, 120, "the end", run)
     outcome = json.loads(run.outcome_file.read_text())
