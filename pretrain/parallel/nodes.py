@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from pretrain.parallel.mesh import Mesh
 
 
+LONE_REPLICAS = (
+    "parallel.zero_group = node: each node holds one replica of the model, so a node's copy would be the whole "
+    "model on every rank; use parallel.zero=2, or parallel.zero_group=all"
+)
+
+
 def share_within_node(mesh: Mesh) -> int:
     """Make the groups and tell DeepSpeed of this rank's. Returns the replicas per node; collective over all ranks.
 
@@ -47,10 +53,7 @@ def replicas_by_node(told: Sequence[tuple[str, tuple[int, ...]]]) -> list[list[i
             "start as many processes on each node, or use parallel.zero_group=all"
         )
     if sizes == [1]:
-        raise UserError(
-            "parallel.zero_group = node: each node holds one replica of the model, so a node's copy would be the whole "
-            "model on every rank; use parallel.zero=2, or parallel.zero_group=all"
-        )
+        raise UserError(LONE_REPLICAS)
     return list(members.values())
 
 

@@ -21,8 +21,17 @@ from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
 from pretrain.parallel.nearest import check_layout
+from pretrain.parallel.nodes import LONE_REPLICAS
 from pretrain.parallel.stages import whole_model
-from pretrain.plan.memory import BYTES, FP32_BYTES, Memory, most_in_flight, state_memory, with_passes
+from pretrain.plan.memory import (
+    BYTES,
+    FP32_BYTES,
+    Memory,
+    lone_replicas,
+    most_in_flight,
+    state_memory,
+    with_passes,
+)
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
 from pretrain.plan.timing import StepTime, replica_traffic, step_time
 from pretrain.plan.tracker import Traffic
@@ -155,6 +164,8 @@ def plan_layout(config: Config, gpus: int, accelerator: Accelerator, *, on_cpu: 
     """
     parallel = config.parallel
     data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
+    if lone_replicas(config, data_ranks * parallel.context):
+        raise ConfigError(LONE_REPLICAS)
     micro_rows = micro_batch_rows(config.data, data_ranks, parallel)
     passes = {}
     for stage in sorted({0, parallel.pipeline - 1}):

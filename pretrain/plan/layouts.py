@@ -17,6 +17,7 @@ from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
 from pretrain.parallel.nearest import overrides, problems_of
 from pretrain.parallel.stages import blocks_of_stages
 from pretrain.plan.estimate import Layout, layout_of, resolved
+from pretrain.plan.memory import lone_replicas
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def _candidates(config: Config, gpus: int) -> Iterator[tuple[ParallelSection, in
             if any(problems_of(parallel, config.model, config.data, gpus)):
                 continue
             data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
+            if lone_replicas(replace(config, parallel=parallel), data_ranks * context):
+                continue
             share = config.data.global_batch_rows // data_ranks
             yield from ((parallel, rows) for rows in SIZES if share % rows == 0)
 

@@ -108,11 +108,19 @@ def _buffers(parameters: int, config: Config, replicas: int, accumulation: int) 
     gathered = width * min(parameters, LIVE_ELEMENTS) if zero == 3 else 0
     if zero == 3 and accumulation > 1:
         bucket *= 2  # what it scattered last stays until the next
-    if config.parallel.zero_group == "node":
-        # The second copy: ranks of a node are numbered tensor first.
-        sharers = min(replicas, max(1, config.launch.gpus_per_node // config.parallel.tensor))
-        gathered += width * parameters // sharers
+    if config.parallel.zero_group == "node":  # the second copy
+        gathered += width * parameters // replicas_per_node(config, replicas)
     return bucket + gathered
+
+
+def replicas_per_node(config: Config, replicas: int) -> int:
+    """Ranks of a node are numbered tensor first."""
+    return min(replicas, max(1, config.launch.gpus_per_node // config.parallel.tensor))
+
+
+def lone_replicas(config: Config, replicas: int) -> bool:
+    """Whether a copy per node is asked for that each rank would have to hold alone, which the run refuses."""
+    return config.parallel.zero_group == "node" and replicas_per_node(config, replicas) == 1
 
 
 def _megatron(parameters: int, config: Config, replicas: int) -> Memory:

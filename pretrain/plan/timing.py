@@ -112,8 +112,10 @@ def bandwidth(parallel: ParallelSection, axis: str, replicas: int, accelerator: 
     """GB/s of the slowest link that an axis crosses: ranks are numbered tensor first, then context, data, pipeline."""
     reach = {"tensor": parallel.tensor, "context": parallel.tensor * parallel.context}
     reach["replicas"] = parallel.tensor * replicas
-    reach["pipeline"] = reach["replicas"] * parallel.pipeline
-    return accelerator.node_gb_s if reach[axis] <= accelerator.gpus_per_node else accelerator.network_gb_s
+    reach["pipeline"] = world = reach["replicas"] * parallel.pipeline
+    # Groups of 3 in nodes of 8: one of them has a rank on the next node.
+    within = world <= accelerator.gpus_per_node or accelerator.gpus_per_node % reach[axis] == 0
+    return accelerator.node_gb_s if within else accelerator.network_gb_s
 
 
 def step_time(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pretrain.config import load_config
@@ -51,6 +53,24 @@ def test_ranks_of_one_node_need_no_network() -> None:
     assert bandwidth(parallel, "replicas", 4, accelerator) == accelerator.node_gb_s
     assert bandwidth(parallel, "replicas", 8, accelerator) == accelerator.network_gb_s
     assert bandwidth(parallel, "tensor", 8, accelerator) == accelerator.node_gb_s
+
+
+def test_groups_that_do_not_divide_a_node_cross_its_border() -> None:
+    accelerator = ACCELERATORS["h100"]
+    parallel = load_config("configs/sigmoid/demo.yaml", []).parallel.model_copy(update={"tensor": 3})
+    assert bandwidth(parallel, "tensor", 2, accelerator) == accelerator.node_gb_s, "six ranks, one node"
+    assert bandwidth(parallel, "tensor", 4, accelerator) == accelerator.network_gb_s
+
+
+def test_a_copy_per_node_needs_two_replicas_on_it() -> None:
+    copied = ["parallel.zero=3", "parallel.zero_group=node", "launch.gpus_per_node=4"]
+    config = load_config("configs/sigmoid/85m.yaml", [*copied, "parallel.tensor=4"])
+    with pytest.raises(ConfigError, match="each node holds one replica"):
+        make_plan(config, gpus=16, gpu="h100")
+    within = replace(config, parallel=config.parallel.model_copy(update={"tensor": 2}))
+    plain = replace(within, parallel=within.parallel.model_copy(update={"zero_group": "all"}))
+    with_copy, without = (make_plan(one, gpus=16, gpu="h100").memory for one in (within, plain))
+    assert with_copy.buffers > without.buffers
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,14 @@ MODEL = [
 ]
 
 
-@pytest.mark.parametrize("asked", [[], ["parallel.tensor=2", "parallel.sequence=true", "parallel.data=8"]])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [],
+        ["parallel.tensor=2", "parallel.sequence=true", "parallel.data=8"],
+        ["parallel.zero=3", "parallel.zero_group=node", "launch.gpus_per_node=4"],
+    ],
+)
 def test_suggestions_are_layouts_whose_plans_they_are(asked: list[str]) -> None:
     path, accelerator = "configs/sigmoid/85m.yaml", ACCELERATORS["h100"]
     found = suggest_layouts(load_config(path, [*MODEL, *asked]), 16, accelerator)
@@ -27,6 +34,10 @@ def test_suggestions_are_layouts_whose_plans_they_are(asked: list[str]) -> None:
         one.layout.time.total for one in found
     )
     assert len({one.division for one in found}) == len(found)
+    if (
+        "parallel.zero_group=node" in asked
+    ):  # four tensor ranks would leave a node one replica, which is refused
+        assert max(tensor for tensor, _, _ in (one.division for one in found)) == 2
     for one in found[:2]:
         config = resolved(load_config(path, [*MODEL, *asked, *one.settings.split()]))
         parallel = config.parallel
