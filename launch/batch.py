@@ -20,18 +20,23 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from launch import slurm
 from launch.job import LaunchedRun
 from launch.policy import Attempt, Decision, Ending, classify, decide, with_enough_nodes
-from launch.progress import last_sign_of_life, read_progress
+from launch.progress import last_sign_of_life, read_ledger, read_progress
 from launch.verdict import Verdict, judge
 from pretrain.attempts import read_json, write_json
 from pretrain.errors import UserError
 
+T = TypeVar("T")
+
 EXIT_NOTHING_TO_DO = 100
 """`begin`: the run has finished, or was given up; the batch script ends in peace."""
 ROOM_WAIT_S, ROOM_PERIOD_S = 1800, 5
+LEAST_WAIT_S = 20
+"""That the ranks of a preflight have once one of them has ended."""
 TIME_LIMIT = "TimeLimit"
 """Slurm's reason for a job that it ends at its time limit."""
 
@@ -41,26 +46,21 @@ def begin(run: LaunchedRun, job: str) -> int:
     if run.outcome_file.is_file():
         say(f"nothing to do: {read_json(run.outcome_file)['message']}")
         return EXIT_NOTHING_TO_DO
-    _close_unended(run)
+    when_there_is_room(run, lambda: close_unended(run))
     number = run.launch.current + 1
     nodes = slurm.hostnames(os.environ["SLURM_JOB_NODELIST"])
     facts = {"job": job, "nodes": nodes, "step_before": run.newest_step()}
-    run.launch.begin(number, **facts)
-    run.launch.record("attempt", attempt=number, **facts)
+    when_there_is_room(run, lambda: run.launch.begin(number, **facts))
+    when_there_is_room(run, lambda: run.launch.record("attempt", attempt=number, **facts))
     say(f"attempt {number} on {', '.join(nodes)}, from step {facts['step_before']}")
     settings = run.settings
     if settings.preflight.enabled:
         folder = run.launch.attempt(number).path / "preflight"
-        verdict = _preflight(run, folder, nodes, settings.preflight.seconds)
-        run.launch.record(
-            "preflight",
-            attempt=number,
-            bad_nodes=verdict.bad_nodes,
-            everywhere=verdict.everywhere,
-            figures=verdict.figures,
-        )
+        verdict = when_there_is_room(run, lambda: _preflight(run, folder, nodes, settings.preflight.seconds))
+        facts = {"bad_nodes": verdict.bad_nodes, "everywhere": verdict.everywhere, "figures": verdict.figures}
+        when_there_is_room(run, lambda: run.launch.record("preflight", attempt=number, **facts))
         if not verdict.well:
-            return _refuse(run, number, job, verdict)
+            return when_there_is_room(run, lambda: _refuse(run, number, job, verdict))
     print(number)
     return 0
 
@@ -113,16 +113,7 @@ def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
         decision = Decision(
             "stop", f"the chain's jobs are used up; `triptych launch` queues more ({decision.message})"
         )
-    run.launch.record(
-        "attempt_end",
-        attempt=attempt.number,
-        ending=attempt.ending,
-        reason=attempt.reason,
-        step=attempt.step_after,
-        last_step=read_progress(run.run).step,
-        bad_nodes=list(attempt.bad_nodes),
-        decision=decision.message,
-    )
+    _record_end(run, attempt, bad_nodes=list(attempt.bad_nodes), decision=decision.message)
     say(f"attempt {attempt.number}: {decision.message}")
     if decision.action == "again":
         return _again(run, job, decision, requeues=settings.requeue)
@@ -161,7 +152,13 @@ def _preflight(run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: in
     folder.mkdir(parents=True, exist_ok=True)
     # One that fails does not end the others at once: what they have to say tells which node it is.
     # Its output comes here over the network: a node that does not see the folder could not open a file in it.
-    command = ["srun", "--kill-on-bad-exit=0", "--wait=20", "--label", *_container(run)]
+    command = [
+        "srun",
+        "--kill-on-bad-exit=0",
+        f"--wait={max(LEAST_WAIT_S, seconds // 5)}",
+        "--label",
+        *_container(run),
+    ]
     command += [sys.executable, "-m", "launch.preflight", str(run.run), str(folder)]
     code: int | None = None
     with (folder / "ranks.log").open("w") as log, contextlib.suppress(subprocess.TimeoutExpired):
@@ -179,24 +176,34 @@ def _container(run: LaunchedRun) -> list[str]:
     return [f"--container-image={settings.container}", *mounts]
 
 
-def _close_unended(run: LaunchedRun) -> None:
+def close_unended(run: LaunchedRun) -> None:
     """An attempt whose batch script died with its node left no verdict; its node is known by Slurm already."""
     number = run.launch.current
-    if number == 0 or (run.launch.attempt(number).path / "ended.json").is_file():
+    if number == 0:
         return
-    before = read_json(run.folder / "attempt.json")["step_before"]
-    reason = "the job was taken from its nodes: a node died, or Slurm preempted it"
-    attempt = Attempt(number, Ending.cancelled, before, run.newest_step(), reason)
-    run.write_ended(attempt)
+    attempt = run.ended_attempt(number)
+    if attempt is None:
+        before = read_json(run.folder / "attempt.json")["step_before"]
+        reason = "the job was taken from its nodes: a node died, or Slurm preempted it"
+        attempt = Attempt(number, Ending.cancelled, before, run.newest_step(), reason)
+        run.write_ended(attempt)
+    # Not now: the job has waited in the queue since.
+    _record_end(run, attempt, ended=last_sign_of_life(run.run, number))
+
+
+def _record_end(run: LaunchedRun, attempt: Attempt, **facts: Any) -> None:
+    """In the ledger, once: a script that was killed, or found no room, may come here again."""
+    known = read_ledger(run.run)
+    if any(line["event"] == "attempt_end" and line["attempt"] == attempt.number for line in known):
+        return
     run.launch.record(
         "attempt_end",
-        attempt=number,
+        attempt=attempt.number,
         ending=attempt.ending,
-        reason=reason,
+        reason=attempt.reason,
         step=attempt.step_after,
         last_step=read_progress(run.run).step,
-        # Not now: the job has waited in the queue since.
-        ended=last_sign_of_life(run.run, number),
+        **facts,
     )
 
 
@@ -225,6 +232,8 @@ def _cancel_the_rest(run: LaunchedRun, job: str) -> None:
 
 def _chain_goes_on(run: LaunchedRun, job: str) -> bool:
     """Whether a job is left to start when this one has ended."""
+    if not run.job()["jobs"]:
+        return True  # this one has ended before its submission has: the others' numbers are not written yet
     try:
         return any(other.state == "PENDING" for other in slurm.queue(_other_jobs(run, job)))
     except UserError as error:
@@ -235,7 +244,7 @@ def _chain_goes_on(run: LaunchedRun, job: str) -> bool:
 def _nodes_of_partition() -> list[str] | None:
     """All of the job's partition; None if Slurm does not say."""
     try:
-        return slurm.nodes_of(os.environ["SLURM_JOB_PARTITION"])
+        return slurm.nodes_of(os.environ["SLURM_JOB_PARTITION"], patience_s=slurm.CONTROLLER_AWAY_S)
     except UserError as error:
         say(str(error))
         return None
@@ -255,7 +264,7 @@ def _outlive_the_requeue() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def when_there_is_room(run: LaunchedRun, act: Callable[[], int]) -> int:
+def when_there_is_room(run: LaunchedRun, act: Callable[[], T]) -> T:
     """What the verdict is written to may be the disk whose fullness ended the attempt. Whoever makes room there
     should not also have to find out which runs to start again: try for a while before the job is lost."""
     end_at = time.monotonic() + ROOM_WAIT_S

@@ -88,14 +88,18 @@ class LaunchedRun:
         """Of the newest launch, oldest first. What an earlier launch ended with, its user has seen."""
         found = [read_json(path) for path in sorted((self.folder / "attempts").glob("*/ended.json"))]
         first = self.job()["first_attempt"]
-        return [
-            Attempt(**{**facts, "ending": Ending(facts["ending"]), "bad_nodes": tuple(facts["bad_nodes"])})
-            for facts in found
-            if facts["number"] >= first
-        ]
+        return [_attempt(facts) for facts in found if facts["number"] >= first]
+
+    def ended_attempt(self, number: int) -> Attempt | None:
+        """What an attempt was found to have ended with; None while nobody has judged it."""
+        path = self._ended_file(number)
+        return _attempt(read_json(path)) if path.is_file() else None
 
     def write_ended(self, attempt: Attempt) -> None:
-        write_json(self.launch.attempt(attempt.number).path / "ended.json", asdict(attempt))
+        write_json(self._ended_file(attempt.number), asdict(attempt))
+
+    def _ended_file(self, number: int) -> Path:
+        return self.launch.attempt(number).path / "ended.json"
 
     @property
     def excluded_file(self) -> Path:
@@ -117,3 +121,8 @@ class LaunchedRun:
     def outcome_file(self) -> Path:
         """There once the run has finished, or was given up: no attempt starts any more."""
         return self.folder / "outcome.json"
+
+
+def _attempt(facts: dict[str, Any]) -> Attempt:
+    """As it was written."""
+    return Attempt(**{**facts, "ending": Ending(facts["ending"]), "bad_nodes": tuple(facts["bad_nodes"])})

@@ -68,20 +68,23 @@ def classify(code: int, exits: Sequence[RankExit], *, fault: bool, ranks: int) -
             return ending, said[0].reason
     if fault or code == EXIT_NODE_FAULT:
         return Ending.node_fault, "a rank fell silent"
-    if code == EXIT_DONE and len(exits) == ranks and all(found.code == EXIT_DONE for found in exits):
+    if len(exits) == ranks and all(found.code == EXIT_DONE for found in exits):
         return Ending.done, exits[0].reason
-    failed = [found for found in exits if EXIT_DONE < found.code < SIGNALLED]
-    if failed:
-        return Ending.crash, f"rank {failed[0].rank} on {failed[0].host}: {failed[0].reason}"
-    asked = [found for found in exits if found.code > SIGNALLED]
-    if asked and len(exits) == ranks:
-        return Ending.resume, asked[0].reason
-    # Slurm asks the others to stop when a rank dies: what they answer then is not why the attempt ended.
     silent = sorted(set(range(ranks)) - {found.rank for found in exits})
     ended = f"signal {code - SIGNALLED}" if code > SIGNALLED else f"code {code}"
     if code == SIGNALLED + signal.SIGTERM:
         ended += ", which Slurm sends to all when one dies; the job's log names that one"
-    return Ending.crash, f"{_listed(silent)} ended without saying why ({ended})"
+    unsaid = f"{_listed(silent)} ended without saying why ({ended})"
+    failed = [found for found in exits if EXIT_DONE < found.code < SIGNALLED]
+    if failed:
+        why = f"rank {failed[0].rank} on {failed[0].host}: {failed[0].reason}"
+        # Where most ranks failed and few are silent, those may have been killed, and the others lost a connection.
+        return Ending.crash, f"{why}; {unsaid}" if 0 < len(silent) < len(failed) else why
+    asked = [found for found in exits if found.code > SIGNALLED]
+    if asked and len(exits) == ranks:
+        return Ending.resume, asked[0].reason
+    # Slurm asks the others to stop when a rank dies: what they answer then is not why the attempt ended.
+    return Ending.crash, unsaid
 
 
 def _listed(ranks: Sequence[int], most: int = 8) -> str:

@@ -44,8 +44,9 @@ def leave(code: int) -> NoReturn:
     A code other than 0 makes Slurm kill the other ranks, which may still be on their way out of a run that was
     asked to stop: that code is for the batch script, which reads it from the attempt's folder.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the disk of its log may be full
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(EXIT_DONE if code == EXIT_RESUME else code)
 
 
@@ -68,11 +69,16 @@ def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
     """The run's exit code, recorded for the batch script with its reason."""
     from data_pipelines.errors import DataError
     from pretrain.commands.train import run_training
-    from pretrain.errors import CheckpointError, UserError
+    from pretrain.errors import CheckpointError, TransientError, UserError
 
     def record(code: int, reason: str) -> int:
-        folder.record_exit(RankExit(rank, platform.node(), code, reason, None))
+        record_exit(folder, RankExit(rank, platform.node(), code, reason, None))
         return code
+
+    def failed(code: int, error: BaseException) -> int:
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
+        return record(code, _first_line(error))
 
     try:
         code = run_training(str(run.config), [], print_config=False, quiet=False)
@@ -80,16 +86,22 @@ def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
             signal.signal(number, signal.SIG_IGN)  # it has ended well, whatever comes now
         return record(code, "finished" if code == EXIT_DONE else "asked to stop, and saved")
     except (
-        CheckpointError
-    ) as error:  # a full disk, a peer that died during a save: another attempt may do better
-        print(f"error: {error}", file=sys.stderr)
-        return record(1, _first_line(error))
+        CheckpointError,
+        TransientError,
+    ) as error:  # e.g. a peer died in a save: another attempt may do better
+        return failed(1, error)
     except (UserError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return record(EXIT_USER_ERROR, _first_line(error))
+        return failed(EXIT_USER_ERROR, error)
     except BaseException as error:  # raised further, it would wait for threads that wait for other ranks
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         return record(1, f"{type(error).__name__}: {_first_line(error)}")
+
+
+def record_exit(folder: AttemptFolder, found: RankExit) -> None:
+    """For the batch script. On a full disk the rank ends without: raised, it would keep the process from its end."""
+    with contextlib.suppress(OSError):
+        folder.record_exit(found)
 
 
 def _first_line(error: BaseException) -> str:
@@ -103,7 +115,7 @@ def leave_early_on_signals(folder: AttemptFolder, rank: int) -> None:
 
     def leave_early(number: int, _frame: FrameType | None) -> None:
         reason = f"{signal.Signals(number).name} before the first step"
-        folder.record_exit(RankExit(rank, platform.node(), SIGNALLED + number, reason, None))
+        record_exit(folder, RankExit(rank, platform.node(), SIGNALLED + number, reason, None))
         leave(EXIT_RESUME)
 
     for number in EARLY_SIGNALS:

@@ -16,8 +16,14 @@ CALL_TIMEOUT_S = 20
 
 ACCOUNTING_TIMEOUT_S = 5
 CONTROLLER_AWAY_S = 1800
-CONTROLLER_AWAY = ("unable to contact slurm controller", "did not answer in", "socket timed out")
-"""What a client says when slurmctld restarts."""
+CONTROLLER_AWAY = (
+    "unable to contact slurm controller",
+    "did not answer in",
+    "socket timed out",
+    "zero bytes were transmitted",
+    "controller in standby",
+)
+"""What a client says when slurmctld restarts, or hands over to its backup."""
 
 CAUSES = {
     "invalid partition": "there is no such partition; `sinfo -s` lists them",
@@ -98,9 +104,10 @@ def partitions() -> list[Partition]:
     return list(found.values())
 
 
-def nodes_of(partition: str) -> list[str]:
-    """The names of its nodes, whatever state they are in."""
-    return sorted(set(call("sinfo", "-a", "-h", "-N", "-p", partition, "-o", "%N").split()))
+def nodes_of(partition: str, patience_s: float = 0) -> list[str]:
+    """The names of its nodes, whatever state they are in. patience_s: for a controller that is away."""
+    asked = ("sinfo", "-a", "-h", "-N", "-p", partition, "-o", "%N")
+    return sorted(set(call_patiently(*asked, patience_s=patience_s).split()))
 
 
 @dataclass(frozen=True)
@@ -178,7 +185,13 @@ def requeue(job: str, exclude: str, timeout_s: float = 30) -> None:
     Slurm changes the nodes of a pending job only, so that comes second; meanwhile it ends the batch script that calls
     this, which therefore must ignore SIGTERM.
     """
-    call_patiently("scontrol", "requeue", job)
+    try:
+        call_patiently("scontrol", "requeue", job)
+    except UserError:
+        # A first answer may have been lost on the way, and the second try found the job in the queue already.
+        state = [found.state for found in queue([job], patience_s=CONTROLLER_AWAY_S)]
+        if state not in (["PENDING"], ["COMPLETING"], ["REQUEUED"]):
+            raise
     end = time.monotonic() + timeout_s
     while exclude:
         try:

@@ -255,7 +255,12 @@ def _cpus_of_steps(settings: ClusterSettings) -> list[str]:
 
 def _after() -> list[str]:
     python = shlex.quote(sys.executable)
-    return ["code=$?", f'{python} -m launch.batch end "$run" --code $code', "exit $?"]
+    return [
+        "code=$?",
+        "trap '' TERM CONT  # the verdict outlives what ends the job",
+        f'{python} -m launch.batch end "$run" --code $code',
+        "exit $?",
+    ]
 
 
 def script(request: Request) -> str:
@@ -373,14 +378,21 @@ def submit(request: Request) -> list[str]:
                 submitted = executor.map_array(_run, functions)
                 for found, job in zip(jobs, submitted, strict=True):
                     found.append(str(job.job_id))
+            # At once: the first job of a chain may end before the last one is queued.
+            _write_jobs(request, jobs)
     except (FailedJobError, FailedSubmissionError) as error:
         if any(jobs):  # a chain of which a limit allowed a part: all of it, or nothing
             slurm.call("scancel", *(job for found in jobs for job in found))
+            _write_jobs(request, [[] for _ in jobs])
         raise UserError(slurm.explain("sbatch", str(error))) from None
     for run, found in zip(request.runs, jobs, strict=True):
-        run.write_jobs(found)
         run.launch.record("launch", jobs=found, nodes=request.nodes, ranks=request.ranks)
     return [job for found in jobs for job in found]
+
+
+def _write_jobs(request: Request, jobs: Sequence[list[str]]) -> None:
+    for run, found in zip(request.runs, jobs, strict=True):
+        run.write_jobs(found)
 
 
 def _run(job: TrainJob) -> None:

@@ -9,5 +9,9 @@ class ConfigError(UserError):
     """A configuration that cannot run: all its problems at once, each with its path and what would be right."""
 
 
+class TransientError(UserError):
+    """What another attempt may find gone: a full disk, a service that did not answer."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written, found, verified or loaded."""

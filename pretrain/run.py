@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import platform
@@ -23,7 +24,7 @@ from models import families
 from pretrain.attempts import Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
-from pretrain.errors import CheckpointError, UserError
+from pretrain.errors import CheckpointError, TransientError, UserError
 from pretrain.hooks.base import Hook, Hooks
 from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""What a storage refuses with, and may take back."""
 FINISH_SAVE_TIMEOUT_S = 120
 
 
@@ -274,20 +277,23 @@ def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: Ru
 
 def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) -> None:
     """Rank 0 locks the folder; what it finds wrong, all ranks raise."""
-    problem: list[str | None] = [None]
+    problem: list[UserError | None] = [None]
     if mesh.is_main:
         try:
             folder.create()
             stack.enter_context(folder.lock(own_attempt()))
         except (UserError, ValueError) as error:
-            problem = [str(error)]
+            problem = [UserError(str(error))]
         except OSError as error:
+            kind = TransientError if error.errno in PASSING else UserError
             problem = [
-                f"{folder.path}: {error.strerror}; make room there or mend it, then the same command goes on"
+                kind(
+                    f"{folder.path}: {error.strerror}; make room there or mend it, then the same command goes on"
+                )
             ]
     dist.broadcast_object_list(problem, src=0, group=mesh.control)
     if problem[0] is not None:
-        raise UserError(problem[0])
+        raise problem[0]
 
 
 def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:

@@ -8,6 +8,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from pretrain.attempts import own_attempt
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
@@ -53,10 +55,11 @@ class StopRequest:
         # The last exchange is one that all ranks started; after an error a peer may be gone, and nobody waits.
         if self._pending is not None and not self.stopped and error is None:
             self._pending.wait()
+        # After an error, and in a launched run always, the process is on its way out: a signal that reaches it there,
+        # from Slurm that ends the other ranks too, must not find a handler that tells another story of why it ended.
+        leaving = error is not None or own_attempt() is not None
         for number, handler in self._previous.items():
-            # After an error the process is on its way out: a signal that reaches it there, from Slurm that ends the
-            # other ranks too, must not find a handler that tells another story of why it ended.
-            if error is None or number == signal.SIGINT:
+            if not leaving or number == signal.SIGINT:
                 signal.signal(number, handler)
 
     @property

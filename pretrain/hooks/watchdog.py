@@ -8,6 +8,7 @@ fault, and the launcher starts again without that node.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import platform
@@ -58,6 +59,10 @@ class WatchdogHook(Hook):
         self._rank, self._step = run.ranks.rank, run.clock.step
         self._stepped = time.monotonic()
         self._folder.heartbeats.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # at once: a rank without a heartbeat is never the one that is blamed
+            self._beat(0.0)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 

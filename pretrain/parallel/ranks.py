@@ -11,7 +11,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from pretrain.errors import UserError
+from pretrain.attempts import own_attempt
+from pretrain.errors import TransientError, UserError
 
 SCONTROL_TIMEOUT_S = 20
 
@@ -95,11 +96,13 @@ def _rendezvous_from_slurm() -> None:
                 check=True,
             )
         except (OSError, subprocess.SubprocessError) as error:
-            raise UserError(
+            kind = UserError if isinstance(error, OSError) else TransientError
+            raise kind(
                 f"the first node of {nodes} is not known ({error}); export MASTER_ADDR in the batch script"
             ) from None
         os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
     # All ranks of a step derive the same port, and two steps on a node most likely different ones, below the range
-    # from which the system takes ports for outgoing connections.
+    # from which the system takes ports for outgoing connections. Another attempt gets another: somebody may listen.
     job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    os.environ.setdefault("MASTER_PORT", str(20000 + (job * 31 + step) % 12000))
+    number = job * 31 + step + 7 * (own_attempt() or 0)
+    os.environ.setdefault("MASTER_PORT", str(20000 + number % 12000))

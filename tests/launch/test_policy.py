@@ -74,6 +74,7 @@ def test_reasons_name_the_rank_or_the_signal() -> None:
     assert reason(1, ranks=512).startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 504 more ended without")
     assert reason(0, 143, 143, 143, 143) == "reason 143"
     assert reason(1, 0, 1) == "rank 1 on node1: reason 1"
+    assert reason(137, 1, 1, 1) == "rank 0 on node1: reason 1; rank 3 ended without saying why (signal 9)"
 
 
 def attempts(*steps: int, ending: Ending = Ending.crash) -> list[Attempt]:
@@ -136,6 +137,7 @@ def test_endings_that_end_the_run(ending: Ending, action: str) -> None:
     [
         ("launch.batch", ["torch"]),
         ("launch.commands", ["torch"]),
+        ("launch.preflight", ["torch"]),
         ("launch.watching", ["torch", "numpy", "pydantic"]),
     ],
 )

@@ -346,8 +346,8 @@ def processes() -> list[Process]:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that nobody listens on, outside the ephemeral range."""
-    for first in range(17000 + os.getpid() % 1000 * 10, 31000, count):
+    """The first of `count` neighbouring ports that nobody listens on, below those where the ranks of jobs meet."""
+    for first in range(10000 + os.getpid() % 900 * 10, 20000 - count, count):
         try:
             for port in range(first, first + count):
                 with socket.socket() as probe:
@@ -355,7 +355,7 @@ def free_ports(count: int) -> int:
             return first
         except OSError:
             continue
-    raise RuntimeError("no free ports between 17000 and 31000")
+    raise RuntimeError("no free ports between 10000 and 20000")
 
 
 def until(condition: Callable[[], object], timeout_s: float) -> bool:

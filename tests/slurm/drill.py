@@ -47,7 +47,7 @@ class Drill:
     # ------------------------------------------------------------------------------------------------- acting
 
     def launch(
-        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 300
+        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 120
     ) -> LaunchedRun:
         """`triptych launch` as a user types it. Raises RuntimeError if it refuses."""
         done = self.launch_command(
@@ -58,7 +58,7 @@ class Drill:
         return LaunchedRun(self.folder / "runs" / "drill")
 
     def launch_command(
-        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 300
+        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 120
     ) -> subprocess.CompletedProcess[str]:
         """What the command answers; `options` come last, and win."""
         config, settings = self.folder / "drill.yaml", self.folder / "cluster.yaml"
@@ -69,7 +69,9 @@ class Drill:
             interface=interface, signal_seconds=signal_seconds, preflight_seconds=preflight_seconds
         )
         settings.write_text(values, encoding="utf-8")
-        return self.command("launch", str(config), "--cluster", str(settings), "--nodes", "2", *options)
+        return self.command(
+            "launch", str(config), "--cluster", str(settings), "--nodes", "2", *options, timeout_s=240
+        )
 
     def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """`triptych ...`, talking to this cluster."""
