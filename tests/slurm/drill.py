@@ -47,7 +47,7 @@ class Drill:
     # ------------------------------------------------------------------------------------------------- acting
 
     def launch(
-        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 120
+        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 100
     ) -> LaunchedRun:
         """`triptych launch` as a user types it. Raises RuntimeError if it refuses."""
         done = self.launch_command(
@@ -58,7 +58,7 @@ class Drill:
         return LaunchedRun(self.folder / "runs" / "drill")
 
     def launch_command(
-        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 120
+        self, *options: str, steps: int = STEPS, signal_seconds: int = 120, preflight_seconds: int = 100
     ) -> subprocess.CompletedProcess[str]:
         """What the command answers; `options` come last, and win."""
         config, settings = self.folder / "drill.yaml", self.folder / "cluster.yaml"
