@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from launch.job import LaunchedRun
 from launch.policy import Attempt, Decision, Ending, classify, decide, with_enough_nodes
 from launch.progress import last_sign_of_life, read_ledger, read_progress
 from launch.verdict import Verdict, judge
-from pretrain.attempts import read_json, write_json
+from pretrain.attempts import ATTEMPT_VARIABLE, own_attempt, read_json, write_json
 from pretrain.errors import UserError
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ EXIT_NOTHING_TO_DO = 100
 """`begin`: the run has finished, or was given up; the batch script ends in peace."""
 ROOM_WAIT_S, ROOM_PERIOD_S = 1800, 5
 LEAST_WAIT_S = 20
-"""That the ranks of a preflight have once one of them has ended."""
+"""Least seconds that the other ranks of a preflight have once one has ended."""
 TIME_LIMIT = "TimeLimit"
 """Slurm's reason for a job that it ends at its time limit."""
 
@@ -56,7 +57,9 @@ def begin(run: LaunchedRun, job: str) -> int:
     settings = run.settings
     if settings.preflight.enabled:
         folder = run.launch.attempt(number).path / "preflight"
-        verdict = when_there_is_room(run, lambda: _preflight(run, folder, nodes, settings.preflight.seconds))
+        verdict = when_there_is_room(
+            run, lambda: _preflight(run, folder, nodes, settings.preflight.seconds, attempt=number)
+        )
         facts = {"bad_nodes": verdict.bad_nodes, "everywhere": verdict.everywhere, "figures": verdict.figures}
         when_there_is_room(run, lambda: run.launch.record("preflight", attempt=number, **facts))
         if not verdict.well:
@@ -78,7 +81,9 @@ def check(run: LaunchedRun, job: str) -> int:
 def end(run: LaunchedRun, job: str, code: int) -> int:
     """Judge the attempt that has just ended, and act. Returns the exit code of the batch script."""
     _outlive_the_requeue()
-    number = run.launch.current
+    number = own_attempt() or run.launch.current
+    if _taken_over(run, number):
+        return 1
     folder = run.launch.attempt(number)
     current = read_json(run.folder / "attempt.json")
     settings = run.settings
@@ -89,6 +94,8 @@ def end(run: LaunchedRun, job: str, code: int) -> int:
         found = read_json(folder.fault)
         reason, bad_nodes = found["reason"], (found["host"],)
     slurms_reason = None if ending is Ending.done else _why_slurm_ends(job)
+    if _taken_over(run, number):
+        return 1
     if slurms_reason == TIME_LIMIT:  # which Slurm does not requeue by itself
         reason = (
             f"{reason}; the time limit came, and signal_seconds = {settings.signal_seconds} did not suffice"
@@ -97,6 +104,15 @@ def end(run: LaunchedRun, job: str, code: int) -> int:
         ending, reason, bad_nodes = Ending.cancelled, f"{reason}; cancelled or preempted", ()
     attempt = Attempt(number, ending, current["step_before"], run.newest_step(), reason, bad_nodes)
     return _act(run, job, attempt)
+
+
+def _taken_over(run: LaunchedRun, number: int) -> bool:
+    """Whether this script's node was cut off, and Slurm has started the job again elsewhere: that attempt is not this
+    script's to judge."""
+    newest = run.launch.current
+    if newest > number:
+        say(f"attempt {number} was given up, attempt {newest} has taken its place; nothing was done here")
+    return newest > number
 
 
 def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
@@ -147,9 +163,13 @@ def _refuse(run: LaunchedRun, number: int, job: str, verdict: Verdict) -> int:
     return 1
 
 
-def _preflight(run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: int) -> Verdict:
+def _preflight(
+    run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: int, *, attempt: int | None = None
+) -> Verdict:
     """All nodes check themselves and each other in a step of their own, with a time limit of its own."""
+    shutil.rmtree(folder, ignore_errors=True)  # of one that found no room for its reports
     folder.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ) | ({} if attempt is None else {ATTEMPT_VARIABLE: str(attempt)})
     # One that fails does not end the others at once: what they have to say tells which node it is.
     # Its output comes here over the network: a node that does not see the folder could not open a file in it.
     command = [
@@ -162,7 +182,9 @@ def _preflight(run: LaunchedRun, folder: Path, nodes: Sequence[str], seconds: in
     command += [sys.executable, "-m", "launch.preflight", str(run.run), str(folder)]
     code: int | None = None
     with (folder / "ranks.log").open("w") as log, contextlib.suppress(subprocess.TimeoutExpired):
-        code = subprocess.run(command, timeout=seconds, check=False, stdout=log, stderr=log).returncode
+        code = subprocess.run(
+            command, env=environment, timeout=seconds, check=False, stdout=log, stderr=log
+        ).returncode
     verdict = judge(folder, nodes, code=code, seconds=seconds)
     say(f"preflight: {verdict}")
     return verdict
@@ -179,7 +201,7 @@ def _container(run: LaunchedRun) -> list[str]:
 def close_unended(run: LaunchedRun) -> None:
     """An attempt whose batch script died with its node left no verdict; its node is known by Slurm already."""
     number = run.launch.current
-    if number == 0:
+    if number == 0 or _stands_in_ledger(run, number):
         return
     attempt = run.ended_attempt(number)
     if attempt is None:
@@ -187,14 +209,22 @@ def close_unended(run: LaunchedRun) -> None:
         reason = "the job was taken from its nodes: a node died, or Slurm preempted it"
         attempt = Attempt(number, Ending.cancelled, before, run.newest_step(), reason)
         run.write_ended(attempt)
+    if attempt.bad_nodes:
+        run.exclude(tuple(dict.fromkeys([*run.excluded, *attempt.bad_nodes])))
     # Not now: the job has waited in the queue since.
-    _record_end(run, attempt, ended=last_sign_of_life(run.run, number))
+    ended = last_sign_of_life(run.run, number)
+    _record_end(run, attempt, ended=ended, bad_nodes=list(attempt.bad_nodes))
+
+
+def _stands_in_ledger(run: LaunchedRun, number: int) -> bool:
+    """Whether the end of this attempt does."""
+    lines = read_ledger(run.run)
+    return any(line["event"] == "attempt_end" and line["attempt"] == number for line in lines)
 
 
 def _record_end(run: LaunchedRun, attempt: Attempt, **facts: Any) -> None:
     """In the ledger, once: a script that was killed, or found no room, may come here again."""
-    known = read_ledger(run.run)
-    if any(line["event"] == "attempt_end" and line["attempt"] == attempt.number for line in known):
+    if _stands_in_ledger(run, attempt.number):
         return
     run.launch.record(
         "attempt_end",
@@ -232,8 +262,8 @@ def _cancel_the_rest(run: LaunchedRun, job: str) -> None:
 
 def _chain_goes_on(run: LaunchedRun, job: str) -> bool:
     """Whether a job is left to start when this one has ended."""
-    if not run.job()["jobs"]:
-        return True  # this one has ended before its submission has: the others' numbers are not written yet
+    if len(run.job()["jobs"]) < run.settings.copies:
+        return True  # this one ended before the submission: not all of the others' numbers are written
     try:
         return any(other.state == "PENDING" for other in slurm.queue(_other_jobs(run, job)))
     except UserError as error:

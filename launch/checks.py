@@ -30,7 +30,7 @@ from launch.verdict import (
     Report,
 )
 from pretrain.config import Config, load_config
-from pretrain.errors import UserError
+from pretrain.errors import PASSING, TransientError, UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
 from pretrain.plan.estimate import count_parameters, resolved
 from pretrain.plan.memory import FP32_BYTES
@@ -89,6 +89,8 @@ def _alone(report: Report, *checks: Callable[[], None]) -> None:
             one()
         except (UserError, ValueError, OSError) as error:
             report.alone.append(str(error))
+            if isinstance(error, TransientError) or getattr(error, "errno", None) in PASSING:
+                report.passing.append(str(error))
 
 
 def _alone_on_node(report: Report, one: Callable[[], None]) -> None:
@@ -110,11 +112,11 @@ def check_storage(run: Path, folder: Path) -> None:
 
 
 def check_space(run: Path, config: Config) -> None:
-    """Room for two checkpoints. Raises UserError naming both figures."""
+    """Room for two checkpoints. Raises TransientError naming both figures."""
     needed = CHECKPOINTS_TO_FIT * BYTES_PER_PARAMETER * sum(count_parameters(resolved(config)).values())
     free = shutil.disk_usage(run).free
     if free < needed:
-        raise UserError(
+        raise TransientError(
             f"{run}: {free / 1e9:.1f} GB are free, and {CHECKPOINTS_TO_FIT} checkpoints take {needed / 1e9:.1f} GB; "
             "make room, or set run.folder elsewhere"
         )

@@ -15,7 +15,7 @@ from pretrain.exit_codes import EXIT_DONE, EXIT_NODE_FAULT, EXIT_RESUME, EXIT_US
 class Ending(StrEnum):
     done = "done"
     resume = "resume"
-    """Asked to stop, and saved."""
+    """Asked to stop, and saved, if there was a step to save."""
     configuration = "configuration"
     """A mistake that the next attempt would repeat."""
     node_fault = "node fault"
@@ -73,7 +73,7 @@ def classify(code: int, exits: Sequence[RankExit], *, fault: bool, ranks: int) -
     silent = sorted(set(range(ranks)) - {found.rank for found in exits})
     ended = f"signal {code - SIGNALLED}" if code > SIGNALLED else f"code {code}"
     if code == SIGNALLED + signal.SIGTERM:
-        ended += ", which Slurm sends to all when one dies; the job's log names that one"
+        ended += ", sent to all when one dies; the job's log names that one"
     unsaid = f"{_listed(silent)} ended without saying why ({ended})"
     failed = [found for found in exits if EXIT_DONE < found.code < SIGNALLED]
     if failed:

@@ -70,6 +70,11 @@ class ClusterSettings(Section):
         return ",".join([*([str(own)] if own else []), *nodes])
 
     @property
+    def copies(self) -> int:
+        """Jobs that a launch queues."""
+        return 1 if self.requeue else self.chain_jobs
+
+    @property
     def ranks_per_node(self) -> int:
         return self.tasks_per_node or max(1, self.gpus_per_node)
 

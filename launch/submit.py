@@ -66,7 +66,7 @@ class Request:
     @property
     def copies(self) -> int:
         """How many jobs each run gets."""
-        return 1 if self.settings.requeue or self.preflight_only else self.settings.chain_jobs
+        return 1 if self.preflight_only else self.settings.copies
 
     @property
     def folder(self) -> Path:
@@ -201,9 +201,10 @@ def dependency_on(runs: Sequence[LaunchedRun]) -> str | None:
                 )
             continue
         jobs = run.job()["jobs"]
-        if not jobs:
+        if len(jobs) < run.settings.copies:
             raise UserError(
-                f"--after {run.run.name}: its job's number is not known; was its submission interrupted?"
+                f"--after {run.run.name}: its jobs' numbers are not all known; is its submission going on, or was it "
+                "interrupted?"
             )
         # Of a chain, the job that finishes the run is the only one that ends well.
         parts.append("?".join(f"afterok:{job}" for job in jobs))

@@ -22,6 +22,8 @@ class Report:
     """With this node."""
     alone: list[str] = field(default_factory=list)
     """Of what this rank tried by itself. With the node if others could do it, else with the run or the site."""
+    passing: list[str] = field(default_factory=list)
+    """Of `alone`, what another attempt may find gone."""
     everywhere: list[str] = field(default_factory=list)
     """With the run or the site, whatever the node."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -84,7 +86,8 @@ def judge(folder: Path, nodes: Sequence[str], *, code: int | None, seconds: floa
     lone, common = _alone(reports)
     bad = _bad_nodes(folder, reports, nodes, code, seconds) | lone
     everywhere = list(dict.fromkeys([*common, *(said for report in reports for said in report.everywhere)]))
-    may_pass = False
+    passing = {said for report in reports for said in report.passing}
+    may_pass = bool(everywhere) and passing.issuperset(everywhere)
     unfinished = [report for report in reports if report.stage != LAST_STAGE]
     if not bad and not everywhere and (code is None or code or unfinished):
         last = ", ".join(sorted({f"rank {report.rank}: {report.stage}" for report in unfinished})) or "none"

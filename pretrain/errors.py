@@ -1,5 +1,9 @@
 """The errors a user can cause. Each message names the file, key or value and says what to do."""
 
+from __future__ import annotations
+
+import errno
+
 
 class UserError(Exception):
     """Something the user can mend. The command line prints it without a traceback and exits with 2."""
@@ -11,6 +15,15 @@ class ConfigError(UserError):
 
 class TransientError(UserError):
     """What another attempt may find gone: a full disk, a service that did not answer."""
+
+
+PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""What a storage refuses with, and may take back."""
+
+
+def of_storage(error: OSError, message: str) -> UserError:
+    """What to raise for something that a storage refused."""
+    return TransientError(message) if error.errno in PASSING else UserError(message)
 
 
 class CheckpointError(UserError):

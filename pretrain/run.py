@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import logging
 import platform
@@ -24,7 +23,7 @@ from models import families
 from pretrain.attempts import Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
-from pretrain.errors import CheckpointError, TransientError, UserError
+from pretrain.errors import CheckpointError, UserError, of_storage
 from pretrain.hooks.base import Hook, Hooks
 from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
@@ -54,8 +53,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
-"""What a storage refuses with, and may take back."""
 FINISH_SAVE_TIMEOUT_S = 120
 
 
@@ -282,15 +279,15 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
         try:
             folder.create()
             stack.enter_context(folder.lock(own_attempt()))
-        except (UserError, ValueError) as error:
+        except UserError as error:
+            problem = [error]
+        except ValueError as error:
             problem = [UserError(str(error))]
         except OSError as error:
-            kind = TransientError if error.errno in PASSING else UserError
-            problem = [
-                kind(
-                    f"{folder.path}: {error.strerror}; make room there or mend it, then the same command goes on"
-                )
-            ]
+            message = (
+                f"{folder.path}: {error.strerror}; make room there or mend it, then the same command goes on"
+            )
+            problem = [of_storage(error, message)]
     dist.broadcast_object_list(problem, src=0, group=mesh.control)
     if problem[0] is not None:
         raise problem[0]

@@ -19,7 +19,7 @@ import yaml
 from data_pipelines.modalities import Modalities, load_modalities
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.attempts import append_ledger
-from pretrain.errors import UserError
+from pretrain.errors import UserError, of_storage
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ class RunFolder:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere"
-            ) from None
+            message = f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere"
+            raise of_storage(error, message) from None
 
     def lock(self, attempt: int | None = None) -> AbstractContextManager[object]:
         """Held until the context ends or the process dies; raises UserError if another live run holds it.

@@ -101,8 +101,11 @@ def _rendezvous_from_slurm() -> None:
                 f"the first node of {nodes} is not known ({error}); export MASTER_ADDR in the batch script"
             ) from None
         os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
-    # All ranks of a step derive the same port, and two steps on a node most likely different ones, below the range
-    # from which the system takes ports for outgoing connections. Another attempt gets another: somebody may listen.
-    job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    number = job * 31 + step + 7 * (own_attempt() or 0)
-    os.environ.setdefault("MASTER_PORT", str(20000 + number % 12000))
+    os.environ.setdefault("MASTER_PORT", str(meeting_port(os.environ)))
+
+
+def meeting_port(environment: Mapping[str, str]) -> int:
+    """The same on all ranks of a step, and most likely another one for another step on a node and for another attempt,
+    since somebody may listen there. Below the range from which the system takes ports for outgoing connections."""
+    job, step = (int(environment.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+    return 20000 + (job * 31 + step + 7 * (own_attempt(environment) or 0)) % 12000

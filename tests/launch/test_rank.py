@@ -17,7 +17,7 @@ from pretrain.signals import StopRequest
 from tests.harness import run_ranks
 
 
-def test_a_full_disk_does_not_keep_a_rank_from_leaving(tmp_path: Path) -> None:
+def test_what_cannot_be_written_does_not_keep_a_rank_from_leaving(tmp_path: Path) -> None:
     record_exit(AttemptFolder(Path("/dev/full/attempt")), RankExit(0, "node1", 1, "why", None))
     code = "from launch.rank import leave; print('a last line'); leave(75)"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}

@@ -46,7 +46,7 @@ def test_the_script_says_what_slurm_must_know(tmp_path: Path) -> None:
         assert line in text, line
     assert "--kill-on-bad-exit=1 --wait=60" in text
     before, after = text.index("launch.batch begin"), text.index("launch.batch end")
-    assert before < text.index("srun --unbuffered") < after
+    assert before < text.index("srun --unbuffered") < text.index("trap '' TERM CONT") < after
     assert "--gpus-per-node" not in text
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
@@ -67,7 +67,11 @@ def test_a_run_after_another_waits_also_as_a_chain(tmp_path: Path) -> None:
 def test_what_a_run_waits_for(tmp_path: Path) -> None:
     first, chain = LaunchedRun(tmp_path / "first"), LaunchedRun(tmp_path / "chain")
     first.write_job(ClusterSettings(), nodes=1, name="first", jobs=["7"])
-    chain.write_job(ClusterSettings(requeue=False), nodes=1, name="chain", jobs=["8", "9"])
+    settings = ClusterSettings(requeue=False, chain_jobs=2)
+    chain.write_job(settings, nodes=1, name="chain", jobs=["8"])
+    with pytest.raises(UserError, match="not all known"):
+        dependency_on([chain])
+    chain.write_jobs(["8", "9"])
     assert dependency_on([first]) == "afterok:7"
     assert dependency_on([chain]) == "afterok:8?afterok:9"  # the jobs that are not needed are cancelled
     with pytest.raises(UserError, match="name one run"):

@@ -120,3 +120,13 @@ def test_data_that_one_node_misses_is_its_fault_and_that_all_miss_is_not(
     verdict = judge(tmp_path, NODES, code=1, seconds=60)
     assert list(verdict.bad_nodes) == bad
     assert verdict.everywhere == (None if bad else "no data") and not verdict.may_pass
+
+
+@pytest.mark.parametrize(("also", "may_pass"), [([], True), (["no data"], False)])
+def test_a_full_storage_may_have_room_at_the_next_attempt(
+    tmp_path: Path, also: list[str], may_pass: bool
+) -> None:
+    full = [Report(i, NODES[i], alone=["no room", *also], passing=["no room"]) for i in range(3)]
+    write(tmp_path, *full, stage=ALONE_STAGE)
+    verdict = judge(tmp_path, NODES, code=0, seconds=60)
+    assert not verdict.well and not verdict.bad_nodes and verdict.may_pass == may_pass

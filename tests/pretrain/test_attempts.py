@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 
 import pytest
 
-from pretrain.attempts import AttemptFolder, Fence, Launch, RankExit, own_attempt
+from pretrain.attempts import ATTEMPT_VARIABLE, AttemptFolder, Fence, Launch, RankExit, own_attempt
 from pretrain.checkpoint import CheckpointStore
-from pretrain.errors import CheckpointError, UserError
+from pretrain.errors import CheckpointError, TransientError, UserError
 from pretrain.hooks.watchdog import Heartbeat, first_silent
+from pretrain.parallel.ranks import meeting_port
 from pretrain.run_folder import RunFolder
 from tests.pretrain.checkpoint.states import make_state
 
@@ -92,3 +95,22 @@ def test_a_stopped_process_is_the_culprit_before_a_slow_one() -> None:
 def test_else_the_rank_furthest_behind() -> None:
     beats = [beat(0, stepped=19), beat(1, step=7, stepped=18), beat(2, step=8, stepped=25)]
     assert first_silent(beats, stale_s=5).rank == 1
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, TransientError), (errno.EACCES, UserError)])
+def test_what_a_storage_may_take_back_is_no_mistake_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[UserError]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match="cannot be made") as caught:
+        RunFolder(tmp_path / "run").create()
+    assert type(caught.value) is kind
+
+
+def test_ranks_of_an_attempt_meet_where_no_earlier_one_did() -> None:
+    step = {"SLURM_JOB_ID": "4711", "SLURM_STEP_ID": "0"}
+    ports = {meeting_port({**step, ATTEMPT_VARIABLE: str(number)}) for number in range(1, 11)}
+    assert len(ports) == 10 and all(20000 <= port < 32000 for port in ports)
