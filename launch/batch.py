@@ -82,8 +82,6 @@ def end(run: LaunchedRun, job: str, code: int) -> int:
     """Judge the attempt that has just ended, and act. Returns the exit code of the batch script."""
     _outlive_the_requeue()
     number = own_attempt() or run.launch.current
-    if _taken_over(run, number):
-        return 1
     folder = run.launch.attempt(number)
     current = read_json(run.folder / "attempt.json")
     settings = run.settings
@@ -94,7 +92,7 @@ def end(run: LaunchedRun, job: str, code: int) -> int:
         found = read_json(folder.fault)
         reason, bad_nodes = found["reason"], (found["host"],)
     slurms_reason = None if ending is Ending.done else _why_slurm_ends(job)
-    if _taken_over(run, number):
+    if _taken_over(run, number):  # asked last: Slurm's answer may have taken long
         return 1
     if slurms_reason == TIME_LIMIT:  # which Slurm does not requeue by itself
         reason = (
@@ -129,7 +127,8 @@ def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
         decision = Decision(
             "stop", f"the chain's jobs are used up; `triptych launch` queues more ({decision.message})"
         )
-    _record_end(run, attempt, bad_nodes=list(attempt.bad_nodes), decision=decision.message)
+    if not _stands_in_ledger(run, attempt.number):  # the disk may have been full at what came after it
+        _record_end(run, attempt, decision=decision.message)
     say(f"attempt {attempt.number}: {decision.message}")
     if decision.action == "again":
         return _again(run, job, decision, requeues=settings.requeue)
@@ -213,19 +212,16 @@ def close_unended(run: LaunchedRun) -> None:
         run.exclude(tuple(dict.fromkeys([*run.excluded, *attempt.bad_nodes])))
     # Not now: the job has waited in the queue since.
     ended = last_sign_of_life(run.run, number)
-    _record_end(run, attempt, ended=ended, bad_nodes=list(attempt.bad_nodes))
+    _record_end(run, attempt, ended=ended)
 
 
 def _stands_in_ledger(run: LaunchedRun, number: int) -> bool:
-    """Whether the end of this attempt does."""
+    """Whether the end of this attempt does: a script that was killed, or found no room, comes to it again."""
     lines = read_ledger(run.run)
     return any(line["event"] == "attempt_end" and line["attempt"] == number for line in lines)
 
 
 def _record_end(run: LaunchedRun, attempt: Attempt, **facts: Any) -> None:
-    """In the ledger, once: a script that was killed, or found no room, may come here again."""
-    if _stands_in_ledger(run, attempt.number):
-        return
     run.launch.record(
         "attempt_end",
         attempt=attempt.number,
@@ -233,6 +229,7 @@ def _record_end(run: LaunchedRun, attempt: Attempt, **facts: Any) -> None:
         reason=attempt.reason,
         step=attempt.step_after,
         last_step=read_progress(run.run).step,
+        bad_nodes=list(attempt.bad_nodes),
         **facts,
     )
 

@@ -30,7 +30,7 @@ from launch.verdict import (
     Report,
 )
 from pretrain.config import Config, load_config
-from pretrain.errors import PASSING, TransientError, UserError
+from pretrain.errors import TransientError, UserError, may_pass
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
 from pretrain.plan.estimate import count_parameters, resolved
 from pretrain.plan.memory import FP32_BYTES
@@ -89,7 +89,7 @@ def _alone(report: Report, *checks: Callable[[], None]) -> None:
             one()
         except (UserError, ValueError, OSError) as error:
             report.alone.append(str(error))
-            if isinstance(error, TransientError) or getattr(error, "errno", None) in PASSING:
+            if may_pass(error):
                 report.passing.append(str(error))
 
 

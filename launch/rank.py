@@ -85,11 +85,8 @@ def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
         for number in EARLY_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # it has ended well, whatever comes now
         return record(code, "finished" if code == EXIT_DONE else "asked to stop, and saved")
-    except (
-        CheckpointError,
-        TransientError,
-    ) as error:  # e.g. a peer died in a save: another attempt may do better
-        return failed(1, error)
+    except (CheckpointError, TransientError) as error:
+        return failed(1, error)  # e.g. a peer died in a save: another attempt may do better
     except (UserError, DataError) as error:
         return failed(EXIT_USER_ERROR, error)
     except BaseException as error:  # raised further, it would wait for threads that wait for other ranks

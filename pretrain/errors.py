@@ -21,9 +21,14 @@ PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 """What a storage refuses with, and may take back."""
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether another attempt may find it gone."""
+    return isinstance(error, TransientError) or (isinstance(error, OSError) and error.errno in PASSING)
+
+
 def of_storage(error: OSError, message: str) -> UserError:
     """What to raise for something that a storage refused."""
-    return TransientError(message) if error.errno in PASSING else UserError(message)
+    return TransientError(message) if may_pass(error) else UserError(message)
 
 
 class CheckpointError(UserError):

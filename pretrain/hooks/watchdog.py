@@ -59,10 +59,8 @@ class WatchdogHook(Hook):
         self._rank, self._step = run.ranks.rank, run.clock.step
         self._stepped = time.monotonic()
         self._folder.heartbeats.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(
-            OSError
-        ):  # at once: a rank without a heartbeat is never the one that is blamed
-            self._beat(0.0)
+        with contextlib.suppress(OSError):
+            self._beat(0.0)  # at once: a rank without a heartbeat is never the one that is blamed
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -149,6 +150,18 @@ class Drill:
     def wait_attempt(self, run: LaunchedRun, number: int, timeout_s: float = 90) -> None:
         """Until that attempt trains."""
         self.wait(lambda: len(self.ledger(run, "start")) >= number, timeout_s, f"attempt {number}", run)
+
+    def wait_rank(self, run: LaunchedRun, number: int, timeout_s: float = 60) -> Process:
+        """The process of a rank, as soon as there is one."""
+        found: list[Process] = []
+
+        def look() -> bool:
+            with contextlib.suppress(LookupError):
+                found.append(self.rank(run, number))
+            return bool(found)
+
+        self.wait(look, timeout_s, f"rank {number}", run)
+        return found[0]
 
     def wait_finished(self, run: LaunchedRun, timeout_s: float = 150) -> None:
         self.wait(run.outcome_file.is_file, timeout_s, "the end", run)

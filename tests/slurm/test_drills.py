@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -179,31 +178,15 @@ def test_a_chain_of_jobs_where_requeueing_is_forbidden(drill: Drill, undisturbed
 
 def kill_before_it_saves(drill: Drill, run: LaunchedRun, number: int) -> None:
     """A rank of an attempt, as soon as there is one."""
-
-    def kill() -> bool:
-        if len(drill.ledger(run, "attempt")) < number:
-            return False
-        try:
-            os.kill(drill.rank(run, 1).pid, signal.SIGKILL)
-        except LookupError:
-            return False
-        return True
-
-    drill.wait(kill, 60, f"a rank of attempt {number}", run)
+    drill.wait(lambda: len(drill.ledger(run, "attempt")) >= number, 60, f"attempt {number}", run)
+    os.kill(drill.wait_rank(run, 1).pid, signal.SIGKILL)
     drill.wait(lambda: len(drill.endings(run)) >= number, 60, "the attempt's end", run)
 
 
 def kill_while_another_cannot_answer(drill: Drill, run: LaunchedRun) -> None:
     """Rank 1 of the first attempt. Slurm then asks the others to stop: ranks 0 and 2 answer, 3 dies of it, and its
     signal, the greater one, hides the killed rank's in srun's exit code."""
-
-    def there(number: int) -> bool:
-        with contextlib.suppress(LookupError):
-            return bool(drill.rank(run, number))
-        return False
-
-    drill.wait(lambda: there(3), 60, "rank 3", run)
-    os.kill(drill.rank(run, 3).pid, signal.SIGSTOP)
+    os.kill(drill.wait_rank(run, 3).pid, signal.SIGSTOP)
     for number in (0, 2):
         drill.wait(run.log(number, 1).is_file, 60, f"rank {number}, which listens to signals", run)
     time.sleep(0.5)

@@ -34,9 +34,8 @@ def test_suggestions_are_layouts_whose_plans_they_are(asked: list[str]) -> None:
         one.layout.time.total for one in found
     )
     assert len({one.division for one in found}) == len(found)
-    if (
-        "parallel.zero_group=node" in asked
-    ):  # four tensor ranks would leave a node one replica, which is refused
+    if "parallel.zero_group=node" in asked:
+        # Four tensor ranks would leave a node one replica, which is refused.
         assert max(tensor for tensor, _, _ in (one.division for one in found)) == 2
     for one in found[:2]:
         config = resolved(load_config(path, [*MODEL, *asked, *one.settings.split()]))
