@@ -51,7 +51,7 @@ class LaunchOptions:
 
 def launch_run(path: str, overrides: list[str], options: LaunchOptions) -> int:
     """Submit, or run here, or print what would be submitted. Returns the exit code."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     request = _request(path, overrides, options)
     if options.preflight_only and (options.local or request.is_sweep):
         raise UserError(
@@ -91,7 +91,7 @@ def _wait_for_verdict(request: Request, job: str, console: Console) -> int:
     if not path.is_file():
         raise UserError(f"job {job} ended without a verdict; see {request.folder}/{job}_0_log.out")
     verdict = read_json(path)
-    console.print(verdict["message"], markup=False)
+    console.print(verdict["message"])
     return 0 if verdict["well"] else 1
 
 
@@ -126,7 +126,7 @@ def _with_preflight(settings: ClusterSettings, options: LaunchOptions) -> Cluste
 
 
 def _print_plan(request: Request, path: str, overrides: list[str], console: Console) -> None:
-    console.print(script(request), markup=False)
+    console.print(script(request))
     if request.is_sweep:
         for run in request.runs:
             console.print(f"# run: {run.run.name}")
@@ -135,7 +135,7 @@ def _print_plan(request: Request, path: str, overrides: list[str], console: Cons
     try:
         print_plan(path, overrides, gpus=request.ranks, gpu="h100", mfu=None, price=None)
     except UserError as error:  # e.g. a vocabulary that a dataset, not built yet, will decide
-        console.print(f"# no plan: {error}", markup=False)
+        console.print(f"# no plan: {error}")
 
 
 def _say_submitted(request: Request, jobs: Sequence[str], console: Console) -> None:

@@ -25,7 +25,8 @@ ASK_SLURM_S = 15
 
 
 def show_status(folder: Path, names: list[str], *, watch: float | None, details: bool, sort: str) -> None:
-    console = Console(highlight=False)
+    # Names, reasons and errors come from elsewhere: their brackets and colons are no markup.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not find_runs(folder, names):
         console.print(f"no launched runs under {folder}; `triptych launch CONFIG` makes one")
         return

@@ -52,7 +52,7 @@ def print_summary(run: Run) -> None:
 
     from pretrain.checkpoint.steps import step_name
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     if not run.clock.done:
         again = f"the same command goes on from step {run.clock.step}"
         console.print(

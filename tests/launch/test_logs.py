@@ -11,7 +11,7 @@ import pytest
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings
 from launch.status import find_runs
-from launch.watching import show_logs
+from launch.watching import show_logs, show_status
 from pretrain.attempts import write_json
 from pretrain.errors import UserError
 
@@ -72,3 +72,15 @@ def test_runs_are_found_by_name_pattern_and_path(tmp_path: Path) -> None:
     for name in ("none", "", str(tmp_path / "none")):
         with pytest.raises(UserError, match="no launched run"):
             find_runs(tmp_path, [name])
+
+
+def test_the_status_of_a_run_shows_any_text_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    run = launched(tmp_path, "lr-[bold]")
+    reason = "Read error in [/src/tcp/pair.cc:537] :smile:"
+    run.launch.record("attempt_end", attempt=1, ending="crash", reason=reason, step=0)
+    show_status(tmp_path, [], watch=None, details=True, sort="name")
+    shown = capsys.readouterr().out
+    assert reason in shown and "lr-[bold]" in shown
