@@ -84,14 +84,16 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows. Documents follow each other without a gap; a row may begin and end inside one.
+    """Packed rows. Documents follow each other without a gap; a row may begin and end inside one. In rows of text each
+    document begins with an end-of-text token, from which its first token is predicted, and a row that begins inside
+    a document begins with the token before.
 
     Kept small, 13 bytes per token: all of it is written by one core and copied to a GPU. Places in a row are
     int16, and int32 only where T is above 32,768.
     """
 
-    sequences: Tensor  # (B, T + 1) int64: the tokens and the one that follows the row
-    weights: Tensor  # (B, T) bool: False where the target belongs to another document or is padding
+    sequences: Tensor  # (B, T + 1) int64: the tokens and the last one's target
+    weights: Tensor  # (B, T) bool: False where the target is padding
     segment_ids: Tensor  # (B, T) int16: 0, 1, 2 ... within the row; a new number for each document
     positions: Tensor  # (B, T) int16: tokens since the segment began in this row; or (B, T, 2), on two axes
     rows: Tensor  # (B,) int64: numbers of the rows in the run

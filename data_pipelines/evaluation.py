@@ -14,13 +14,13 @@ from data_pipelines.rows import OpenSource
 
 
 def evaluation_rows(sources: Sequence[OpenSource], sequence_length: int) -> int:
-    """How many rows an evaluation has: the first row of each source begins with its first token, and the last
-    one is padded."""
+    """How many rows an evaluation has: the first token to be predicted in each source is its first one, and its last
+    row is padded."""
     return sum(_rows_of(source, sequence_length) for source in sources)
 
 
 def _rows_of(source: OpenSource, length: int) -> int:
-    return max(1, -(-(source.tokens - 1) // length))
+    return -(-source.tokens // length)
 
 
 def evaluation_batches(
@@ -53,15 +53,15 @@ def evaluation_batches(
 def _batch(
     streams: Sequence[TokenStream], first: np.ndarray, rows: np.ndarray, total: int, shape: tuple[int, int]
 ) -> Batch:
-    """The rows that exist from their streams, the others empty. `shape`: T and the padding's id."""
-    length, pad = shape
+    """The rows that exist from their streams, the others empty. `shape`: T and the end-of-text token's id."""
+    length, eot = shape
     source = np.searchsorted(first, rows, side="right") - 1
     parts, places = [], []
     for number in np.unique(source[rows < total]).tolist():
         place = np.flatnonzero((source == number) & (rows < total))
         stream = streams[number]
-        begin = (rows[place] - first[number]) * length
+        begin = (rows[place] - first[number]) * length - 1  # with the token before the row
         parts.append(stream.runs(begin, length + 1, stream.tokens))
         places.append(place)
     runs = join_runs(parts, places) if parts else streams[0].nothing()
-    return pack(runs, rows, length, pad, Cursor(min(int(rows[-1]) + 1, total), "evaluation"))
+    return pack(runs, rows, length, eot, Cursor(min(int(rows[-1]) + 1, total), "evaluation"))

@@ -3,7 +3,9 @@ seed.
 
 Epoch after epoch, each epoch in a new order. The order has two levels, for disks: the shards are permuted,
 taken in windows of a few shards, and the documents are permuted within a window. So a reader touches a few
-shards at a time, and only the lengths of one window's documents are ever held in memory.
+shards at a time, and only the lengths of one window's documents are ever held in memory. The stream of a window
+is cut into rows, and these are permuted too: otherwise a document longer than a row, perhaps all the text there
+is, would be read from its beginning to its end.
 
 The permutations sort splitmix64 hashes, which are the same on every platform and in every version of numpy
 (numpy's generators promise that only within limits).
@@ -134,6 +136,7 @@ class TokenStream:
         self._first_document = np.cumsum(documents) - documents
         self._epochs: LruCache[EpochPlan] = LruCache(2)
         self._windows: LruCache[Window] = LruCache(3)
+        self._rows: LruCache[np.ndarray] = LruCache(2)
         # Opening checks a shard's size, probe and index. A small dataset's epochs are short, and all need the
         # same shards.
         self._opened: LruCache[OpenShard] = LruCache(window_shards)
@@ -142,11 +145,12 @@ class TokenStream:
         """Find the tokens of the intervals [begin, begin + length) of the stream, cut off at `end`.
 
         Args:
-            begin_I: ascending starts, int64. Intervals may overlap.
+            begin_I: ascending starts, int64. Intervals may overlap, and begin before the stream: nothing is
+                found there.
         """
         end_I = begin_I + length if end is None else np.minimum(begin_I + length, end)
         found: list[Runs] = []
-        position, last = int(begin_I[0]), int(end_I[-1])
+        position, last = max(0, int(begin_I[0])), int(end_I[-1])
         while position < last:
             _, window, start = self._window_at(position)
             stop = start + int(window.cumulative_P1[-1])
@@ -154,6 +158,24 @@ class TokenStream:
             later = begin_I[end_I > stop]
             position = max(stop, int(later[0])) if len(later) else last
         return found[0] if len(found) == 1 else join_runs(found, None)
+
+    def shuffle_rows(self, row_B: np.ndarray, length: int) -> np.ndarray:
+        """Which interval of `length` tokens each row takes: the intervals that begin in a window are permuted, so
+        that the rows of a long document do not follow each other. (B,) int64, counted from the stream's start.
+
+        The intervals of the stream themselves stay as they are, so each token still is in exactly one of them.
+        """
+        if self._key is None:
+            return row_B
+        interval_B = np.full_like(row_B, -1)
+        while len(left := np.flatnonzero(interval_B < 0)):
+            epoch, plan, number = self._window_number(int(row_B[left[0]]) * length)
+            start, stop = plan.window_start_N1[number : number + 2] + epoch * self.tokens
+            first, end = -(-int(start) // length), -(-int(stop) // length)
+            order = self._row_order(epoch, number, end - first)
+            here = left[(row_B[left] >= first) & (row_B[left] < end)]
+            interval_B[here] = first + order[row_B[here] - first]
+        return interval_B
 
     def documents(self, begin: int, length: int) -> list[DocumentPart]:
         """The documents of the interval [begin, begin + length), for tests and people."""
@@ -169,13 +191,22 @@ class TokenStream:
             position = stop
         return parts
 
+    def _row_order(self, epoch: int, window: int, rows: int) -> np.ndarray:
+        assert self._key is not None
+        key = (*self._key, epoch, "rows", window)
+        return self._rows.get((epoch, window, rows), lambda: permutation(rows, *key))
+
     def _window_at(self, position: int) -> tuple[int, Window, int]:
         """(epoch, window, where the window begins in the stream) of a token of the stream."""
-        epoch, offset = divmod(position, self.tokens)
-        plan = self._epochs.get(epoch, lambda: self._plan_epoch(epoch))
-        number = int(np.searchsorted(plan.window_start_N1, offset, side="right")) - 1
+        epoch, plan, number = self._window_number(position)
         window = self._windows.get((epoch, number), lambda: self._plan_window(epoch, plan, number))
         return epoch, window, epoch * self.tokens + int(plan.window_start_N1[number])
+
+    def _window_number(self, position: int) -> tuple[int, EpochPlan, int]:
+        """(epoch, its plan, number of the window in it) of a token of the stream."""
+        epoch, offset = divmod(position, self.tokens)
+        plan = self._epochs.get(epoch, lambda: self._plan_epoch(epoch))
+        return epoch, plan, int(np.searchsorted(plan.window_start_N1, offset, side="right")) - 1
 
     def nothing(self) -> Runs:
         """No runs at all."""

@@ -7,37 +7,40 @@ import numpy as np
 import torch
 
 from data_pipelines.batch import Batch, Cursor
-from data_pipelines.order import Runs
+from data_pipelines.order import Runs, expand
 
 
-def pack(runs: Runs, rows: np.ndarray, length: int, pad: int, cursor: Cursor) -> Batch:
+def pack(runs: Runs, rows: np.ndarray, length: int, eot: int, cursor: Cursor) -> Batch:
     """Build a batch from the runs that fill intervals of T + 1 tokens, one interval for each row.
 
-    A row's last token is only a target: it is the first token of the source's next row. Where the runs of a
-    row end early, the row is filled with `pad` and weighs nothing there.
+    The first token of an interval is the one before the row: what the row's first token is predicted from, and not
+    itself a target. The documents of a stream follow each other, so before a document lies the end-of-text of
+    another: each document is predicted from an end-of-text token on, its first token included. Where nothing lies
+    before a row, or its runs end early, the row is filled with end-of-text, which weighs nothing at the end.
 
     Args:
         runs: sorted by interval (= place in the batch) and place.
         rows: (B,) numbers of the rows.
         length: T.
-        pad: a token id.
+        eot: the end-of-text token's id.
     """
     count = len(rows)
     tokens = gather(runs)
-    filled_B = None  # tokens of each row, if some end early
+    weights = np.ones((count, length), np.bool_)
+    # A document whose first token lies at place p begins with the end-of-text at p - 1.
+    later = runs.begins_R & (runs.place_R > 1)
+    begins = [np.arange(count + 1) * length, runs.interval_R[later] * length + runs.place_R[later] - 1]
     if len(tokens) < count * (length + 1):
-        filled_B = np.bincount(runs.interval_R, runs.length_R, count).astype(np.int64)
-        tokens = _padded(tokens, filled_B, length + 1, pad)
-    weights, cuts = _borders(runs, count, length)
-    if filled_B is not None:
-        # The last token of such a row has no target.
-        weights &= (np.arange(1, length + 1) < filled_B[:, None]).reshape(-1)
-        early = (filled_B > 0) & (filled_B < length)
-        cuts = np.concatenate([cuts, (np.arange(count) * length + filled_B)[early]])
-    segments, positions = segments_and_positions(cuts, count, length)
+        tokens = _filled(tokens, runs, count, length + 1, eot)
+        end_B = np.zeros(count, np.int64)  # tokens of each row, with what is before it
+        np.maximum.at(end_B, runs.interval_R, runs.place_R + runs.length_R)
+        weights &= np.arange(1, length + 1) < end_B[:, None]  # the last token has no target
+        early = (end_B > 1) & (end_B <= length)
+        begins.append((np.arange(count) * length + end_B - 1)[early])
+    segments, positions = segments_and_positions(np.concatenate(begins), count, length)
     return Batch(
         sequences=torch.from_numpy(tokens.astype(np.int64).reshape(count, length + 1)),
-        weights=torch.from_numpy(weights.reshape(count, length)),
+        weights=torch.from_numpy(weights),
         segment_ids=torch.from_numpy(segments),
         positions=torch.from_numpy(positions),
         rows=torch.from_numpy(rows.astype(np.int64)),
@@ -68,22 +71,11 @@ def _check(runs: Runs) -> None:
             runs.shards[shard].check(member)
 
 
-def _padded(tokens: np.ndarray, filled_B: np.ndarray, width: int, pad: int) -> np.ndarray:
-    """Fill rows that end early up to `width`; row b takes the next filled_B[b] tokens."""
-    padded = np.full((len(filled_B), width), pad, tokens.dtype)
-    padded[np.arange(width) < filled_B[:, None]] = tokens
-    return padded
-
-
-def _borders(runs: Runs, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The weights, (B T,) bool, and the places in the flat batch where segments begin, and its end."""
-    weights = np.ones(count * length, np.bool_)
-    # A document that begins at place p > 0 of a row is not to be predicted from the end of the one before.
-    later = runs.begins_R & (runs.place_R > 0)
-    place = runs.place_R[later]
-    begins = runs.interval_R[later] * length + place
-    weights[begins - 1] = False
-    return weights, np.concatenate([np.arange(count + 1) * length, begins[place < length]])
+def _filled(tokens: np.ndarray, runs: Runs, count: int, width: int, eot: int) -> np.ndarray:
+    """The tokens of `runs` at their places in rows of `width`, end-of-text everywhere else; flat."""
+    filled = np.full(count * width, eot, tokens.dtype)
+    filled[expand(runs.interval_R * width + runs.place_R, runs.length_R)] = tokens
+    return filled
 
 
 def segments_and_positions(cuts: np.ndarray, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:

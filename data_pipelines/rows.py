@@ -18,6 +18,14 @@ from data_pipelines.mixing import Mixture
 from data_pipelines.order import Runs, TokenStream, join_runs
 from data_pipelines.packing import pack
 
+ORDER = 2
+"""Raise it if what a row holds ever changes."""
+FIRST_TOKENS_UNTRAINED = (
+    "was trained by an earlier version, in whose rows the first token of a document was never predicted and the rows "
+    "of a long document followed each other. This version cannot go on with that order: finish the run with the "
+    "version that began it, or begin a new one under another run.name"
+)
+
 
 @dataclass(frozen=True)
 class Source:
@@ -107,6 +115,8 @@ class RowReader:
         seed: of the order.
         window_shards: how many shards are shuffled together.
         shuffle: False reads the documents in stored order.
+        shuffle_rows: whether the rows of a window of shards are permuted, so that those of a long document do not
+            follow each other.
     """
 
     def __init__(
@@ -116,6 +126,7 @@ class RowReader:
         seed: int,
         window_shards: int = 16,
         shuffle: bool = True,
+        shuffle_rows: bool = True,
     ) -> None:
         if sequence_length < 1:
             raise DataError(f"sequence_length is {sequence_length}; it must be at least 1.")
@@ -133,16 +144,19 @@ class RowReader:
             TokenStream(s.dataset, s.split, (seed, number) if shuffle else None, window_shards)
             for number, s in enumerate(self.sources)
         ]
+        self._shuffle_rows = shuffle and shuffle_rows
+        settings: dict[str, Any] = {
+            "weights": self.mixture.weights,
+            "sequence_length": sequence_length,
+            "seed": seed,
+            "window_shards": window_shards,
+            "shuffle": shuffle,
+        }
+        self.refused: dict[str, str] = {
+            order_fingerprint({"order": 1}, self.sources, settings): FIRST_TOKENS_UNTRAINED
+        }
         self.fingerprint = order_fingerprint(
-            {"order": 1},  # raise it if the order of rows ever changes
-            self.sources,
-            {
-                "weights": self.mixture.weights,
-                "sequence_length": sequence_length,
-                "seed": seed,
-                "window_shards": window_shards,
-                "shuffle": shuffle,
-            },
+            {"order": ORDER}, self.sources, settings | {"shuffle_rows": shuffle_rows}
         )
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
@@ -161,24 +175,28 @@ class RowReader:
         return pack(runs, numbers, self.sequence_length, self.eot, cursor)
 
     def documents(self, row: int) -> list[RowPart]:
-        """Which documents fill the T inputs of a row, for tests and people."""
+        """Which documents' tokens are the T targets of a row, for tests and people."""
         sources, draws = self.mixture.draws(np.asarray([row], np.int64))
-        source, begin = int(sources[0]), int(draws[0]) * self.sequence_length
+        source = int(sources[0])
+        begin = int(self._intervals(source, draws)[0]) * self.sequence_length
         parts = self._streams[source].documents(begin, self.sequence_length)
         return [RowPart(source, part.epoch, part.document, part.first, part.count) for part in parts]
 
+    def _intervals(self, source: int, draw_B: np.ndarray) -> np.ndarray:
+        """Which interval of T tokens of a source's stream each of its rows takes."""
+        stream = self._streams[source]
+        return stream.shuffle_rows(draw_B, self.sequence_length) if self._shuffle_rows else draw_B
+
     def _runs(self, rows: np.ndarray) -> Runs:
-        """The runs of the rows' T + 1 tokens; interval = place in `rows`."""
+        """The runs of the rows' T tokens and of the one before them; interval = place in `rows`."""
         source, draw = self.mixture.draws(rows)
-        if len(self._streams) == 1 and bool((rows[:-1] <= rows[1:]).all()):  # nothing to sort or to join
-            return self._streams[0].runs(draw * self.sequence_length, self.sequence_length + 1)
         parts: list[Runs] = []
         places: list[np.ndarray] = []
         for number, stream in enumerate(self._streams):
             place = np.flatnonzero(source == number)
             if len(place):
-                place = place[np.argsort(draw[place], kind="stable")]
-                begin = draw[place] * self.sequence_length
-                parts.append(stream.runs(begin, self.sequence_length + 1))
-                places.append(place)
+                begin = self._intervals(number, draw[place]) * self.sequence_length - 1
+                order = np.argsort(begin, kind="stable")
+                parts.append(stream.runs(begin[order], self.sequence_length + 1))
+                places.append(place[order])
         return join_runs(parts, places)

@@ -26,6 +26,8 @@ class Rows(Protocol):
     """Rows by number: read from shards (`RowReader`), or drawn (`tasks.TaskRows`). Can be pickled."""
 
     fingerprint: str
+    refused: dict[str, str]
+    """Fingerprints of earlier versions' rows of the same data, and why a checkpoint of theirs is refused."""
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
         """The rows with these numbers, in this order, carrying `cursor`."""
@@ -135,6 +137,8 @@ def open_stream(
         DataError: `start` belongs to another run's data, or the rows cannot be shared by the ranks. Errors
             while reading come out of `next` as they were raised.
     """
+    if start is not None and start.fingerprint in rows.refused:
+        raise DataError(f"the checkpoint {rows.refused[start.fingerprint]}.")
     if start is not None and start.fingerprint != rows.fingerprint:
         raise DataError(
             f"the checkpoint's data cursor has fingerprint {start.fingerprint[:12]}, this run's data has "

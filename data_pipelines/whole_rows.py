@@ -366,6 +366,7 @@ class WholeRowReader:
             WholeStream(s, self.vocabulary, sequence_length, (seed, n) if shuffle else None, window_shards)
             for n, s in enumerate(self.sources)
         ]
+        self.refused: dict[str, str] = {}
         self.fingerprint = order_fingerprint(
             # Raise the number if the order of rows ever changes.
             {"whole_order": 1, "vocabulary": self.vocabulary.fingerprint},

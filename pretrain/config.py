@@ -57,6 +57,9 @@ class DataSection(Section):
     prefetch_batches: int = Field(default=4, ge=1)
     shuffle_window_shards: int = Field(default=16, ge=1)
     """Documents are shuffled within windows of this many shuffled shards."""
+    shuffle_rows: bool = True
+    """Next-token prediction: shuffle the rows of a window too, so that a long document (or a single file) is not read
+    from its beginning to its end. false: only documents are shuffled, and a long one's rows follow each other."""
 
     @field_validator("path", mode="before")
     @classmethod

@@ -176,6 +176,7 @@ def _open_text(config: Config) -> TextData:
             sequence_length=length,
             seed=config.run.seed,
             window_shards=config.data.shuffle_window_shards,
+            shuffle_rows=config.data.shuffle_rows,
         ),
         validation=validation,
         bytes_per_token=bytes_per_token(validation),

@@ -45,6 +45,7 @@ class TaskRows:
         }
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         self.fingerprint = digest.hexdigest()
+        self.refused: dict[str, str] = {}
         self._key = int.from_bytes(digest.digest()[:8], "little")
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:

@@ -132,6 +132,7 @@ class CorruptedRows:
         self._paired = objective.section.complementary
         self._purpose = key(objective.seed, "train")
         self.fingerprint = rows.fingerprint
+        self.refused: dict[str, str] = {}
         if self._paired:
             self.fingerprint = hashlib.sha256(f"{rows.fingerprint} in pairs".encode()).hexdigest()
 

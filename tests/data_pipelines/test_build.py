@@ -35,7 +35,7 @@ def documents_of(folder: Path, split: str) -> list[str]:
     """All documents of a split, decoded."""
     sources = open_sources([Source(folder)], split)
     reader = RowReader(sources, sources[0].tokens, seed=0, shuffle=False)
-    ids = reader.batch([0]).tokens[0].numpy()
+    ids = reader.batch([0]).targets[0].numpy()
     tokenizer = load_tokenizer(folder)
     ends = np.flatnonzero(ids == tokenizer.eot)
     return [tokenizer.decode(part[:-1]) for part in np.split(ids, ends + 1)[:-1]]

@@ -1,6 +1,7 @@
 """Row order, mixing and packing: pure functions of (seed, dataset, mixture, row)."""
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.batch import Batch, Cursor
 from data_pipelines.dataset import Shard
 from data_pipelines.errors import DataError
 from data_pipelines.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.mixing import Mixture, integer_weights, mixing_pattern
 from data_pipelines.order import permutation
-from data_pipelines.rows import RowReader, Source, open_sources
+from data_pipelines.rows import RowReader, Source, open_sources, order_fingerprint
+from data_pipelines.stream import open_stream
 from tests.data_pipelines.helpers import EOT, make_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "row_order.json"
@@ -25,7 +28,7 @@ lengths_lists = st.lists(st.integers(1, 60), min_size=1, max_size=30)
 
 
 def epoch_by_hand(reader: RowReader, documents: list[np.ndarray], rows: int) -> np.ndarray:
-    """The inputs of the first rows, built from the parts that `documents` names."""
+    """The targets of the first rows, built from the parts that `documents` names."""
     out = []
     ended = [np.append(document, EOT) for document in documents]
     for row in range(rows):
@@ -95,12 +98,21 @@ def test_bad_weights_are_refused(weights):
         integer_weights(weights)
 
 
-@given(lengths_lists, st.integers(1, 40), st.integers(0, 5), st.integers(1, 3), st.booleans())
+def scored(batch: Batch) -> list[tuple[int, int, int]]:
+    """(position, input, target) of every token that counts, in order."""
+    where = batch.weights.flatten()
+    columns = (batch.positions, batch.tokens, batch.targets)
+    return list(zip(*(column.flatten()[where].tolist() for column in columns), strict=True))
+
+
+@given(lengths_lists, st.integers(1, 40), st.integers(0, 5), st.integers(1, 3), st.booleans(), st.booleans())
 @quick
-def test_each_epoch_serves_each_token_once(tmp_path_factory, lengths, length, seed, window, shuffle):
+def test_each_epoch_serves_each_token_once(
+    tmp_path_factory, lengths, length, seed, window, shuffle, shuffle_rows
+):
     folder = tmp_path_factory.mktemp("data")
     documents = make_dataset(folder, lengths, shard_bytes=160, seed=seed)
-    reader = RowReader(open_sources([Source(folder)]), length, seed, window, shuffle)
+    reader = RowReader(open_sources([Source(folder)]), length, seed, window, shuffle, shuffle_rows)
     total = sum(lengths) + len(lengths)
     rows = -(-3 * total // length)
     seen: Counter[tuple[int, int, int]] = Counter()
@@ -111,27 +123,81 @@ def test_each_epoch_serves_each_token_once(tmp_path_factory, lengths, length, se
         for document, size in enumerate(lengths):
             assert all(seen[epoch, document, token] == 1 for token in range(size + 1))
     batch = reader.batch(range(rows))
-    assert np.array_equal(batch.tokens.flatten().numpy(), epoch_by_hand(reader, documents, rows))
+    assert batch.weights.all(), "every token of a row of text is scored"
+    assert np.array_equal(batch.targets.flatten().numpy(), epoch_by_hand(reader, documents, rows))
 
 
-@given(lengths_lists, st.integers(1, 50), st.integers(0, 3))
+@given(lengths_lists, st.integers(1, 50), st.integers(0, 3), st.booleans())
 @quick
-def test_batch_fields_follow_from_the_tokens(tmp_path_factory, lengths, length, seed):
+def test_each_token_is_predicted_from_the_one_before_it_in_its_document(
+    tmp_path_factory, lengths, length, seed, shuffle_rows
+):
     folder = tmp_path_factory.mktemp("data")
-    make_dataset(folder, lengths, shard_bytes=200, seed=seed)
-    batch = RowReader(open_sources([Source(folder)]), length, seed).batch(range(3, 9))
-    assert torch.equal(batch.tokens.flatten()[1:], batch.targets.flatten()[:-1])
-    assert torch.equal(batch.weights, batch.tokens != EOT)
-    for tokens, segments, positions in zip(batch.tokens, batch.segment_ids, batch.positions, strict=True):
-        segment, position = 0, 0
-        for t in range(length):
-            if t and tokens[t - 1] == EOT:
-                segment, position = segment + 1, 0
-            assert (segments[t], positions[t]) == (segment, position)
-            position += 1
+    documents = make_dataset(folder, lengths, shard_bytes=200, seed=seed)
+    reader = RowReader(open_sources([Source(folder)]), length, seed, shuffle_rows=shuffle_rows)
+    batch = reader.batch(range(3, 9))
+    for place, row in enumerate(range(3, 9)):
+        wanted = []
+        for number, part in enumerate(reader.documents(row)):
+            whole = [EOT, *documents[part.document].tolist(), EOT]
+            for i in range(part.count):
+                wanted.append((whole[part.first + i], whole[part.first + i + 1], number, i))
+        columns = (batch.tokens, batch.targets, batch.segment_ids, batch.positions)
+        found = list(zip(*(column[place].tolist() for column in columns), strict=True))
+        assert found == wanted
     kinds = [batch.tokens.dtype, batch.targets.dtype, batch.weights.dtype, batch.segment_ids.dtype]
     assert kinds == [torch.int64, torch.int64, torch.bool, torch.int16]
     assert batch.positions.dtype == torch.int16 and batch.rows.tolist() == list(range(3, 9))
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=12),
+    st.integers(1, 20),
+    st.sampled_from([1, 2, 3]),
+    st.integers(0, 5),
+)
+@quick
+def test_an_epoch_over_ranks_and_a_resume_scores_every_token_once(
+    tmp_path_factory, lengths, length, world, stop
+):
+    folder = tmp_path_factory.mktemp("data")
+    documents = make_dataset(folder, lengths, shard_bytes=90, seed=3)
+    reader = RowReader(open_sources([Source(folder)]), length, 5, window_shards=2)
+    total = sum(lengths) + len(lengths)
+    epochs = length * world // np.gcd(total, length * world)  # the first end of a step that ends an epoch
+    steps = int(epochs * total // (length * world))
+    found: Counter[tuple[int, int]] = Counter()
+    for first, count in ((0, min(stop, steps)), (min(stop, steps), steps)):
+        start = Cursor(first * world, reader.fingerprint)
+        for rank in range(world):
+            with open_stream(reader, world, rank, world, start, steps=count - first) as stream:
+                for batch in stream:
+                    found.update((i, t) for _, i, t in scored(batch))
+    wanted: Counter[tuple[int, int]] = Counter()
+    for document in documents:
+        whole = [EOT, *document.tolist(), EOT]
+        wanted.update(itertools.pairwise(whole))
+    assert found == Counter({pair: int(epochs) * count for pair, count in wanted.items()})
+
+
+def test_the_rows_of_one_long_document_do_not_follow_each_other(tmp_path):
+    make_dataset(tmp_path, [4095])
+    sources = open_sources([Source(tmp_path)])
+    order = [RowReader(sources, 64, 0).documents(row)[0].first // 64 for row in range(192)]
+    assert sorted(order[:64]) == sorted(order[64:128]) == list(range(64))
+    assert order[:64] != order[64:128]
+    assert sum(b == a + 1 for a, b in itertools.pairwise(order[:64])) < 8
+    plain = RowReader(sources, 64, 0, shuffle_rows=False)
+    assert [plain.documents(row)[0].first // 64 for row in range(64)] == list(range(64))
+
+
+def test_a_checkpoint_of_rows_that_left_first_tokens_out_is_refused_with_the_reason(tmp_path):
+    make_dataset(tmp_path, [40, 50])
+    reader = RowReader(open_sources([Source(tmp_path)]), 16, 0)
+    settings = {"weights": [1], "sequence_length": 16, "seed": 0, "window_shards": 16, "shuffle": True}
+    old = order_fingerprint({"order": 1}, reader.sources, settings)
+    with pytest.raises(DataError, match="first token of a document was never predicted"):
+        open_stream(reader, 4, start=Cursor(8, old))
 
 
 @pytest.mark.parametrize("length", [2**15, 2**15 + 1])
@@ -172,9 +238,12 @@ def test_a_document_longer_than_a_member_stays_whole(tmp_path):
     total = sum(len(d) + 1 for d in documents)
     rows = total // 1000
     batch = reader.batch(range(rows))
-    assert np.array_equal(batch.tokens.flatten().numpy(), epoch_by_hand(reader, documents, rows))
-    assert int((batch.weights == 0).sum()) == int((batch.tokens == EOT).sum())
-    assert batch.segment_ids.max() == 1 or batch.segment_ids.max() == 2
+    assert np.array_equal(batch.targets.flatten().numpy(), epoch_by_hand(reader, documents, rows))
+    # Rows of one document alone: what is before a row is the document's token before, also at a member's border.
+    for place, row in enumerate(range(rows)):
+        part = reader.documents(row)[0]
+        before = EOT if part.first == 0 else documents[part.document][part.first - 1]
+        assert int(batch.tokens[place, 0]) == before
 
 
 @given(lengths_lists, st.integers(1, 30), st.integers(1, 4), st.sampled_from([1, 2, 3]))
@@ -188,9 +257,9 @@ def test_evaluation_scores_each_target_once_on_any_number_of_ranks(
     ranks = [list(evaluation_batches(sources, length, rows, rank, world)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     batches = [batch for group in zip(*ranks, strict=True) for batch in group]
-    targets = torch.cat([batch.targets.flatten()[batch.weights.flatten() > 0] for batch in batches])
-    wanted = np.concatenate([np.append(document, EOT)[1:] for document in documents])
-    assert np.array_equal(targets.numpy(), wanted)
+    found = [(token, target) for batch in batches for _, token, target in scored(batch)]
+    ended = [[EOT, *document.tolist(), EOT] for document in documents]
+    assert found == [pair for document in ended for pair in itertools.pairwise(document)]
     assert all(batch.tokens.shape == (rows, length) for batch in batches)
     assert sum(int((b.weights.sum(1) > 0).sum()) for b in batches) <= evaluation_rows(sources, length)
 
@@ -225,7 +294,7 @@ def test_later_epochs_do_not_open_the_shards_again(tmp_path, monkeypatch):
     monkeypatch.setattr(Shard, "open", counted)
     documents = make_dataset(tmp_path, [20] * 30, shard_bytes=300)
     reader = RowReader(open_sources([Source(tmp_path)]), 63, seed=0)
-    epochs = reader.batch(range(100)).tokens.numpy().reshape(-1)
+    epochs = reader.batch(range(100)).targets.numpy().reshape(-1)
     assert len(epochs) == 10 * sum(len(document) + 1 for document in documents)
     assert len(opened) == len(set(opened)) > 1
     assert not np.array_equal(epochs[:630], epochs[630:1260])
