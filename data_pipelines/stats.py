@@ -117,6 +117,11 @@ def render(vocabulary: Vocabulary, tokenizer: Tokenizer, ids: np.ndarray) -> str
     return " ".join(parts)
 
 
+def first_words(text: str) -> str:
+    """Up to three words that a text begins with, at most 32 characters of them: a prompt that is like the data."""
+    return " ".join(text[:32].split()[:3])
+
+
 def sample_texts(dataset: Dataset, tokenizer: Tokenizer, split: str, count: int) -> list[str]:
     """The beginnings of some documents of a split, spread over a shuffled order."""
     stream = TokenStream(dataset, split, ("sample",), 1)

@@ -474,6 +474,8 @@ class WholeEvaluation:
         self._length = sequence_length
         self._streams = [WholeStream(s, self.vocabulary, sequence_length, None, 1) for s in sources]
         have = np.asarray([stream.rows for stream in self._streams], np.int64)
+        self.all_rows = int(have.sum())
+        """Without the limit."""
         take = have if limit_rows is None else _shares(have, limit_rows)
         source = np.repeat(np.arange(len(take)), take)
         draw = expand(np.zeros_like(take), take)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from pretrain.config import Config, config_from_dict
 from pretrain.errors import CheckpointError, UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment
 from pretrain.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+FIRST_TOKENS_TRAINED = 2
+"""The row order from which on they are."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,13 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
         raise CheckpointError(f"{folder.checkpoints}: {wanted}; steps there: {there}")
     meta = store.read_meta(path)
     config = config_from_dict(meta["config"], origin=str(path))
+    is_text = config.objective.kind == "next_token" and config.data.task is None
+    if is_text and meta.get("row_order", 1) < FIRST_TOKENS_TRAINED:
+        logger.warning(
+            "%s was trained by an earlier version, in which the first token of a document was never predicted: this "
+            "model does not know how a text begins, and its loss on first tokens is not to be judged",
+            path,
+        )
     chosen = choose_device(device, ranks_from_environment({}))
     with chosen:
         model = families[config.model.family].build(config.model)

@@ -144,7 +144,8 @@ class MonitorSection(Section):
     sample_every_steps: int | None = Field(default=None, ge=1)
     """Samples in TensorBoard; null: only at the end. Masked diffusion makes anew what the first validation documents
     of each task have as their targets; prompts and tokens are for text of causal models."""
-    sample_prompts: tuple[str, ...] = ("",)
+    sample_prompts: tuple[str, ...] | None = None
+    """What the samples continue. null: nothing at all, and the first words of a validation document."""
     sample_tokens: int = Field(default=64, ge=1)
     tensorboard: bool = True
     watchdog_seconds: float | None = Field(default=1800, gt=0)

@@ -152,9 +152,12 @@ class JsonLinesSink:
 
 
 class ProgressSink:
-    """A bar with loss, tokens/s and time left; plain lines where the output is no terminal."""
+    """A bar with loss, tokens/s and time left; plain lines where the output is no terminal.
 
-    def __init__(self, console: Console, step: int, steps: int) -> None:
+    validated: over how many rows the validation loss is.
+    """
+
+    def __init__(self, console: Console, step: int, steps: int, validated: str) -> None:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -166,6 +169,7 @@ class ProgressSink:
 
         self._console = console
         self._steps = steps
+        self._validated = validated
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -195,7 +199,9 @@ class ProgressSink:
             bits = record.get("loss/validation_bits_per_byte")
             per_byte = "" if bits is None else f", {bits:.4f} bits/byte"
             self._console.print(
-                f"step {step}: validation loss {record['loss/validation']:.4f} nats/token{per_byte}"
+                f"step {step}: validation loss {record['loss/validation']:.4f} nats/token{per_byte} "
+                f"({self._validated})",
+                soft_wrap=True,
             )
         bounds = [(name, f"validation_elbo/{name}") for name in ("text", "image", "audio")]
         if any(key in record for _, key in bounds):

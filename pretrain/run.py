@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.batch import Batch, Cursor
+from data_pipelines.rows import ORDER
 from data_pipelines.stream import open_stream
 from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
@@ -117,6 +118,7 @@ class Run:
                 "hooks": self.hooks.state(),
                 "config": self.config.to_dict(),
                 "tokenizer": self.data.fingerprint,
+                "row_order": ORDER,
                 "vocabulary": None if self.data.vocabulary is None else self.data.vocabulary.to_dict(),
                 "versions": library_versions(),
             },
@@ -162,7 +164,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         _write_folder(folder, config, data, clock, mesh)
         stop = stack.enter_context(StopRequest(mesh.control))
         stack.callback(hooks.close)
-        reporter = Reporter(_sinks(config, folder, clock, quiet) if ranks.is_main else [])
+        reporter = Reporter(_sinks(config, folder, clock, data.validated, quiet) if ranks.is_main else [])
         stack.callback(reporter.close)
         if clock.step == 0:
             reporter.text(0, "config", f"```yaml\n{config.to_yaml()}```")
@@ -262,7 +264,7 @@ def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: Ru
     hooks.append(CheckpointHook(config.checkpoint.save_every_steps))
     if isinstance(data, TextData):
         # Last: sampling has no state, and whatever goes wrong in it must not cost the final save.
-        settings = (monitor.sample_every_steps, monitor.sample_prompts, monitor.sample_tokens)
+        settings = (monitor.sample_every_steps, data.prompts, monitor.sample_tokens)
         hooks.append(SampleHook(data.tokenizer, *settings))
     if isinstance(data, DiffusionData):
         hooks.append(DiffusionSampleHook(data, monitor.sample_every_steps))
@@ -429,14 +431,14 @@ def _open_stream(config: Config, rows: Rows, mesh: Mesh, clock: Clock, device: t
     )
 
 
-def _sinks(config: Config, folder: RunFolder, clock: Clock, quiet: bool) -> list[Sink]:
+def _sinks(config: Config, folder: RunFolder, clock: Clock, validated: str, quiet: bool) -> list[Sink]:
     from rich.console import Console
 
     sinks: list[Sink] = [JsonLinesSink(folder.metrics)]
     if config.monitor.tensorboard:
         sinks.append(TensorBoardSink(folder.tensorboard, clock.step))
     if not quiet:
-        sinks.append(ProgressSink(Console(), clock.step, clock.steps))
+        sinks.append(ProgressSink(Console(), clock.step, clock.steps, validated))
     return sinks
 
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipelines.evaluation import evaluation_batches
+from data_pipelines.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.modalities import Modalities, codec_folders, load_modalities
 from data_pipelines.rows import OpenSource, RowReader, Source, open_sources
+from data_pipelines.stats import first_words, sample_texts
 from data_pipelines.tasks import TaskRows, build_task, task_batches
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 from data_pipelines.vocabulary import Vocabulary, load_vocabulary
@@ -52,6 +53,17 @@ class RunData(ABC):
     def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
         """A rank's part of the rows that are evaluated during training."""
 
+    @property
+    @abstractmethod
+    def validation_rows(self) -> tuple[int, int]:
+        """How many rows are evaluated during training, and how many there are."""
+
+    @property
+    def validated(self) -> str:
+        """The same for people."""
+        rows, there = self.validation_rows
+        return f"all {rows:,} rows" if rows == there else f"{rows:,} of {there:,} rows"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextData(RunData):
@@ -79,6 +91,22 @@ class TextData(RunData):
             limit_rows=self.config.monitor.evaluate_rows,
         )
 
+    @property
+    def validation_rows(self) -> tuple[int, int]:
+        there = evaluation_rows(self.validation, self.config.data.sequence_length)
+        return min(there, self.config.monitor.evaluate_rows or there), there
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What samples continue: monitor.sample_prompts, or nothing and the first words of a document."""
+        if self.config.monitor.sample_prompts is not None:
+            return self.config.monitor.sample_prompts
+        source = self.validation[0]
+        return (
+            "",
+            *(first_words(text) for text in sample_texts(source.dataset, self.tokenizer, source.split, 1)),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData(RunData):
@@ -98,6 +126,11 @@ class TaskData(RunData):
 
     def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
         return self.batches(self.evaluation, rows_per_batch, rank, world)
+
+    @property
+    def validation_rows(self) -> tuple[int, int]:
+        rows = self.config.monitor.evaluate_rows or TASK_ROWS
+        return rows, rows
 
     def batches(self, rows: TaskRows, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
         """A rank's part of the first monitor.evaluate_rows of `rows`."""
@@ -125,6 +158,10 @@ class DiffusionData(RunData):
 
     def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
         return self.validation.batches(rows_per_batch, rank, world)
+
+    @property
+    def validation_rows(self) -> tuple[int, int]:
+        return self.validation.rows, self.validation.all_rows
 
 
 def open_run_data(config: Config) -> RunData:

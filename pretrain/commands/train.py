@@ -63,7 +63,8 @@ def print_summary(run: Run) -> None:
         losses = f"{first['nats_per_token']:.4f} -> {last['nats_per_token']:.4f} nats/token"
         if "bits_per_byte" in last:
             losses += f", {first['bits_per_byte']:.4f} -> {last['bits_per_byte']:.4f} bits/byte"
-        console.print(f"validation loss: {losses} (step {first['step']:.0f} -> {last['step']:.0f})")
+        steps = f"step {first['step']:.0f} -> {last['step']:.0f}"
+        console.print(f"validation loss: {losses} ({steps}; {run.data.validated})")
     console.print(f"checkpoint:      {run.folder.checkpoints / step_name(run.clock.step)}")
     if run.config.data.task is None:
         console.print(f"more text:       {runnable('triptych')} generate {run.folder.path}")
