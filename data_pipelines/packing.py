@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from data_pipelines.batch import Batch, Cursor
+from data_pipelines.errors import DataError
 from data_pipelines.order import Runs, expand
 
 
@@ -23,6 +24,9 @@ def pack(runs: Runs, rows: np.ndarray, length: int, eot: int, cursor: Cursor) ->
         rows: (B,) numbers of the rows.
         length: T.
         eot: the end-of-text token's id.
+
+    Raises:
+        DataError: a member is damaged, or a document does not end with end-of-text.
     """
     count = len(rows)
     tokens = gather(runs)
@@ -37,6 +41,7 @@ def pack(runs: Runs, rows: np.ndarray, length: int, eot: int, cursor: Cursor) ->
         weights &= np.arange(1, length + 1) < end_B[:, None]  # the last token has no target
         early = (end_B > 1) & (end_B <= length)
         begins.append((np.arange(count) * length + end_B - 1)[early])
+    _check_ends(tokens, runs, length + 1, eot)
     segments, positions = segments_and_positions(np.concatenate(begins), count, length)
     return Batch(
         sequences=torch.from_numpy(tokens.astype(np.int64).reshape(count, length + 1)),
@@ -69,6 +74,22 @@ def _check(runs: Runs) -> None:
     for shard, member in zip(runs.shard_R.tolist(), runs.member_R.tolist(), strict=True):
         if not runs.shards[shard].checked[member]:
             runs.shards[shard].check(member)
+
+
+def _check_ends(tokens: np.ndarray, runs: Runs, width: int, eot: int) -> None:
+    """What lies before a document must be an end-of-text, or the document would be predicted from another.
+
+    Raises:
+        DataError: a document does not end with one, with its shard.
+    """
+    later = np.flatnonzero(runs.begins_R & (runs.place_R > 0))
+    wrong = tokens[runs.interval_R[later] * width + runs.place_R[later] - 1] != eot
+    if wrong.any():
+        shard = runs.shards[int(runs.shard_R[later[wrong.argmax()] - 1])]
+        raise DataError(
+            f"{shard.path}: a document does not end with the end-of-text token {eot}. Build the dataset again with "
+            "`triptych data build`."
+        )
 
 
 def _filled(tokens: np.ndarray, runs: Runs, count: int, width: int, eot: int) -> np.ndarray:

@@ -13,13 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch, Cursor
-from data_pipelines.dataset import Shard
+from data_pipelines.dataset import Shard, write_dataset
 from data_pipelines.errors import DataError
 from data_pipelines.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.mixing import Mixture, integer_weights, mixing_pattern
 from data_pipelines.order import permutation
 from data_pipelines.rows import RowReader, Source, open_sources, order_fingerprint
+from data_pipelines.shards import TokenShardWriter
 from data_pipelines.stream import open_stream
+from data_pipelines.tokenizers import BytesTokenizer
 from tests.data_pipelines.helpers import EOT, make_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "row_order.json"
@@ -298,3 +300,15 @@ def test_later_epochs_do_not_open_the_shards_again(tmp_path, monkeypatch):
     assert len(epochs) == 10 * sum(len(document) + 1 for document in documents)
     assert len(opened) == len(set(opened)) > 1
     assert not np.array_equal(epochs[:630], epochs[630:1260])
+
+
+def test_a_document_without_an_end_is_refused(tmp_path):
+    writer = TokenShardWriter(tmp_path, "train", 2, 10**9)
+    for ids in ([1, 2, EOT], [3, 4], [5, EOT]):
+        writer.write(np.asarray(ids, np.uint16), len(ids))
+    write_dataset(tmp_path, {"train": writer.close()}, BytesTokenizer().save(tmp_path))
+    reader = RowReader(open_sources([Source(tmp_path)]), 7, 0, shuffle=False)
+    with pytest.raises(
+        DataError, match=r"train-000000.tar: a document does not end with the end-of-text token 256"
+    ):
+        reader.batch([0])
