@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pretrain.json_text import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,7 @@ SCALARS: Mapping[str, str] = {
     "task/longer_sequence_accuracy": "Share of rows whose answers are all right at monitor.evaluate_length.",
     "optim/learning_rate": "Learning rate of embeddings and norms; matrices have it times optim.matrix_lr_multiplier.",
     "optim/gradient_norm": "Global L2 norm of the gradient before clipping, in the last step logged.",
+    "optim/skipped_steps": "Steps of the run that were passed over, for their gradient was not finite.",
     "speed/tokens_per_second": "Tokens trained per second over all ranks since the last log, pauses included.",
     "speed/step_seconds": "Wall time per optimizer step since the last log.",
     "speed/data_wait_share": "Share of that time that rank 0 waited for data. Above 0.02: raise data.workers.",
@@ -139,7 +141,7 @@ class JsonLinesSink:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, record: Record) -> None:
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.write(to_json({"step": step, **record}) + "\n")
 
     def text(self, step: int, name: str, text: str) -> None: ...
 

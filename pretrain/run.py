@@ -27,6 +27,7 @@ from pretrain.errors import CheckpointError, UserError, of_storage
 from pretrain.hooks.base import Hook, Hooks
 from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
+from pretrain.hooks.finite import FiniteHook
 from pretrain.hooks.metrics import MetricsHook
 from pretrain.hooks.newton import NewtonHook
 from pretrain.hooks.samples import DiffusionSampleHook, SampleHook
@@ -92,6 +93,7 @@ class Run:
     clock: Clock
     stop: StopRequest
     evaluation: EvaluationHook
+    finite: FiniteHook
 
     def lr_factor(self, step: int) -> float:
         return schedule_factor(self.config.optim, step, self.config.run.steps)
@@ -149,7 +151,8 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         engine = build_engine(config, mesh, device)
         bytes_per_token = data.bytes_per_token if isinstance(data, TextData) else None
         evaluation = EvaluationHook(config.monitor.evaluate_every_steps, bytes_per_token)
-        hooks = Hooks(_hooks(config, data, evaluation, folder))
+        finite = FiniteHook(config.optim.skip_non_finite_steps)
+        hooks = Hooks(_hooks(config, data, finite, evaluation, folder))
         clock = Clock(config.run.steps)
         if latest is not None:
             _resume(store, latest, engine, hooks, clock)
@@ -182,6 +185,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             clock=clock,
             stop=stop,
             evaluation=evaluation,
+            finite=finite,
         )
         stack.push(lambda _, error, __: record_crash(run, error))
         if ranks.is_main:
@@ -248,13 +252,14 @@ def _open_store(config: Config, folder: RunFolder, mesh: Mesh) -> CheckpointStor
     )
 
 
-def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: RunFolder) -> list[Hook]:
+def _hooks(
+    config: Config, data: RunData, finite: FiniteHook, evaluation: EvaluationHook, folder: RunFolder
+) -> list[Hook]:
     family = families[config.model.family]
     monitor = config.monitor
     flops = family.flops_per_token(config.model, config.data.sequence_length)
-    hooks: list[Hook] = []
+    hooks: list[Hook] = [finite]
     if hasattr(config.model, "newton"):
-        # Before the metrics: it names the layer where they would find a gradient that is not finite.
         hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton))
     hooks += [MetricsHook(monitor.log_every_steps, flops), evaluation]
     if isinstance(data, TaskData):
