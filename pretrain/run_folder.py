@@ -20,6 +20,7 @@ from data_pipelines.modalities import Modalities, load_modalities
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.attempts import append_ledger
 from pretrain.errors import UserError, of_storage
+from pretrain.json_text import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class RunFolder:
             held = filelock.FileLock(path).acquire(timeout=0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         facts = {"pid": os.getpid(), "host": platform.node(), "since": since, "attempt": attempt}
-        owner.write_text(json.dumps(facts))
+        owner.write_text(to_json(facts))
         return held
 
     def trains_a_task(self) -> bool:
@@ -101,13 +102,13 @@ class RunFolder:
         """Keep what generation needs, so that a run outlives its dataset."""
         self.tokenizer.mkdir(exist_ok=True)
         entry = tokenizer.save(self.tokenizer)
-        (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+        (self.tokenizer / "entry.json").write_text(to_json(entry, indent=1), encoding="utf-8")
 
     def save_modalities(self, modalities: Modalities) -> None:
         """The same of a run over several modalities: its vocabulary and codecs beside the tokenizer."""
         self.tokenizer.mkdir(exist_ok=True)
         entry = modalities.save(self.tokenizer)
-        (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+        (self.tokenizer / "entry.json").write_text(to_json(entry, indent=1), encoding="utf-8")
 
     def load_modalities(self) -> Modalities:
         """What `save_modalities` kept. Raises DataError that names a missing or changed file."""
@@ -130,7 +131,7 @@ class RunFolder:
             return
         kept = [line for line in _lines(self.metrics) if line["step"] <= after_step]
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.write_text("".join(to_json(line) + "\n" for line in kept), encoding="utf-8")
         temporary.replace(self.metrics)
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from pretrain.engine.base import means
 from pretrain.hardware import peak_flops
 from pretrain.hooks.base import Hook, due
+from pretrain.json_text import number_of
 from pretrain.monitoring import Record
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class MetricsHook(Hook):
         return {"loss_sum": loss, "weight": weight, "parts": self._reduced_parts().tolist()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._carried = (state["loss_sum"], state["weight"])
+        self._carried = (number_of(state["loss_sum"]), number_of(state["weight"]))
         self._carried_parts = state.get("parts", [])  # checkpoints before there were parts have none
 
     def _reduced(self) -> tuple[float, float]:
