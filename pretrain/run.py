@@ -20,7 +20,7 @@ from data_pipelines.batch import Batch, Cursor
 from data_pipelines.stream import open_stream
 from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
-from pretrain.attempts import Fence, Launch, own_attempt
+from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError, of_storage
@@ -271,10 +271,17 @@ def _hooks(
         hooks.append(SampleHook(data.tokenizer, *settings))
     if isinstance(data, DiffusionData):
         hooks.append(DiffusionSampleHook(data, monitor.sample_every_steps))
-    attempt, limit_s = own_attempt(), monitor.watchdog_seconds
-    if attempt is not None and limit_s is not None:
-        hooks.append(WatchdogHook(limit_s, Launch(folder.path).attempt(attempt)))
+    limit_s = monitor.watchdog_seconds
+    # A process by itself waits for no other.
+    if limit_s is not None and (own_attempt() is not None or dist.get_world_size() > 1):
+        hooks.append(WatchdogHook(limit_s, watchdog_folder(folder)))
     return hooks
+
+
+def watchdog_folder(folder: RunFolder) -> AttemptFolder:
+    """Where the ranks' signs of life are: the attempt's, or of a run that no launcher started one for all starts."""
+    attempt = own_attempt()
+    return AttemptFolder(folder.watchdog) if attempt is None else Launch(folder.path).attempt(attempt)
 
 
 def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) -> None:
@@ -284,6 +291,7 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
         try:
             folder.create()
             stack.enter_context(folder.lock(own_attempt()))
+            folder.forget_signs_of_life()
         except UserError as error:
             problem = [error]
         except ValueError as error:
@@ -370,7 +378,7 @@ def _resume(store: CheckpointStore, path: Path, engine: Engine, hooks: Hooks, cl
 def record_crash(run: Run, error: BaseException | None) -> None:
     """A line in the ledger; a full disk is no reason to hide the error."""
     if error is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(UserError):
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             run.record("crash", step=run.clock.step, reason=reason)
 
@@ -417,6 +425,8 @@ def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock
             folder.save_tokenizer(data.tokenizer)
         if isinstance(data, DiffusionData):
             folder.save_modalities(data.modalities)
+        if clock.step == 0:
+            folder.keep_lost_course()
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
 
 

@@ -69,6 +69,7 @@ class CheckpointHook(Hook):
         self._finish(run)
         while self._saved_step != run.clock.step:
             time.sleep(RETRY_EVERY_S)
+            run.hooks.waiting(run)
             self._save(run)
             self._finish(run)
 
