@@ -11,7 +11,6 @@ Shape suffixes: B batch, T time, H heads, D head width.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import platform
 import statistics
@@ -26,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.sigmoid_attention import sigmoid_attention, sigmoid_attention_reference
+from pretrain.json_text import to_json
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -151,7 +151,7 @@ def main() -> None:
             "machine": machine,
             "results": results,
         }
-        arguments.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        arguments.out.write_text(to_json(report, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState
+from pretrain.json_text import to_json
 
 BLOCK_BYTES = 4 << 20
 WIDTH = 768
@@ -183,7 +184,7 @@ def measure(rank: int, settings: Settings, folder: Path) -> None:
         if rank == 0 and round_ > 0:
             shutil.rmtree(synchronous.folder / f"step_{round_ - 1:08d}")
     if rank == 0:
-        (folder / "timings.json").write_text(json.dumps(clock.timings))
+        (folder / "timings.json").write_text(to_json(clock.timings))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -306,7 +307,7 @@ def main() -> None:
     result = report(timings, settings)
     print_report(result)
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        arguments.out.write_text(to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

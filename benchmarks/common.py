@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -10,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from pretrain.json_text import to_json
 
 
 def machine() -> dict[str, Any]:
@@ -40,7 +41,7 @@ def save(results: dict[str, Any], out: Path | None, *, quiet: bool = False) -> N
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     dated = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **results}
-    out.write_text(json.dumps(dated, indent=2) + "\n", encoding="utf-8")
+    out.write_text(to_json(dated, indent=2) + "\n", encoding="utf-8")
     if not quiet:
         print(f"written to {out}")
 

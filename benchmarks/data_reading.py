@@ -10,7 +10,6 @@ the best of several passes; the two sides' passes alternate, so that a busy mach
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import tempfile
 import time
@@ -27,6 +26,7 @@ from data_pipelines.rows import RowReader, Source, open_sources
 from data_pipelines.shards import TokenShardWriter, write_tar
 from data_pipelines.stream import keep_freed_memory
 from data_pipelines.tokenizers import BytesTokenizer
+from pretrain.json_text import to_json
 
 VOCABULARY = 32_768
 
@@ -156,7 +156,7 @@ def main() -> None:
     }
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
+        options.out.write_text(to_json(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import demo_dataset, save
+from pretrain.json_text import to_json
 
 SHAPES = {
     "small": {"layers": 4, "width": 128, "heads": 4, "length": 64, "rows": 12, "steps": 300, "target": 0.90},
@@ -68,7 +69,7 @@ def measure_triptych(shape: dict[str, Any], data: Path, zero: int) -> float:
 
 def measure_bare(shape: dict[str, Any], data: Path) -> float:
     """Tokens/s of the second half of the bare loop, averaged over as many steps as the other logs at a time."""
-    command = [sys.executable, "-m", "benchmarks.framework", "--bare", json.dumps(shape), "--data", str(data)]
+    command = [sys.executable, "-m", "benchmarks.framework", "--bare", to_json(shape), "--data", str(data)]
     done = subprocess.run(command, check=True, timeout=900, capture_output=True, text=True)
     return float(done.stdout.strip().splitlines()[-1])
 

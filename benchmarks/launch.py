@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -31,6 +30,7 @@ from benchmarks.common import save
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings
 from pretrain.attempts import read_json
+from pretrain.json_text import to_json
 from tests.corpus import build_corpus
 from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.drill import Drill
@@ -109,7 +109,7 @@ def write_run(run: LaunchedRun, job: str) -> None:
                 "speed/step_seconds": 1.0,
             }
             record |= {"speed/data_wait_share": 0.01, "optimizer/gradient_norm": 1.0, "optimizer/lr": 1e-3}
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record) + "\n")
 
 
 @dataclass(frozen=True)

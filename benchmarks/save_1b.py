@@ -40,6 +40,7 @@ from models import families
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState
 from pretrain.checkpoint.fragments import TENSOR_KINDS
 from pretrain.config import load_config
+from pretrain.json_text import to_json
 from pretrain.plan.estimate import resolved
 
 POOL_ELEMENTS = 64 << 20  # 256 MB: more than a processor's cache
@@ -154,7 +155,7 @@ def measure(rank: int, settings: Settings, folder: Path) -> None:
     first.note("bytes of the largest share", state_bytes(state))
     first.note("staging buffer of a rank", store.staging_bytes)
     if rank == 0:
-        (folder / "timings.json").write_text(json.dumps([first.timings, others.timings]))
+        (folder / "timings.json").write_text(to_json([first.timings, others.timings]))
     dist.barrier()
     dist.destroy_process_group()
 

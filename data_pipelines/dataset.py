@@ -101,7 +101,7 @@ def write_dataset(
         sums = {"documents": split.documents, "tokens": split.tokens, "text_bytes": split.text_bytes}
         content["splits"][name] = {**sums, "shards": [shard.to_dict() for shard in shards]}
     content["fingerprint"] = _fingerprint(content)
-    (folder / "dataset.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / "dataset.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return str(content["fingerprint"])
 
 

@@ -211,4 +211,4 @@ def rebuild_indices(folder: Path | str, progress: Progress | None = None) -> int
 
 def problems_json(problems: list[Problem]) -> str:
     """The problems as JSON, for programs."""
-    return json.dumps([{"path": str(p.path), "what": p.what} for p in problems], indent=1)
+    return json.dumps([{"path": str(p.path), "what": p.what} for p in problems], indent=1, allow_nan=False)

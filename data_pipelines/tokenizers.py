@@ -102,7 +102,7 @@ class BpeTokenizer:
         self._reference.no_padding()
         # A document that contains the text of a special token must not turn into that token.
         self._reference.encode_special_tokens = True
-        self._content = json.dumps(spec, sort_keys=True, ensure_ascii=False)
+        self._content = json.dumps(spec, sort_keys=True, ensure_ascii=False, allow_nan=False)
         self.fingerprint = hashlib.sha256(self._content.encode()).hexdigest()
         ids = self._reference.get_vocab(with_added_tokens=True)
         self.vocabulary = max(ids.values()) + 1

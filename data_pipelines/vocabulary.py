@@ -200,7 +200,7 @@ class Vocabulary:
 
     def save(self, folder: Path) -> None:
         """Write vocabulary.json."""
-        (folder / FILE).write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        (folder / FILE).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
 
 
 def load_vocabulary(folder: Path) -> Vocabulary | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import compileall
-import json
 import platform
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from launch.job import LaunchedRun
 from pretrain.config import Config
+from pretrain.json_text import to_json
 
 PACKAGES = ("kernels", "models", "data_pipelines", "pretrain", "launch")
 GIT_TIMEOUT_S = 30
@@ -30,7 +30,7 @@ def take_snapshot(run: LaunchedRun, config: Config) -> None:
     folder = run.code.parent
     (folder / "commit.txt").write_text(_git(source, "rev-parse", "HEAD"), encoding="utf-8")
     (folder / "dirty.diff").write_text(_git(source, "diff", "HEAD"), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=1), encoding="utf-8")
+    (folder / "environment.json").write_text(to_json(environment(), indent=1), encoding="utf-8")
     run.config.parent.mkdir(parents=True, exist_ok=True)
     run.config.write_text(config.to_yaml(), encoding="utf-8")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import CheckpointError
+from pretrain.json_text import to_json
 
 ATTEMPT_VARIABLE = "TRIPTYCH_ATTEMPT"
 """Number of the attempt, set by the launcher for every rank."""
@@ -130,14 +131,14 @@ def append_ledger(path: Path, event: str, facts: Mapping[str, Any]) -> None:
     with path.open("ab+") as file:
         # A full disk may have cut the last line: this one must not be lost with it.
         torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
-        file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
+        file.write(b"\n" * torn + to_json(line).encode() + b"\n")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all: readers on other nodes never see a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.write_text(to_json(value), encoding="utf-8")
     temporary.replace(path)
 
 

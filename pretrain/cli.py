@@ -18,6 +18,7 @@ from pretrain.commands.evaluate_options import EvaluateOptions
 from pretrain.commands.generate_options import HowOptions, WhatOptions
 from pretrain.commands.options import with_options
 from pretrain.exit_codes import EXIT_USER_ERROR
+from pretrain.terminal import guard_output
 
 RANK_0_TELLS_S = 3.0
 
@@ -62,7 +63,8 @@ def train(
 ) -> None:
     """Train here: one process, or as many as torchrun or srun started. Resumes by itself.
 
-    Exit codes: 0 done, 75 saved and wants to be started again, 2 a mistake that the message explains.
+    Exit codes: 0 done, 75 saved and wants to be started again, 2 a mistake that the message explains. SIGTERM, Ctrl-C
+    and a closed terminal save first; `| head` takes the output away, not the run.
 
         triptych train configs/sigmoid/demo.yaml
 
@@ -163,6 +165,7 @@ def main() -> None:
     from data_pipelines.errors import DataError
     from pretrain.errors import UserError
 
+    guard_output()
     _speak_up()
     try:
         app(standalone_mode=True)

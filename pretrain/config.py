@@ -149,8 +149,8 @@ class MonitorSection(Section):
     sample_tokens: int = Field(default=64, ge=1)
     tensorboard: bool = True
     watchdog_seconds: float | None = Field(default=1800, gt=0)
-    """Launched runs: a rank without a step for so long counts as hung, and the run is started again without its node.
-    Must exceed the longest evaluation and save. null: never."""
+    """Runs of several processes: a rank without a step for so long counts as hung, and the run ends with its name; a
+    launched one is started again without its node. Must exceed the longest evaluation and save. null: never."""
 
 
 class LaunchSection(Section):

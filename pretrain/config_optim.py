@@ -48,6 +48,9 @@ class OptimSection(Section):
     decay_steps: int | None = Field(default=None, ge=0)
     """wsd only: length of the final linear decay. null: a fifth of the run."""
     clip_norm: float | None = Field(default=1.0, gt=0)
+    skip_non_finite_steps: int = Field(default=0, ge=0)
+    """How many steps of the run whose gradient is not finite are passed over: their rows train nothing. 0: the first
+    one stops the run."""
     scaling: ScalingSection | None = None
     """null: the settings above as they are. Else they are a base batch's and horizon's (`pretrain.optim.scaling`)."""
     multipliers: MultiplierSection = MultiplierSection()

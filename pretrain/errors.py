@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -21,7 +24,7 @@ PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 """What a storage refuses with, and may take back."""
 
 
-def may_pass(error: Exception) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Whether another attempt may find it gone."""
     return isinstance(error, TransientError) or (isinstance(error, OSError) and error.errno in PASSING)
 
@@ -31,5 +34,21 @@ def of_storage(error: OSError, message: str) -> UserError:
     return TransientError(message) if may_pass(error) else UserError(message)
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within it, what the storage refuses is told with the file's name: the system's own message often has none."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error) or type(error).__name__
+        raise of_storage(
+            error, f"{path}: {what}; make room there or mend it, then the same command goes on"
+        ) from error
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written, found, verified or loaded."""
+
+
+class NoRoomError(CheckpointError, TransientError):
+    """A save that failed for what may pass: its storage was full, or away."""

@@ -38,7 +38,10 @@ class Result:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nats_per_token)
+        try:
+            return math.exp(self.nats_per_token)
+        except OverflowError:
+            return math.inf
 
 
 def evaluate_task(

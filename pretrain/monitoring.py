@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pretrain.errors import writing
+from pretrain.json_text import to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +27,7 @@ SCALARS: Mapping[str, str] = {
     "task/longer_sequence_accuracy": "Share of rows whose answers are all right at monitor.evaluate_length.",
     "optim/learning_rate": "Learning rate of embeddings and norms; matrices have it times optim.matrix_lr_multiplier.",
     "optim/gradient_norm": "Global L2 norm of the gradient before clipping, in the last step logged.",
+    "optim/skipped_steps": "Steps of the run that were passed over, for their gradient was not finite.",
     "speed/tokens_per_second": "Tokens trained per second over all ranks since the last log, pauses included.",
     "speed/step_seconds": "Wall time per optimizer step since the last log.",
     "speed/data_wait_share": "Share of that time that rank 0 waited for data. Above 0.02: raise data.workers.",
@@ -103,43 +107,114 @@ class TensorBoardSink:
 
         self._scalar = scalar
 
-        # purge_step hides what a killed run logged beyond the step it resumes from.
-        self._writer = SummaryWriter(
-            str(folder), purge_step=resume_step + 1 if resume_step else 0, flush_secs=10
-        )
+        self._folder = folder
+        with writing(folder):
+            older = [path.name for path in folder.glob(f"{EVENTS}*")] if folder.is_dir() else []
+            # purge_step hides what a killed run logged beyond the step it resumes from.
+            self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else 0)
+            self._file = EventFile.in_place_of_thread(self._writer, older)
 
     def write(self, step: int, record: Record) -> None:
-        for name, value in record.items():
-            # add_scalar takes no description; the page shows it when one points at a chart's title.
-            summary = self._scalar(name, value)
-            summary.value[0].metadata.summary_description = help_text(name)
-            self._writer._get_file_writer().add_summary(summary, step)
+        with writing(self._folder):
+            for name, value in record.items():
+                # add_scalar takes no description; the page shows it when one points at a chart's title.
+                summary = self._scalar(name, value)
+                summary.value[0].metadata.summary_description = help_text(name)
+                self._writer._get_file_writer().add_summary(summary, step)
+            self._file.flush_if_due()
 
     def text(self, step: int, name: str, text: str) -> None:
-        self._writer.add_text(name, text, step)
+        with writing(self._folder):
+            self._writer.add_text(name, text, step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """image: uint8, (height, width) or (height, width, 3)."""
-        self._writer.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
+        with writing(self._folder):
+            self._writer.add_image(name, image, step, dataformats="HW" if image.ndim == 2 else "HWC")
 
     def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None:
         """sound: float32 in [-1, 1], (samples,)."""
         import torch
 
-        self._writer.add_audio(name, torch.from_numpy(sound)[None], step, sample_rate)
+        with writing(self._folder):
+            self._writer.add_audio(name, torch.from_numpy(sound)[None], step, sample_rate)
 
     def close(self) -> None:
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
+
+
+EVENTS = "events.out.tfevents."
+FLUSH_S = 10.0
+
+
+class EventFile:
+    """Where an event writer's records go, instead of through its thread.
+
+    That thread waits for the wall clock to reach its next flush, an hour if the clock is set back by one, and what it
+    finds wrong it prints as a traceback of its own. TensorBoard reads a folder's files in the order of their names,
+    which begin with the time: the newest must come last, whatever the clock says.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: list[bytes] = []
+        self._flushed = time.monotonic()
+
+    @classmethod
+    def in_place_of_thread(cls, writer: Any, older: list[str]) -> EventFile:
+        """writer: a SummaryWriter that has just been made. older: names of the event files that were there before.
+
+        Private fields of tensorboard's EventFileWriter are set here and nowhere else.
+        """
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        events = writer._get_file_writer().event_writer
+        events._async_writer.close()
+        path = Path(events._file_name)
+        began, _, rest = path.name.removeprefix(EVENTS).partition(".")
+        newest = max((_seconds_of(name) for name in older), default=0)
+        if int(began) <= newest:
+            path = path.rename(path.with_name(f"{EVENTS}{newest + 1:010d}.{rest}"))
+        file = cls(path)
+        events._file_name, events._async_writer = str(path), RecordWriter(file)
+        return file
+
+    def write(self, data: bytes) -> None:
+        self._held.append(data)
+
+    def flush_if_due(self) -> None:
+        if time.monotonic() - self._flushed >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        held, self._held = self._held, []
+        self._flushed = time.monotonic()
+        if held:
+            with writing(self._path), self._path.open("ab") as file:
+                file.write(b"".join(held))
+
+    def close(self) -> None:
+        self.flush()
+
+
+def _seconds_of(name: str) -> int:
+    """When an event file was made, by its name."""
+    began = name.removeprefix(EVENTS).partition(".")[0]
+    return int(began) if began.isdecimal() else 0
 
 
 class JsonLinesSink:
     """The same record as text, for programs, `triptych status` and a plain look."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path = path
+        with writing(path):
+            self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, step: int, record: Record) -> None:
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        with writing(self._path):
+            self._file.write(to_json({"step": step, **record}) + "\n")
 
     def text(self, step: int, name: str, text: str) -> None: ...
 
@@ -148,7 +223,8 @@ class JsonLinesSink:
     def sound(self, step: int, name: str, sound: np.ndarray, sample_rate: int) -> None: ...
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
 class ProgressSink:

@@ -21,13 +21,14 @@ from data_pipelines.rows import ORDER
 from data_pipelines.stream import open_stream
 from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
-from pretrain.attempts import Fence, Launch, own_attempt
+from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError, of_storage
 from pretrain.hooks.base import Hook, Hooks
 from pretrain.hooks.checkpoints import CheckpointHook
 from pretrain.hooks.evaluation import EvaluationHook
+from pretrain.hooks.finite import FiniteHook
 from pretrain.hooks.metrics import MetricsHook
 from pretrain.hooks.newton import NewtonHook
 from pretrain.hooks.samples import DiffusionSampleHook, SampleHook
@@ -93,6 +94,7 @@ class Run:
     clock: Clock
     stop: StopRequest
     evaluation: EvaluationHook
+    finite: FiniteHook
 
     def lr_factor(self, step: int) -> float:
         return schedule_factor(self.config.optim, step, self.config.run.steps)
@@ -151,7 +153,8 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         engine = build_engine(config, mesh, device)
         bytes_per_token = data.bytes_per_token if isinstance(data, TextData) else None
         evaluation = EvaluationHook(config.monitor.evaluate_every_steps, bytes_per_token)
-        hooks = Hooks(_hooks(config, data, evaluation, folder))
+        finite = FiniteHook(config.optim.skip_non_finite_steps)
+        hooks = Hooks(_hooks(config, data, finite, evaluation, folder))
         clock = Clock(config.run.steps)
         if latest is not None:
             _resume(store, latest, engine, hooks, clock)
@@ -184,6 +187,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             clock=clock,
             stop=stop,
             evaluation=evaluation,
+            finite=finite,
         )
         stack.push(lambda _, error, __: record_crash(run, error))
         if ranks.is_main:
@@ -250,13 +254,14 @@ def _open_store(config: Config, folder: RunFolder, mesh: Mesh) -> CheckpointStor
     )
 
 
-def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: RunFolder) -> list[Hook]:
+def _hooks(
+    config: Config, data: RunData, finite: FiniteHook, evaluation: EvaluationHook, folder: RunFolder
+) -> list[Hook]:
     family = families[config.model.family]
     monitor = config.monitor
     flops = family.flops_per_token(config.model, config.data.sequence_length)
-    hooks: list[Hook] = []
+    hooks: list[Hook] = [finite]
     if hasattr(config.model, "newton"):
-        # Before the metrics: it names the layer where they would find a gradient that is not finite.
         hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton))
     hooks += [MetricsHook(monitor.log_every_steps, flops), evaluation]
     if isinstance(data, TaskData):
@@ -268,10 +273,17 @@ def _hooks(config: Config, data: RunData, evaluation: EvaluationHook, folder: Ru
         hooks.append(SampleHook(data.tokenizer, *settings))
     if isinstance(data, DiffusionData):
         hooks.append(DiffusionSampleHook(data, monitor.sample_every_steps))
-    attempt, limit_s = own_attempt(), monitor.watchdog_seconds
-    if attempt is not None and limit_s is not None:
-        hooks.append(WatchdogHook(limit_s, Launch(folder.path).attempt(attempt)))
+    limit_s = monitor.watchdog_seconds
+    # A process by itself waits for no other.
+    if limit_s is not None and (own_attempt() is not None or dist.get_world_size() > 1):
+        hooks.append(WatchdogHook(limit_s, watchdog_folder(folder)))
     return hooks
+
+
+def watchdog_folder(folder: RunFolder) -> AttemptFolder:
+    """Where the ranks' signs of life are: the attempt's, or of a run that no launcher started one for all starts."""
+    attempt = own_attempt()
+    return AttemptFolder(folder.watchdog) if attempt is None else Launch(folder.path).attempt(attempt)
 
 
 def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) -> None:
@@ -281,6 +293,7 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
         try:
             folder.create()
             stack.enter_context(folder.lock(own_attempt()))
+            folder.forget_signs_of_life()
         except UserError as error:
             problem = [error]
         except ValueError as error:
@@ -367,7 +380,7 @@ def _resume(store: CheckpointStore, path: Path, engine: Engine, hooks: Hooks, cl
 def record_crash(run: Run, error: BaseException | None) -> None:
     """A line in the ledger; a full disk is no reason to hide the error."""
     if error is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(UserError):
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             run.record("crash", step=run.clock.step, reason=reason)
 
@@ -414,6 +427,8 @@ def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock
             folder.save_tokenizer(data.tokenizer)
         if isinstance(data, DiffusionData):
             folder.save_modalities(data.modalities)
+        if clock.step == 0:
+            folder.keep_lost_course()
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import logging
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -19,7 +23,8 @@ import yaml
 from data_pipelines.modalities import Modalities, load_modalities
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.attempts import append_ledger
-from pretrain.errors import UserError, of_storage
+from pretrain.errors import UserError, of_storage, writing
+from pretrain.json_text import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,11 @@ class RunFolder:
         return self.logs / "metrics.jsonl"
 
     @property
+    def watchdog(self) -> Path:
+        """Signs of life of the ranks, where no launcher has a folder for them; of the latest start alone."""
+        return self.logs / "watchdog"
+
+    @property
     def ledger(self) -> Path:
         return self.path / "ledger.jsonl"
 
@@ -65,6 +75,10 @@ class RunFolder:
             message = f"{self.path}: the run folder cannot be made ({error}); set run.folder elsewhere"
             raise of_storage(error, message) from None
 
+    def forget_signs_of_life(self) -> None:
+        """Of the start before: its ranks are not this one's."""
+        shutil.rmtree(self.watchdog, ignore_errors=True)
+
     def lock(self, attempt: int | None = None) -> AbstractContextManager[object]:
         """Held until the context ends or the process dies; raises UserError if another live run holds it.
 
@@ -73,7 +87,7 @@ class RunFolder:
         """
         path, owner = self.path / "run.lock", self.path / "run.owner.json"
         try:
-            held = filelock.FileLock(path).acquire(timeout=0)
+            held = _acquire(path)
         except filelock.Timeout:
             who = _owner(owner)
             older = who.get("attempt")
@@ -84,10 +98,11 @@ class RunFolder:
                 ) from None
             logger.warning("%s: taken over from attempt %d on %s", path, older, who.get("host", "?"))
             path.unlink()
-            held = filelock.FileLock(path).acquire(timeout=0)
+            held = _acquire(path)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         facts = {"pid": os.getpid(), "host": platform.node(), "since": since, "attempt": attempt}
-        owner.write_text(json.dumps(facts))
+        with writing(owner):
+            owner.write_text(to_json(facts))
         return held
 
     def trains_a_task(self) -> bool:
@@ -99,15 +114,17 @@ class RunFolder:
 
     def save_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep what generation needs, so that a run outlives its dataset."""
-        self.tokenizer.mkdir(exist_ok=True)
-        entry = tokenizer.save(self.tokenizer)
-        (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+        with writing(self.tokenizer):
+            self.tokenizer.mkdir(exist_ok=True)
+            entry = tokenizer.save(self.tokenizer)
+            (self.tokenizer / "entry.json").write_text(to_json(entry, indent=1), encoding="utf-8")
 
     def save_modalities(self, modalities: Modalities) -> None:
         """The same of a run over several modalities: its vocabulary and codecs beside the tokenizer."""
-        self.tokenizer.mkdir(exist_ok=True)
-        entry = modalities.save(self.tokenizer)
-        (self.tokenizer / "entry.json").write_text(json.dumps(entry, indent=1), encoding="utf-8")
+        with writing(self.tokenizer):
+            self.tokenizer.mkdir(exist_ok=True)
+            entry = modalities.save(self.tokenizer)
+            (self.tokenizer / "entry.json").write_text(to_json(entry, indent=1), encoding="utf-8")
 
     def load_modalities(self) -> Modalities:
         """What `save_modalities` kept. Raises DataError that names a missing or changed file."""
@@ -122,16 +139,82 @@ class RunFolder:
 
     def record(self, event: str, **facts: Any) -> None:
         """Add a line to the ledger: starts, saves, stops, with reasons."""
-        append_ledger(self.ledger, event, facts)
+        with writing(self.ledger):
+            append_ledger(self.ledger, event, facts)
+
+    def saved_step(self) -> int | None:
+        """The newest step that the ledger calls saved; None where it has none."""
+        if not self.ledger.exists():
+            return None
+        steps = [line.get("step") for line in _lines(self.ledger) if line.get("event") == "save"]
+        return max((step for step in steps if isinstance(step, int)), default=None)
+
+    def keep_lost_course(self) -> None:
+        """Called where the run begins at its first step. If steps of it were saved, and somebody has taken them
+        away, what was logged of them is kept under another name."""
+        saved = self.saved_step()
+        if saved is None or not self.metrics.exists():
+            return
+        names = (self.metrics.with_name(f"metrics.aside-{number}.jsonl") for number in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        with writing(aside):
+            self.metrics.rename(aside)
+        logger.warning(
+            "%s: step %d was saved by the ledger, and %s has no step: the run begins anew. If that is not meant, stop "
+            "it and put the steps back; what was logged before is in %s",
+            self.path,
+            saved,
+            self.checkpoints,
+            aside,
+        )
 
     def cut_metrics(self, after_step: int) -> None:
         """Forget what was logged beyond `after_step`: those steps are about to be trained again."""
         if not self.metrics.exists():
             return
-        kept = [line for line in _lines(self.metrics) if line["step"] <= after_step]
+        kept = [line for line in _lines(self.metrics) if _step_of(line) <= after_step]
         temporary = self.metrics.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.metrics)
+        with writing(temporary):
+            temporary.write_text("".join(to_json(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.replace(self.metrics)
+
+
+def _acquire(path: Path) -> AbstractContextManager[object]:
+    """Raises filelock.Timeout if another process holds it, UserError if the storage knows no locks."""
+    try:
+        # Its own way out, a file that is there or not, would outlive a killed run.
+        return filelock.FileLock(path, fallback_to_soft=False).acquire(timeout=0)
+    except NotImplementedError as error:
+        raise UserError(_no_locks(path, str(error))) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        raise UserError(_no_locks(path, str(error.strerror))) from None
+
+
+def _no_locks(path: Path, what: str) -> str:
+    kind, mount = _storage_of(path)
+    return (
+        f"{path}: the storage has no file locks ({what}): {mount} is mounted as {kind}. Without them two runs could "
+        "write here at once. Mount it with locks (Lustre: -o flock; NFS: without nolock, rpc.statd running), or set "
+        "run.folder to another storage"
+    )
+
+
+def _storage_of(path: Path) -> tuple[str, str]:
+    """Kind and mount point of the storage that a file lies on."""
+    kind, mount, there = "?", "?", path.resolve()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines():
+            fields = line.split(" ")
+            # Later mounts lie over earlier ones.
+            if (
+                len(fields) > 2
+                and there.is_relative_to(fields[1])
+                and len(fields[1]) >= len(mount.rstrip("?"))
+            ):
+                kind, mount = fields[2], fields[1]
+    return kind, mount
 
 
 def _owner(path: Path) -> dict[str, Any]:
@@ -143,11 +226,25 @@ def _owner(path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The objects of a file of lines; of others, such as the half line of a killed process, one warning counts."""
+    passed_over = 0
+    for line in path.read_bytes().split(b"\n"):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the half line of a killed process
+            found = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            found = line
+        if isinstance(found, dict):
+            yield found
+        elif line:
+            passed_over += 1
+    if passed_over:
+        logger.warning("%s: %d lines that are no JSON objects are passed over", path, passed_over)
+
+
+def _step_of(line: dict[str, Any]) -> int:
+    """Of a metrics line; one that has none is of no step to come."""
+    step = line.get("step")
+    return step if isinstance(step, int) else 0
 
 
 def find_run(name_or_path: str, folder: str = "runs") -> RunFolder:
@@ -166,5 +263,6 @@ def find_run(name_or_path: str, folder: str = "runs") -> RunFolder:
 
 def write_config(folder: RunFolder, text: str) -> None:
     temporary = folder.config.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder.config)
+    with writing(folder.config):
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder.config)

@@ -134,7 +134,7 @@ def write_codec(folder: Path, config: dict[str, Any], weights: dict[str, np.ndar
 
     save_file(weights, folder / WEIGHTS)
     content = config | {"fingerprint": fingerprint(config, weights)}
-    (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_codec(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

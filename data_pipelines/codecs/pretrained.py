@@ -61,7 +61,7 @@ class _Pretrained:
             **self.options,
             "fingerprint": self.fingerprint,
         }
-        (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def describe(self) -> str:
         return f"{self.model_class} of {self.folder}"

@@ -65,7 +65,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     temporary = folder / f"{MANIFEST_NAME}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(asdict(manifest), file, indent=1)
+        json.dump(asdict(manifest), file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     fsync_folder(folder)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, NoRoomError, may_pass
 
 T = TypeVar("T")
 
@@ -43,18 +43,19 @@ class Ranks:
             Every rank's result, by rank.
 
         Raises:
-            CheckpointError: on all ranks, if it failed on any, with each failing rank's message.
+            CheckpointError: on all ranks, if it failed on any, with each failing rank's message; NoRoomError where
+                all of them failed for what may pass.
         """
-        failure: str | None = None
+        failure: tuple[str, bool] | None = None
         result: T | None = None
         try:
             result = function()
         except Exception as error:
-            failure = describe(error)
+            failure = (describe(error), may_pass(error))
         outcomes = self.gather((result, failure))
         failures = {rank: text for rank, (_, text) in enumerate(outcomes) if text is not None}
         if failures:
-            raise CheckpointError(_join(failures, self.size))
+            raise _joined(failures, self.size)
         return [value for value, _ in outcomes]  # type: ignore[misc]  # a result is there where no failure is
 
     def on_first(self, function: Callable[[], T]) -> T:
@@ -73,8 +74,8 @@ def unwrapped(world_size: int) -> Iterator[None]:
             warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
             yield
     except CheckpointException as error:
-        failures = {rank: describe(cause) for rank, (cause, _) in error.failures.items()}
-        raise CheckpointError(_join(failures, world_size)) from error
+        failures = {rank: (describe(cause), may_pass(cause)) for rank, (cause, _) in error.failures.items()}
+        raise _joined(failures, world_size) from error
 
 
 def describe(error: BaseException) -> str:
@@ -85,8 +86,13 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _join(failures: dict[int, str], world_size: int) -> str:
-    """Messages of ranks as one; the rank is named unless there is only one, or all say the same."""
-    if world_size == 1 or (len(failures) == world_size and len(set(failures.values())) == 1):
-        return next(iter(failures.values()))
-    return "; ".join(f"rank {rank}: {text}" for rank, text in sorted(failures.items()))
+def _joined(failures: dict[int, tuple[str, bool]], world_size: int) -> CheckpointError:
+    """Failures of ranks as one; the rank is named unless there is only one, or all say the same.
+
+    failures: by rank, what happened and whether it may pass.
+    """
+    kind = NoRoomError if all(passing for _, passing in failures.values()) else CheckpointError
+    texts = {rank: text for rank, (text, _) in sorted(failures.items())}
+    if world_size == 1 or (len(texts) == world_size and len(set(texts.values())) == 1):
+        return kind(next(iter(texts.values())))
+    return kind("; ".join(f"rank {rank}: {text}" for rank, text in texts.items()))

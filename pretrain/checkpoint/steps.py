@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -28,8 +29,9 @@ logger = logging.getLogger(__name__)
 
 META_NAME = "meta.json"
 STEP_PATTERN = re.compile(r"step_(\d{8,})")
-PARTIAL_PATTERN = re.compile(r"step_\d{8,}\.(partial|attempt-\d+)")
-"""A step while it is being written, or what an interrupted save left: named after its writer."""
+PARTIAL_PATTERN = re.compile(r"step_\d{8,}\.(partial|attempt-\d+|removed)")
+"""A step while it is being written, or what an interrupted save left: named after its writer. Or one that is being
+removed: what has a step's own name was saved, whatever it has lost since."""
 
 
 @dataclass(frozen=True)
@@ -187,23 +189,30 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
 
-def remove_torn(folder: Path) -> None:
-    """Remove the folders of saves that were interrupted: unfinished ones, and those without a manifest."""
-    unfinished = [path for path in folder.iterdir() if PARTIAL_PATTERN.fullmatch(path.name)]
-    torn = [path for path in step_folders(folder) if not (path / MANIFEST_NAME).exists()]
-    for path in [*unfinished, *torn]:
-        if path.is_dir():
+def remove_unfinished(folder: Path) -> None:
+    """Remove what interrupted saves and interrupted removals left. Nothing that has a step's name is touched."""
+    for path in folder.iterdir():
+        if PARTIAL_PATTERN.fullmatch(path.name) and path.is_dir():
             logger.warning("removing %s: its save was interrupted", path)
             shutil.rmtree(path)
 
 
 def remove_step(folder: Path) -> None:
-    """Remove a step; interrupted half-way, it is left torn and not damaged."""
-    manifest = folder / MANIFEST_NAME
-    if manifest.exists():
-        manifest.unlink()
-        fsync_folder(folder)
-    shutil.rmtree(folder)
+    """Remove a step that no rule keeps; interrupted half-way, it has its name no more."""
+    going = folder.with_name(f"{folder.name}.removed")
+    shutil.rmtree(going, ignore_errors=True)
+    folder.rename(going)
+    fsync_folder(folder.parent)
+    shutil.rmtree(going)
+
+
+def move_aside(folder: Path) -> Path:
+    """Give a step's folder another name, and return that: what is in it was saved once, and may be mended."""
+    taken = (folder.with_name(f"{folder.name}.aside-{number}") for number in itertools.count(1))
+    aside = next(path for path in taken if not path.exists())
+    folder.rename(aside)
+    fsync_folder(folder.parent)
+    return aside
 
 
 def retire_steps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -23,7 +22,6 @@ from pretrain.attempts import Fence, Launch
 from pretrain.checkpoint.boxes import Boxes, boxes_of_fragments, step_leaf
 from pretrain.checkpoint.fragments import Fragment, TrainingState
 from pretrain.checkpoint.manifest import (
-    MANIFEST_NAME,
     FileRecord,
     Manifest,
     check_checksums,
@@ -40,11 +38,11 @@ from pretrain.checkpoint.steps import (
     StepInfo,
     is_step_folder,
     list_steps,
+    move_aside,
     newest_whole,
     rank_file_name,
     read_meta,
-    remove_step,
-    remove_torn,
+    remove_unfinished,
     retire_steps,
     step_folders,
     step_name,
@@ -54,7 +52,8 @@ from pretrain.checkpoint.steps import (
 )
 from pretrain.checkpoint.storage import ChecksummingWriter, ChunkReader
 from pretrain.checkpoint.weights import check_parameters, load_weights, read_parameter_shapes
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, NoRoomError, may_pass
+from pretrain.json_text import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +200,11 @@ class CheckpointStore:
         """Whether this rank's part of the last save has ended, and well. Never waits."""
         return self._failure is None and (self._thread is None or not self._thread.is_alive())
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank's part of the save in flight has failed, which `wait` will raise. Never waits."""
+        return self._failure is not None
+
     def _start(self, job: _Job) -> None:
         staged: Future[None] = Future()
         if not self._asynchronous:
@@ -254,7 +258,7 @@ class CheckpointStore:
         self._fence.check()
         if not self._cleaned:
             make_durable_folder(self.folder)
-            remove_torn(self.folder)
+            remove_unfinished(self.folder)
             self._cleaned = True
         partial.mkdir()
 
@@ -262,8 +266,11 @@ class CheckpointStore:
         """Rank 0: give the whole step its name."""
         self._fence.check()
         if folder.exists():
-            logger.warning("replacing %s, which this run did not write", folder)
-            remove_step(folder)
+            logger.warning(
+                "%s is not of this course of the run: moved to %s; delete that when nothing in it is wanted",
+                folder,
+                move_aside(folder).name,
+            )
         partial.rename(folder)
         fsync_folder(self.folder)
 
@@ -298,7 +305,8 @@ class CheckpointStore:
         on_each = f" on each of {self._ranks.size} ranks" if self._ranks.size > 1 else ""
         whole = newest_whole(self.folder)
         kept = f"{whole.name} is still whole" if whole else "there is no whole step before it"
-        return CheckpointError(
+        kind = NoRoomError if may_pass(error) else CheckpointError
+        return kind(
             f"{folder} could not be saved: {describe(error)}. {_free_bytes(self.folder)}, "
             f"about {_bytes_of(job.views.leaves):,} bytes are needed{on_each}; {kept}. "
             "Make room or mend the cause, then start again"
@@ -315,30 +323,26 @@ class CheckpointStore:
             The step's folder, the same on all ranks; None when no save was ever completed.
 
         Raises:
-            CheckpointError: steps that were once whole are damaged, all of them: to begin anew would replace them.
+            CheckpointError: there are steps, and none is whole: to begin anew would replace what was saved.
         """
         self.wait()
         damaged: list[str] = []
-        for name, was_whole in self._ranks.on_first(self._list_steps):
+        for name in self._ranks.on_first(lambda: [folder.name for folder in step_folders(self.folder)]):
             folder = self.folder / name
             try:
                 self._verify(folder)
                 return folder
             except CheckpointError as error:
                 self._known_damaged.add(step_of(folder))
-                damaged += [f"{name}: {error}"] if was_whole else []
+                damaged.append(f"{name}: {error}")
                 if self._ranks.rank == 0:
                     logger.warning("checkpoint %s is passed over: %s", folder, error)
         if damaged:
             raise CheckpointError(
                 f"no step in {self.folder} is whole. {'. '.join(damaged)}. Put the files back from a copy, "
-                "or move the folder away to begin anew"
+                "or move the folder away to begin anew; nothing was changed"
             )
         return None
-
-    def _list_steps(self) -> list[tuple[str, bool]]:
-        """Names of the step folders, newest first, and whether their save was completed."""
-        return [(folder.name, (folder / MANIFEST_NAME).exists()) for folder in step_folders(self.folder)]
 
     def steps(self, *, checksums: bool = False) -> list[StepInfo]:
         """All step folders, oldest first, each with what is wrong with it. Not collective."""
@@ -472,7 +476,7 @@ def _bytes_of(leaves: dict[str, Boxes]) -> int:
 
 def _as_json(meta: dict[str, Any]) -> str:
     try:
-        return json.dumps(meta, indent=1)
+        return to_json(meta, indent=1)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's meta is not JSON: {error}") from error
 

@@ -24,6 +24,7 @@ from pretrain.generate.canvas import canvas
 from pretrain.generate.denoiser import model_denoiser
 from pretrain.generate.lengths import load_lengths
 from pretrain.generate.requests import FREE_TEXT, Requests
+from pretrain.json_text import to_json
 from pretrain.likelihood import Answer, Likelihood, Share, Verdict, choose
 from pretrain.run_folder import find_run
 
@@ -181,7 +182,7 @@ def _print_json(run: str, step: int, by: str, shares: dict[str, Share], verdicts
     chosen = [
         {"chosen": one.chosen, "nats": [estimate.nats for estimate in one.estimates]} for one in verdicts
     ]
-    print(json.dumps({"run": run, "step": step, "by": by, "accuracy": tasks, "questions": chosen}))
+    print(to_json({"run": run, "step": step, "by": by, "accuracy": tasks, "questions": chosen}))
 
 
 def _print_table(title: str, shares: dict[str, Share]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from pretrain.commands.choices import print_choices
 from pretrain.commands.options import flag
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, evaluate, evaluate_task
+from pretrain.json_text import to_json
 from pretrain.run_data import TASK_ROWS
 from pretrain.run_folder import find_run
 
@@ -69,7 +69,7 @@ def print_task_accuracy(
     }
     if json_output:
         accuracies = {length: dataclasses.asdict(accuracy) for length, accuracy in results.items()}
-        print(json.dumps({"run": run, "step": trained.step, "rows": count, "accuracy": accuracies}))
+        print(to_json({"run": run, "step": trained.step, "rows": count, "accuracy": accuracies}))
         return
     table = Table("length", "token", "last", "sequence", title=f"{config.data.task['name']}, {count:,} rows")
     for length, accuracy in results.items():
@@ -109,7 +109,7 @@ def print_evaluation(
     facts = {"run": run, "step": trained.step, "data": paths, "split": split, **dataclasses.asdict(result)}
     facts["perplexity"] = result.perplexity
     if json_output:
-        print(json.dumps(facts))
+        print(to_json(facts))
         return
     print(f"{run}, step {trained.step}, {split} split of {', '.join(paths)}: {result.tokens:,} tokens")
     print(
@@ -134,7 +134,7 @@ def _print_bounds(
     if json_output:
         values = {name: dataclasses.asdict(bound) for name, bound in bounds.items()}
         facts = {"run": run, "step": trained.step, "data": paths, "split": split, "draws": draws}
-        print(json.dumps({**facts, "bounds": values}))
+        print(to_json({**facts, "bounds": values}))
         return
     title = f"{run}, step {trained.step}, {split} split, {draws} mask draws per row"
     table = Table("nats per target token", "bound", "95 % interval", "tokens", title=title)

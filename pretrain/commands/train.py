@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pretrain.config import load_config
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 from pretrain.imports import uncollected
+from pretrain.terminal import outlive_terminal
 
 if TYPE_CHECKING:
     from pretrain.run import Run
@@ -21,6 +22,7 @@ def run_training(path: str, overrides: list[str], *, print_config: bool, quiet: 
         print(load_config(path, overrides).to_yaml(), end="")
         return EXIT_DONE
 
+    outlive_terminal()
     with uncollected():
         import torch.distributed as dist
 

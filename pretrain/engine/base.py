@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 class StepReport:
     """One optimizer step. Tensors stay on the device until somebody logs them.
 
+    A step whose gradient is not finite changes no weight, no moment and no counter of Adam's, in any engine.
+
     loss_sum: () this rank's share of the loss, in nats, summed over tokens.
     weight: () the whole step's token count, over all ranks.
-    gradient_norm: () global norm before clipping.
+    gradient_norm: () global norm before clipping; finite or not alike on all ranks.
     tokens: tokens that all ranks read in this step.
     parts: (P, 2) float64 this rank's share of the objective's parts: sums and weights.
     """

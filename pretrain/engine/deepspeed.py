@@ -23,7 +23,7 @@ from pretrain.engine.fragments import (
     deepspeed_fragments,
     refresh_weights,
 )
-from pretrain.engine.optimizer import Bounds, optimizer_groups
+from pretrain.engine.optimizer import Bounds, optimizer_groups, skip_if_not_finite
 from pretrain.imports import quiet_renamed_collectives, without_compiling
 from pretrain.optim import build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
@@ -107,6 +107,7 @@ class DeepSpeedEngine:
                 gradient_norm = clip_by_global_norm(
                     self._engine.module.parameters(), self._clip_norm, self._mesh.tensor
                 )
+                skip_if_not_finite(self._optimizer, gradient_norm)
             self._engine.step()
         if gradient_norm is None:
             gradient_norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self._device)
@@ -169,7 +170,8 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_rows,
         "gradient_accumulation_steps": accumulation,
         "zero_optimization": zero,
-        "bf16": {"enabled": config.precision.dtype == "bf16"},
+        # A step whose gradient is not finite is left out, as in float32.
+        "bf16": {"enabled": config.precision.dtype == "bf16", "check_grad_overflow": True},
         "gradient_clipping": config.optim.clip_norm
         if config.parallel.zero and config.optim.clip_norm
         else 0.0,

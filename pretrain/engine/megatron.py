@@ -22,7 +22,7 @@ from pretrain.engine.megatron_optimizer import (
     WholeUpdater,
     megatron_fragments,
 )
-from pretrain.engine.optimizer import Bounds, after_step, before_step, optimizer_groups
+from pretrain.engine.optimizer import Bounds, after_step, before_step, optimizer_groups, skip_if_not_finite
 from pretrain.engine.stage import Stage, StagedModel
 from pretrain.imports import quick_and_quiet, quiet_renamed_collectives
 from pretrain.optim import build_optimizer, set_learning_rate
@@ -106,6 +106,7 @@ class MegatronEngine:
         if self._clip_norm is not None and self._masters:
             factor = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_([master.gradient for master in self._masters], factor)
+        skip_if_not_finite(self._updater.adam, norm)
         self._updater.step()
         return norm
 

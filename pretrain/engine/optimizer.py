@@ -47,6 +47,16 @@ def after_step(adam: torch.optim.Optimizer, callback: Callable[[], object]) -> N
     adam.register_step_post_hook(hook)
 
 
+def skip_if_not_finite(adam: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Have the next step of a fused torch Adam change nothing, its counters included, if `norm` is not finite.
+
+    The kernels look at the device's own flag: the host does not wait. DeepSpeed's ZeRO 1 to 3 leave the step out by
+    themselves.
+    """
+    assert all(group["fused"] for group in adam.param_groups), "only the fused kernels read the flag"
+    adam.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+
+
 class Bounds:
     """Masters that must stay within [-bound, bound]: each rank's own part of them, so that no rank needs the whole of
     a parameter, and no ZeRO stage differs from another.

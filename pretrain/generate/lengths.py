@@ -11,6 +11,7 @@ import numpy as np
 
 from pretrain.errors import UserError
 from pretrain.generate.documents import Document
+from pretrain.json_text import to_json
 
 FILE = "target_lengths.json"
 Lengths = Mapping[str, Mapping[int, int]]
@@ -26,7 +27,7 @@ def count_lengths(documents: Iterable[Document]) -> dict[str, dict[int, int]]:
 
 
 def save_lengths(lengths: Lengths, folder: Path) -> None:
-    (folder / FILE).write_text(json.dumps(lengths, indent=1) + "\n", encoding="utf-8")
+    (folder / FILE).write_text(to_json(lengths, indent=1) + "\n", encoding="utf-8")
 
 
 def load_lengths(folder: Path) -> dict[str, dict[int, int]]:

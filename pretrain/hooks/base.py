@@ -23,6 +23,9 @@ class Hook:
     def after_training(self, run: Run) -> None:
         """After the last step, or the one at which the run was asked to stop. Not after a crash."""
 
+    def waiting(self, run: Run) -> None:
+        """Now and then while the run waits for what is outside of it, such as room on a disk."""
+
     def close(self) -> None:
         """Always, also after an error. Must not use collectives."""
 
@@ -54,6 +57,10 @@ class Hooks:
     def after_training(self, run: Run) -> None:
         for hook in self._hooks:
             hook.after_training(run)
+
+    def waiting(self, run: Run) -> None:
+        for hook in self._hooks:
+            hook.waiting(run)
 
     def close(self) -> None:
         for hook in self._hooks:

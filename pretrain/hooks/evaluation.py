@@ -8,6 +8,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from pretrain.hooks.base import Hook, due
+from pretrain.json_text import number_of
 
 if TYPE_CHECKING:
     from pretrain.engine.base import StepReport
@@ -72,4 +73,8 @@ class EvaluationHook(PeriodicEvaluation):
         return {"first": self.first, "last": self.last}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.first, self.last = state["first"], state["last"]
+        self.first, self.last = (_result_of(state[name]) for name in ("first", "last"))
+
+
+def _result_of(saved: dict[str, float | None] | None) -> dict[str, float] | None:
+    return None if saved is None else {name: number_of(value) for name, value in saved.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from pretrain.engine.base import means
 from pretrain.hardware import peak_flops
 from pretrain.hooks.base import Hook, due
-from pretrain.hooks.checkpoints import refuse_non_finite
+from pretrain.json_text import number_of
 from pretrain.monitoring import Record
 
 if TYPE_CHECKING:
@@ -59,13 +60,15 @@ class MetricsHook(Hook):
         run.stream.take_wait_seconds()
 
     def after_step(self, run: Run, report: StepReport) -> None:
-        self._sums[0] += report.loss_sum
-        self._sums[1] += report.weight
-        self._parts += report.parts
+        # A step that is skipped trains nothing, and what is not finite would spoil the sums.
+        counts = torch.isfinite(report.gradient_norm)
+        self._sums[0] += torch.where(counts, report.loss_sum, 0.0)
+        self._sums[1] += torch.where(counts, report.weight, 0.0)
+        self._parts += torch.where(counts, report.parts, 0.0)
         self._steps += 1
         self._tokens += report.tokens
         if due(run.clock.step, self._every) or run.clock.done:
-            refuse_non_finite(report, run)
+            run.finite.settle(run)
             run.reporter.write(run.clock.step, self._record(run, report))
             self._begin(run)
 
@@ -74,7 +77,7 @@ class MetricsHook(Hook):
         return {"loss_sum": loss, "weight": weight, "parts": self._reduced_parts().tolist()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._carried = (state["loss_sum"], state["weight"])
+        self._carried = (number_of(state["loss_sum"]), number_of(state["weight"]))
         self._carried_parts = state.get("parts", [])  # checkpoints before there were parts have none
 
     def _reduced(self) -> tuple[float, float]:
@@ -97,7 +100,7 @@ class MetricsHook(Hook):
         speed = self._tokens / seconds
         flops = speed * self._flops_per_token / dist.get_world_size()
         record: Record = {
-            "loss/train": loss_sum / weight,
+            "loss/train": loss_sum / weight if weight else math.nan,
             **means(run.objective.parts, self._reduced_parts()),
             "optim/learning_rate": run.engine.scaled.optim.lr * run.lr_factor(run.clock.step - 1),
             "optim/gradient_norm": report.gradient_norm.item(),
@@ -108,6 +111,8 @@ class MetricsHook(Hook):
             "memory/resident_gib": self._process.memory_info().rss / GIB,
             "progress/tokens": run.clock.tokens / 1e6,
         }
+        if run.finite.may_skip:
+            record["optim/skipped_steps"] = run.finite.skipped
         if self._peak:
             record["speed/mfu"] = flops / self._peak
         if run.device.type == "cuda":

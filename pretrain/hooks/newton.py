@@ -51,6 +51,7 @@ class NewtonHook(Hook):
             self._cells: dict[str, Cell] = model.cells()  # type: ignore[operator]
         self._names = names_of_all(list(self._cells), run.mesh)
         self._checked = -1
+        self._skipped_before = run.finite.skipped
         if self._solver.on_exceed == "error":
             run.engine.before_update(self._check_before_update)
 
@@ -61,15 +62,21 @@ class NewtonHook(Hook):
         self._checked = self._run.clock.step
         figures = self._reduced({name: cell.telemetry.peek() for name, cell in self._cells.items()})
         step = self._run.clock.step + 1
-        refuse(self._names, figures.tolist(), self._solver, step, "its update was not applied")
+        skips = self._run.finite.may_skip  # what is not finite is left to the hook that counts such steps
+        refuse(self._names, figures.tolist(), self._solver, step, "its update was not applied", skips=skips)
 
     def after_step(self, run: Run, report: StepReport) -> None:
         if due(run.clock.step, self._every) or run.clock.done:
+            if run.finite.may_skip:
+                run.finite.settle(run)
             figures = self._reduced(
                 {name: cell.telemetry.take() for name, cell in self._cells.items()}
             ).tolist()
             consequence = "it is not in a checkpoint"
-            refuse(self._names, figures, self._solver, run.clock.step, consequence)
+            # Of a step that was skipped the figures may be anything; at the next log they are of other steps.
+            skips = run.finite.skipped > self._skipped_before
+            self._skipped_before = run.finite.skipped
+            refuse(self._names, figures, self._solver, run.clock.step, consequence, skips=skips)
             run.reporter.write(run.clock.step, as_record(figures))
             self._warn(figures)
 
@@ -127,14 +134,25 @@ def names_of_all(here: list[str], mesh: Mesh) -> list[str]:
     return sorted({name for names in found for name in names}, key=lambda name: int(name.split(".")[1]))
 
 
-def refuse(cells: list[str], figures: list[list[float]], solver: Solver, step: int, consequence: str) -> None:
+def refuse(
+    cells: list[str],
+    figures: list[list[float]],
+    solver: Solver,
+    step: int,
+    consequence: str,
+    *,
+    skips: bool = False,
+) -> None:
     """Raise UserError naming the first layer whose states are not to be trusted.
 
-    figures: (layers, FIGURES), the same on all ranks, so that all of them stop.
+    figures: (layers, FIGURES), the same on all ranks, so that all of them stop. skips: residuals that are not finite
+        are of a step that is skipped.
     """
     for name, layer in zip(cells, figures, strict=True):
         residual, iterations = layer[RESIDUAL], int(layer[ITERATIONS])
         exceeds = solver.on_exceed == "error" and residual > solver.limit
+        if not math.isfinite(residual) and skips:
+            continue
         if math.isfinite(residual) and not exceeds:
             continue
         state = f"above model.newton.limit = {solver.limit:g}" if math.isfinite(residual) else "not finite"

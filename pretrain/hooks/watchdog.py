@@ -1,9 +1,9 @@
-"""Ends a launched run in which a rank has fallen silent, and says which.
+"""Ends a run of several processes in which a rank has fallen silent, and says which.
 
 Every rank keeps a heartbeat file: its step, when it took it, and when its process last ran at all. When a rank has
 not taken a step for the limit, its watchdog writes its own stacks and looks at the others: a rank whose process no
 longer runs is the culprit, else the one that is furthest behind. Then it ends its process with the code of a node
-fault, and the launcher starts again without that node.
+fault. A launcher then starts again without that node; torchrun ends the other ranks.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class WatchdogHook(Hook):
 
     def after_step(self, run: Run, report: StepReport) -> None:
         self._step, self._stepped = run.clock.step, time.monotonic()
+
+    def waiting(self, run: Run) -> None:
+        self._stepped = time.monotonic()
 
     def close(self) -> None:
         self._ended.set()

@@ -24,6 +24,7 @@ from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingSt
 from pretrain.checkpoint.boxes import Boxes
 from pretrain.checkpoint.manifest import Manifest, check_sizes
 from pretrain.checkpoint.staging import Stager, Views
+from pretrain.checkpoint.steps import step_name
 from pretrain.errors import CheckpointError
 from tests.harness import RanksFailed, run_ranks
 from tests.pretrain.checkpoint.states import SHAPES, is_equal, make_state
@@ -358,11 +359,49 @@ def test_an_empty_folder_has_no_latest_step(tmp_path: Path) -> None:
     assert open_alone(tmp_path / "nothing").steps() == []
 
 
-def test_torn_folders_are_removed_when_saving_begins(tmp_path: Path) -> None:
+def test_what_interrupted_saves_left_is_removed_and_what_was_saved_is_not(tmp_path: Path) -> None:
     save_all(open_alone(tmp_path), 2, 4)
     (tmp_path / "step_00000004" / "MANIFEST.json").unlink()
+    before = contents(tmp_path / "step_00000004")
+    for left in ("step_00000005.partial", "step_00000006.attempt-0001", "step_00000001.removed"):
+        (tmp_path / left).mkdir()
     save_all(open_alone(tmp_path), 6)
-    assert [info.step for info in open_alone(tmp_path).steps()] == [2, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [step_name(n) for n in (2, 4, 6)]
+    assert contents(tmp_path / "step_00000004") == before
+    # The run comes to that step again: its own takes the name.
+    save_all(open_alone(tmp_path), 4)
+    assert contents(tmp_path / "step_00000004.aside-1") == before
+    assert [info.problem for info in open_alone(tmp_path).steps(checksums=True)] == [None] * 3
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_without_manifests_nothing_begins_anew(tmp_path: Path) -> None:
+    save_all(open_alone(tmp_path), 2, 4)
+    for step in (2, 4):
+        (tmp_path / step_name(step) / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no step .* is whole.*step_00000004: no MANIFEST.json"):
+        open_alone(tmp_path).latest()
+
+
+def test_a_removal_that_is_interrupted_leaves_no_step_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_all(open_alone(tmp_path), 2)
+
+    def interrupted(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pretrain.checkpoint.steps.shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        steps.remove_step(tmp_path / "step_00000002")
+    monkeypatch.undo()
+    assert open_alone(tmp_path).latest() is None
+    save_all(open_alone(tmp_path), 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"]
 
 
 CHANGED_MODELS: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
