@@ -222,9 +222,10 @@ def _sample(where: str, key: str, files: list[RawFile], left_out: Tally) -> Samp
     parts: dict[str, RawFile] = {}
     for raw in files:
         if raw.extension in parts:
+            other = parts[raw.extension].where
+            where = "with the same name" if other == raw.where else f"the other is {other}"
             raise DataError(
-                f"{raw.where}: key {printable(key)} has two files .{raw.extension}, the other is "
-                f"{parts[raw.extension].where}. Remove one, or rename it."
+                f"{raw.where}: key {printable(key)} has two files .{raw.extension}, {where}. Remove one, or rename it."
             )
         parts[raw.extension] = raw
     for kind, extensions in KINDS.items():

@@ -128,9 +128,10 @@ class BpeTokenizer:
         self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
         model = spec.get("model") or {}
         kind = str(model.get("type"))
-        self._model = {"BPE": "byte-level BPE", "WordLevel": "whole words"}.get(kind, kind)
-        self._kind = np.uint16 if self.vocabulary <= 65_536 else np.uint32
         self._byte_level = is_byte_level(spec)
+        bpe = "byte-level BPE" if self._byte_level else "BPE"
+        self._model = {"BPE": bpe, "WordLevel": "whole words"}.get(kind, kind)
+        self._kind = np.uint16 if self.vocabulary <= 65_536 else np.uint32
         self._complete = has_all_bytes(spec, ids)
         self._unknown = unknown_id(spec, ids)
         self._fast = _tiktoken(spec, self._reference, name)

@@ -18,7 +18,7 @@ from data_pipelines.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Others are not opened: some of them start programs."""
 DEEP = ("I", "F")
 """Pillow's modes of more than 8 bits begin so. Converting clips them to white, without an error."""
