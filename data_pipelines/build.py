@@ -19,9 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.dataset import Dataset, open_dataset, token_bytes, write_dataset
-from data_pipelines.documents import Skipped, file_documents, find_files
+from data_pipelines.documents import file_documents
 from data_pipelines.errors import DataError
 from data_pipelines.publish import make_partial, publish, refuse_used
+from data_pipelines.raw.files import find_source
+from data_pipelines.raw.report import Report, Tally
 from data_pipelines.shards import TokenShardWriter
 from data_pipelines.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
 
@@ -42,6 +44,8 @@ class BuildOptions:
     shard_megabytes: float = 256
     seed: int = 0
     force: bool = False  # replace what is in the output folder
+    strict: bool = False  # what would be left out or lost is an error
+    end_of_text: str | None = None  # the name of that token in a tokenizer.json
 
     def check(self) -> None:
         """Raises DataError for a value out of range."""
@@ -61,9 +65,14 @@ class Built:
 
     dataset: Dataset
     tokenizer: Tokenizer
-    skipped: Skipped
+    report: Report
     removed: list[Path]  # what builds that were killed had left
     asked_vocabulary: int  # N of bpe:N; 0 where the tokenizer was given
+
+    @property
+    def skipped(self) -> Tally:
+        """What was left out."""
+        return self.report.left_out
 
     @property
     def vocabulary_shortfall(self) -> str:
@@ -115,16 +124,26 @@ def build(
     """Tokenise a text file, a .jsonl, a raw .tar shard or a folder of them into `out`.
 
     Raises:
-        DataError: nothing to read, a bad line, an output folder in use, an option out of range.
+        DataError: nothing to read, a bad line, an output folder in use, an option out of range; with `strict`
+            something that would be left out.
     """
     options.check()
-    return build_from_files(find_files(Path(source), Path(out)), out, options, progress)
+    told = Report()
+    found = find_source(Path(source), Path(out), told.left_out)
+    return build_from_files(list(found.files), out, options, progress, told)
 
 
 def build_from_files(
-    files: list[Path], out: Path | str, options: BuildOptions, progress: Progress | None = None
+    files: list[Path],
+    out: Path | str,
+    options: BuildOptions,
+    progress: Progress | None = None,
+    told: Report | None = None,
 ) -> Built:
     """As `build`, from a list of files.
+
+    Args:
+        told: where what is left out is counted, with what was so already when the files were found.
 
     Raises:
         DataError: see `build`.
@@ -133,37 +152,50 @@ def build_from_files(
     out = Path(out)
     refuse_used(out, options.force)
     size = bpe_size(options.tokenizer)
-    given = None if size else tokenizer_from_spec(options.tokenizer)
+    given = given_tokenizer(options.tokenizer, options.end_of_text)
+    told = told or Report()
     report = progress or (lambda what, done, total: None)
     removed, partial = make_partial(out)
     try:
-        survey = _survey(files, options, bool(size), report)
-        _refuse_no_text(survey, files)
+        survey = _survey(files, options, (bool(size), told), report)
+        _refuse_no_text(survey, files, told.left_out)
+        if options.strict:
+            told.refuse()
         report("training the tokenizer" if size else "loading the tokenizer", 0, 1)
         tokenizer = given or train_bpe(_training_texts(survey), size or 0)
-        skipped = _write(files, partial, (tokenizer, options, survey), report)
+        _write(files, partial, (tokenizer, options, survey), told, report)
         publish(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return Built(open_dataset(out), tokenizer, skipped, removed, size or 0)
+    return Built(open_dataset(out), tokenizer, told, removed, size or 0)
 
 
-def _refuse_no_text(survey: Survey, files: list[Path]) -> None:
+def given_tokenizer(spec: str, end_of_text: str | None) -> Tokenizer | None:
+    """The tokenizer that was given; None where one is to be trained.
+
+    Raises:
+        DataError: none is there; or an end-of-text token is named for a tokenizer that has its own.
+    """
+    if bpe_size(spec) is None:
+        return tokenizer_from_spec(spec, end_of_text)
+    if end_of_text is not None:
+        raise DataError(f"--end-of-text {end_of_text}: {spec} gets its own end-of-text token; leave it out.")
+    return None
+
+
+def _refuse_no_text(survey: Survey, files: list[Path], left_out: Tally) -> None:
     if survey.documents:
         return
-    skipped = Skipped()
-    for _ in _documents(files[:1000], skipped):
-        pass
-    why = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items()) or "nothing to read"
+    why = ", ".join(f"{count} {reason}" for reason, count in left_out.counts.items()) or "nothing to read"
     raise DataError(f"no text found in {len(files)} file(s): {why}. Text must be UTF-8, not empty.")
 
 
 def _documents(
-    files: Iterable[Path], skipped: Skipped, done: Callable[[int], None] | None = None
+    files: Iterable[Path], told: Report, done: Callable[[int], None] | None = None
 ) -> Iterator[str]:
     for number, path in enumerate(files):
-        yield from file_documents(path, skipped)
+        yield from file_documents(path, told)
         if done:
             done(number + 1)
 
@@ -178,12 +210,16 @@ def hash64(data: bytes, seed: int = 0) -> int:
     return int.from_bytes(key.digest(), "little")
 
 
-def _survey(files: list[Path], options: BuildOptions, sample: bool, report: Progress) -> Survey:
-    """Count the documents and, for a BPE, keep a sample of SAMPLE_CHARACTERS."""
+def _survey(files: list[Path], options: BuildOptions, plan: tuple[bool, Report], report: Progress) -> Survey:
+    """Count the documents and, for a BPE, keep a sample of SAMPLE_CHARACTERS.
+
+    plan: whether a sample is wanted; where what is left out is counted.
+    """
     survey = Survey()
+    sample, told = plan
     threshold = int(options.validation_fraction * 2**64)
     report("reading", 0, len(files))
-    for text in _documents(files, Skipped(), lambda done: report("reading", done, len(files))):
+    for text in _documents(files, told, lambda done: report("reading", done, len(files))):
         mark, number = document_hash(text, options.seed), survey.documents
         if sample:
             survey.add_sample(mark, text)
@@ -199,21 +235,39 @@ def _training_texts(survey: Survey) -> list[str]:
 
 
 def _write(
-    files: list[Path], folder: Path, plan: tuple[Tokenizer, BuildOptions, Survey], report: Progress
-) -> Skipped:
+    files: list[Path],
+    folder: Path,
+    plan: tuple[Tokenizer, BuildOptions, Survey],
+    told: Report,
+    report: Progress,
+) -> None:
     """The second pass: tokenise and write shards, tokenizer and dataset.json."""
     tokenizer, options, survey = plan
-    skipped = Skipped()
-    texts = _documents(files, skipped, lambda done: report("tokenising", done, len(files)))
+    # What is left out was counted by the first pass.
+    texts = _documents(files, Report(), lambda done: report("tokenising", done, len(files)))
     report("tokenising", 0, len(files))
     width, shard_bytes = token_bytes(tokenizer.vocabulary), int(options.shard_megabytes * 1e6)
     writers = {split: TokenShardWriter(folder, split, width, shard_bytes) for split in SPLITS}
     for group in _groups(_placed(texts, options, survey)):
         for (split, text), ids in zip(group, tokenizer.encode_batch([t for _, t in group]), strict=True):
-            writers[split].write(np.append(ids, np.asarray([tokenizer.eot], ids.dtype)), len(text.encode()))
+            size = held_bytes(tokenizer, text, ids, told, repr(text[:40]))
+            writers[split].write(np.append(ids, np.asarray([tokenizer.eot], ids.dtype)), size)
+    if options.strict:
+        told.refuse()
     records = {split: writer.close() for split, writer in writers.items()}
     write_dataset(folder, {s: r for s, r in records.items() if r}, tokenizer.save(folder))
-    return skipped
+
+
+def held_bytes(tokenizer: Tokenizer, text: str, ids: np.ndarray, told: Report, where: str) -> int:
+    """UTF-8 bytes of a text that its tokens hold: what bits per byte are reckoned by.
+
+    Characters that the tokenizer has no token for are counted in `told`.
+    """
+    lost = tokenizer.lost(text, ids)
+    if lost:
+        example = f"{''.join(lost)[:20]!r} in {where}"
+        told.lost.add(example, "character(s) for which the tokenizer has no token", lost.total())
+    return len(text.encode()) - sum(len(character.encode()) * count for character, count in lost.items())
 
 
 def _placed(texts: Iterable[str], options: BuildOptions, survey: Survey) -> Iterator[tuple[str, str]]:

@@ -7,8 +7,8 @@ import sysconfig
 from pathlib import Path
 
 from data_pipelines.build import BuildOptions, Built, Progress, build_from_files
-from data_pipelines.documents import find_files
 from data_pipelines.errors import DataError
+from data_pipelines.raw.files import find_files
 
 # Installed packages, and folders of generated tables that are no text to learn from.
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", "encodings", "lib2to3", "idlelib"}

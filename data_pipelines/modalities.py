@@ -212,7 +212,7 @@ def load_modalities(folder: Path | str) -> Modalities:
         raise DataError(f"{folder / 'vocabulary.json'}: missing, so {folder} has text alone.")
     codecs = {name: load_codec(place) for name, place in codec_folders(folder).items()}
     try:
-        tokenizer = tokenizer_of(folder, vocabulary.text.codec)
+        tokenizer = tokenizer_of(folder, vocabulary.text.codec, vocabulary.eot)
         return Modalities(vocabulary, tokenizer, codecs.get("image"), codecs.get("audio"))
     except DataError as error:
         raise DataError(str(error) if str(folder) in str(error) else f"{folder}: {error}") from None

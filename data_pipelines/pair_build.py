@@ -10,32 +10,40 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial as bound
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_pipelines.build import SPLITS, hash64
-from data_pipelines.codecs import Codec, PatchCodec, SpectralCodec, load_codec
-from data_pipelines.codecs.spectral import Frames
+from data_pipelines.build import SPLITS, given_tokenizer, hash64, held_bytes
+from data_pipelines.codecs import Codec
 from data_pipelines.dataset import Dataset, open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import GIVEN_CODES, Modalities, code_modality, codec_modality, load_modalities
-from data_pipelines.pair_sources import Sample, read_samples
+from data_pipelines.modalities import Modalities, codec_modality, load_modalities
+from data_pipelines.pair_codecs import (
+    Settings,
+    codes_spec,
+    decoded,
+    given_codec,
+    is_made_here,
+    is_trained,
+    train_codec,
+)
+from data_pipelines.pair_sources import Found, Sample, read_samples
 from data_pipelines.pairs import PairWriter
 from data_pipelines.publish import make_partial, publish, refuse_used
-from data_pipelines.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
+from data_pipelines.raw.files import Source, find_source
+from data_pipelines.raw.report import Report, Tally
+from data_pipelines.reconstruction import Reconstruction, write_reconstruction
+from data_pipelines.tokenizers import Tokenizer, bpe_size, train_bpe
 from data_pipelines.vocabulary import TASKS, Modality, Vocabulary
 
-TRAINED_ON = 2048
-"""Images or sounds that a codec is trained on."""
 CAPTION_CHARACTERS = 8_000_000
 """Of captions that a BPE is trained on."""
 GROUP = 256
 """Samples that are encoded together."""
-WINDOW_SECONDS, HOP_SECONDS = 0.032, 0.025
-"""Of the frames of a spectral codec that is trained here."""
-
+JUDGED = 64
+"""Images or sounds by which a codec is judged."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -44,12 +52,14 @@ class PairOptions:
     """How to build.
 
     image_codec: a codec's folder, `patch:CODES:SIZE`, or `codes:CODES:ROWSxCOLUMNS` for codes of an unknown codec.
-    audio_codec: a codec's folder, `spectral:CODES[:CODEBOOKS]`, or `codes:CODES[:CODEBOOKS]`.
+    audio_codec: a codec's folder, `spectral:CODES[:CODEBOOKS[:SAMPLE_RATE]]`, or `codes:CODES[:CODEBOOKS]`.
     tokenizer: bytes, bpe:N, a tokenizer.json, or a dataset; None: that of `vocabulary`, else bpe:8192.
     tasks: empty: all that the samples allow.
     text_slot: tokens of a text target; None: the longest caption and its end-of-text.
     vocabulary: a dataset whose vocabulary, tokenizer and codecs are taken.
     delay: the delay pattern for audio of several codebooks.
+    strict: what would be left out or lost is an error.
+    end_of_text: the name of that token in a tokenizer.json.
     """
 
     image_codec: str | None = None
@@ -63,6 +73,8 @@ class PairOptions:
     shard_megabytes: float = 256
     seed: int = 0
     force: bool = False
+    strict: bool = False
+    end_of_text: str | None = None
 
     def modalities(self) -> set[str]:
         """image, audio: what the tasks need besides text."""
@@ -71,6 +83,10 @@ class PairOptions:
     def codecs(self) -> dict[str, str | None]:
         """What was said of each modality's codec."""
         return {"image": self.image_codec, "audio": self.audio_codec}
+
+    def trains(self, name: str) -> bool:
+        """Whether a codec is to be trained for a modality."""
+        return self.vocabulary is None and is_trained(self.codecs()[name])
 
     def check(self) -> None:
         """Raises DataError for a value out of range."""
@@ -89,12 +105,20 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class BuiltPairs:
-    """What was made: the datasets by task."""
+    """What was made: the datasets by task.
+
+    report: what was left out, changed or lost.
+    found: how many samples there were, and where.
+    reconstructions: what the codecs lose, by modality.
+    """
 
     datasets: dict[str, Dataset]
     modalities: Modalities
     text_slot: int
     removed: list[Path]
+    report: Report
+    found: Found
+    reconstructions: list[Reconstruction]
 
 
 @dataclass
@@ -102,12 +126,12 @@ class _Survey:
     """What the first pass found."""
 
     samples: int = 0
-    with_modality: dict[str, int] = field(default_factory=lambda: {"image": 0, "audio": 0})
+    settings: dict[str, Settings] = field(
+        default_factory=lambda: {name: Settings(name) for name in ("image", "audio")}
+    )
     held_out: int = 0
     lowest: tuple[int, str] = (2**64, "")  # (hash, key)
     highest: tuple[int, str] = (-1, "")
-    training: dict[str, list[Sample]] = field(default_factory=lambda: {"image": [], "audio": []})
-    codes: set[str] = field(default_factory=set)  # modalities of which codes are given
     captions: list[str] = field(default_factory=list)
     caption_characters: int = 0
 
@@ -119,7 +143,14 @@ class _Survey:
 
     def tasks(self) -> list[str]:
         """Those that some sample allows."""
-        return [task for task, pair in TASKS.items() if any(self.with_modality.get(name) for name in pair)]
+        return [task for task, pair in TASKS.items() if self.count(next(n for n in pair if n != "text"))]
+
+    def count(self, name: str) -> int:
+        """Samples with an image, or with audio."""
+        return self.settings[name].samples
+
+    def keys_differ(self) -> bool:
+        return self.lowest[1] != self.highest[1]
 
 
 def build_pairs(
@@ -134,68 +165,83 @@ def build_pairs(
             tokenizer other than the vocabulary's; an option out of range; an output folder in use.
     """
     options.check()
-    source, out = Path(source), Path(out)
+    out, told, found = Path(out), Report(), Found()
     refuse_used(out, options.force)
     report = progress or (lambda what, done, total: None)
     given = load_modalities(options.vocabulary) if options.vocabulary else None
+    files = find_source(Path(source), out, told.left_out)
     removed, partial = make_partial(out)
     try:
-        survey = _first_pass(source, out, options, report)
+        survey = _first_pass(files, options, (told, found), report)
+        if options.strict:
+            told.refuse()
         report("learning tokenizer and codecs", 0, 1)
         modalities = _modalities(survey, options, given)
         tasks = _tasks(survey, options, modalities.vocabulary)
-        slot = _slot(source, out, options, modalities)
+        slot = _slot(files, options, modalities)
         report("learning tokenizer and codecs", 1, 1)
         writers = _writers(partial, tasks, modalities, slot, options)
-        _second_pass(read_samples(source, out), writers, (modalities, options, survey), report)
+        judged = _second_pass(files, writers, (modalities, options, survey), told, report)
+        if options.strict:
+            told.refuse()
         for writer in writers.values():
             writer.close()
+        reconstructions = [
+            write_reconstruction(partial, modalities, *one) for one in judged.items() if one[1]
+        ]
         publish(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return BuiltPairs({task: open_dataset(out / task) for task in tasks}, modalities, slot, removed)
+    datasets = {task: open_dataset(out / task) for task in tasks}
+    return BuiltPairs(datasets, modalities, slot, removed, told, found, reconstructions)
 
 
-def _first_pass(source: Path, out: Path, options: PairOptions, report: Progress) -> _Survey:
-    survey = _Survey()
+def _first_pass(
+    source: Source, options: PairOptions, counts: tuple[Report, Found], report: Progress
+) -> _Survey:
+    survey, (told, found) = _Survey(), counts
     threshold = int(options.validation_fraction * 2**64)
     learns_text = options.vocabulary is None and bool(bpe_size(options.tokenizer or "bpe:8192"))
-    for sample in read_samples(source, out):
+    for sample in read_samples(source, told.left_out, found):
         if not sample.modalities:
             raise DataError(f"{sample.where}: a caption without an image or a sound. Remove it, or add one.")
-        caption, mark = sample.caption(), hash64(sample.key.encode(), options.seed)
+        caption = sample.caption()
+        used = options.modalities().intersection(sample.modalities)
+        if not used:
+            told.left_out.add(sample.where, f"without what --tasks {','.join(options.tasks)} needs")
+            continue
+        mark = hash64(sample.key.encode("utf-8", "surrogateescape"), options.seed)
         survey.samples += 1
         survey.held_out += mark < threshold
         survey.lowest = min(survey.lowest, (mark, sample.key))
         survey.highest = max(survey.highest, (mark, sample.key))
-        for name in options.modalities().intersection(sample.modalities):
-            survey.with_modality[name] += 1
-            if sample.codes_only(name):
-                survey.codes.add(name)
-            else:
-                _thin(survey.training[name], sample, survey.with_modality[name])
+        for name in used:
+            survey.settings[name].add(sample, look=options.trains(name))
         if learns_text and survey.caption_characters < CAPTION_CHARACTERS:
             survey.captions.append(caption)
             survey.caption_characters += len(caption)
         if survey.samples % 500 == 0:
             report("reading", survey.samples, survey.samples)
-    if not survey.samples:
-        raise DataError(
-            f"{source}: no samples here. A sample is KEY.txt or KEY.json with KEY.png, .jpg, .wav or .flac, or with "
-            "KEY.image.u16 or KEY.audio.u16 codes, in a folder or in .tar shards; KEY has no dot."
-        )
+    _refuse_no_samples(source, survey, threshold, told.left_out)
     report("reading", survey.samples, survey.samples)
     return survey
 
 
-def _thin(kept: list[Sample], sample: Sample, number: int) -> None:
-    """Keep every n-th sample, with n doubled whenever TRAINED_ON are held: they come from all of the source."""
-    stride = 1 << max(0, (number - 1) // TRAINED_ON).bit_length()
-    if (number - 1) % stride == 0:
-        if len(kept) >= TRAINED_ON:
-            kept[:] = kept[::2]
-        kept.append(sample)
+def _refuse_no_samples(source: Source, survey: _Survey, threshold: int, left_out: Tally) -> None:
+    """Raises DataError for nothing to read, or for samples that cannot be told apart."""
+    if not survey.samples:
+        place = source.root if len(source.files) > 1 else source.files[0]
+        message = (
+            f"{place}: no samples here. A sample is KEY.txt or KEY.json with KEY.png, .jpg, .wav or .flac, or with "
+            "KEY.image.u16 or KEY.audio.u16 codes, in a folder or in .tar shards; KEY has no dot."
+        )
+        raise DataError("\n  ".join([message, *left_out.lines("left out")]))
+    if survey.samples > 1 and threshold and not survey.keys_differ():
+        raise DataError(
+            f"{source.root}: all {survey.samples:,} samples have the key {survey.lowest[1]!r}, and the key decides "
+            "what is held out for validation. Give them different ones."
+        )
 
 
 def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None) -> Modalities:
@@ -207,21 +253,27 @@ def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None)
                 f"--tokenizer {options.tokenizer} trains a new one, and --vocabulary {options.vocabulary} has its own: "
                 "leave one of them out."
             )
-        image = _given_codec("image", options.image_codec) or given.image
-        audio = _given_codec("audio", options.audio_codec) or given.audio
-        tokenizer = tokenizer_from_spec(options.tokenizer) if options.tokenizer else given.tokenizer
+        image = given_codec("image", options.image_codec) or given.image
+        audio = given_codec("audio", options.audio_codec) or given.audio
+        if options.end_of_text and not options.tokenizer:
+            raise DataError(
+                f"--end-of-text {options.end_of_text}: --vocabulary {options.vocabulary} has its own; leave it out."
+            )
+        chosen = given_tokenizer(options.tokenizer, options.end_of_text) if options.tokenizer else None
+        tokenizer = chosen or given.tokenizer
         return Modalities(given.vocabulary, tokenizer, image, audio)
-    tokenizer = _tokenizer(survey, options.tokenizer or "bpe:8192")
+    tokenizer = _tokenizer(survey, options.tokenizer or "bpe:8192", options.end_of_text)
     text = Modality("text", 0, tokenizer.vocabulary, tokenizer.fingerprint)
     parts: dict[str, Modality | None] = {"image": None, "audio": None}
     codecs: dict[str, Codec | None] = {"image": None, "audio": None}
     first = text.end
     for name, spec in options.codecs().items():
-        if not survey.with_modality[name]:
+        if not survey.count(name):
             continue
-        found = _codes_spec(name, spec, first, options.delay)
+        found = codes_spec(name, spec, first, options.delay)
         if found is None:
-            codecs[name] = codec = _given_codec(name, spec) or _train_codec(name, spec, survey, options.seed)
+            codec = given_codec(name, spec) or train_codec(spec, survey.settings[name], options.seed)
+            codecs[name] = codec
             found = codec_modality(name, first, codec, options.delay)
         parts[name], first = found, found.end
     if options.delay and (parts["audio"] is None or parts["audio"].codebooks == 1):
@@ -234,9 +286,9 @@ def _refuse_unused(survey: _Survey, options: PairOptions) -> None:
     for name, spec in options.codecs().items():
         if spec is None:
             continue
-        if not survey.with_modality[name]:
+        if not survey.count(name):
             raise DataError(f"--{name}-codec {spec}: the tasks have no {name} samples; leave it out.")
-        if options.vocabulary is not None and _is_made_here(spec):
+        if options.vocabulary is not None and is_made_here(spec):
             raise DataError(
                 f"--{name}-codec {spec}: --vocabulary {options.vocabulary} says which codec is used; leave one of them "
                 "out."
@@ -247,91 +299,8 @@ def _refuse_unused(survey: _Survey, options: PairOptions) -> None:
         )
 
 
-def _tokenizer(survey: _Survey, spec: str) -> Tokenizer:
-    size = bpe_size(spec)
-    return train_bpe(survey.captions, size) if size else tokenizer_from_spec(spec)
-
-
-def _given_codec(name: str, spec: str | None) -> Codec | None:
-    """The codec of a folder; None where `spec` says how to train one or what codes there are."""
-    if spec is None or _is_made_here(spec):
-        return None
-    codec = load_codec(spec)
-    if codec.modality != name:
-        raise DataError(f"--{name}-codec {spec}: a codec for {codec.modality}.")
-    return codec
-
-
-def _is_made_here(spec: str) -> bool:
-    """Whether a spec says how to train a codec, or what codes there are; else it is a codec's folder."""
-    return spec.split(":")[0] in ("patch", "spectral", "codes")
-
-
-def _codes_spec(name: str, spec: str | None, first: int, delay: bool) -> Modality | None:
-    """The range of `codes:...`, whose codec is not here."""
-    if spec is None or not spec.startswith(GIVEN_CODES):
-        return None
-    _, size, *rest = spec.split(":")
-    wanted = "codes:CODES:ROWSxCOLUMNS" if name == "image" else "codes:CODES[:CODEBOOKS]"
-    try:
-        grid, books = None, 1
-        if name == "image":
-            (shape,) = rest
-            rows, columns = (int(number) for number in shape.split("x"))
-            grid = (rows, columns)
-        elif rest:
-            (number,) = rest
-            books = int(number)
-        if min(int(size), books, *(grid or (1,))) < 1:
-            raise ValueError
-        return code_modality(name, first, (books, int(size)), spec, grid, delay)
-    except ValueError:
-        raise DataError(f"--{name}-codec {spec}: write {wanted}.") from None
-
-
-def _train_codec(name: str, spec: str | None, survey: _Survey, seed: int) -> Codec:
-    samples = survey.training[name]
-    if name in survey.codes:
-        raise DataError(
-            f"{'some' if samples else 'all'} of the samples have {name} codes: say with --{name}-codec which codec "
-            f"made them (its folder), or {'codes:CODES:ROWSxCOLUMNS' if name == 'image' else 'codes:CODES:CODEBOOKS'}."
-        )
-    kind, *numbers = (spec or ("patch:256:2" if name == "image" else "spectral:64")).split(":")
-    wanted = {"image": ("patch", "patch:CODES:SIZE"), "audio": ("spectral", "spectral:CODES[:CODEBOOKS]")}[
-        name
-    ]
-    if kind != wanted[0] or not all(number.isdigit() and int(number) for number in numbers):
-        raise DataError(f"--{name}-codec {spec}: a codec's folder, or {wanted[1]}.")
-    values = [int(number) for number in numbers]
-    if name == "image" and len(values) == 2:
-        return _train_patches(samples, values[0], values[1], seed)
-    if name == "audio" and len(values) in (1, 2):
-        return _train_frames(samples, values[0], values[1] if len(values) == 2 else 1, seed)
-    raise DataError(f"--{name}-codec {spec}: a codec's folder, or {wanted[1]}.")
-
-
-def _train_patches(samples: list[Sample], codes: int, patch: int, seed: int) -> Codec:
-    first = samples[0].image()
-    colours = 1 if first.ndim == 2 else 3
-    images = [sample.image(colours) for sample in samples]
-    for sample, image in zip(samples, images, strict=True):
-        _same_size(sample, image, first.shape[:2])
-    return PatchCodec.train(images, codes, patch, seed)
-
-
-def _same_size(sample: Sample, image: np.ndarray, wanted: tuple[int, ...]) -> None:
-    if image.shape[:2] != wanted:
-        found, size = ("{} x {}".format(*shape[:2]) for shape in (image.shape, wanted))
-        raise DataError(
-            f"{sample.where}: an image of {found} pixels, the codec takes {size}. Resize the images to one size."
-        )
-
-
-def _train_frames(samples: list[Sample], codes: int, codebooks: int, seed: int) -> Codec:
-    _, rate = samples[0].sound()
-    window, hop = round(rate * WINDOW_SECONDS / 2) * 2, round(rate * HOP_SECONDS)
-    frames = Frames(rate, window, hop, 0.0, rate / 2)
-    return SpectralCodec.train([sample.sound(rate)[0] for sample in samples], codes, frames, codebooks, seed)
+def _tokenizer(survey: _Survey, spec: str, end_of_text: str | None) -> Tokenizer:
+    return given_tokenizer(spec, end_of_text) or train_bpe(survey.captions, bpe_size(spec) or 0)
 
 
 def _tasks(survey: _Survey, options: PairOptions, vocabulary: Vocabulary) -> list[str]:
@@ -349,11 +318,11 @@ def _tasks(survey: _Survey, options: PairOptions, vocabulary: Vocabulary) -> lis
     return tasks
 
 
-def _slot(source: Path, out: Path, options: PairOptions, modalities: Modalities) -> int:
+def _slot(source: Source, options: PairOptions, modalities: Modalities) -> int:
     if options.text_slot is not None:
         return options.text_slot
     longest = 0
-    for group in _groups(read_samples(source, out)):
+    for group in _groups(_used_samples(source, options)):
         longest = max(longest, *(len(ids) for ids in _text_ids(modalities, group)))
     return longest + 1
 
@@ -380,29 +349,62 @@ def _groups(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
         yield group
 
 
+def _used_samples(source: Source, options: PairOptions) -> Iterator[Sample]:
+    """Those that the tasks can use; the first pass has counted the others."""
+    wanted = options.modalities()
+    return (sample for sample in read_samples(source) if wanted.intersection(sample.modalities))
+
+
 def _second_pass(
-    samples: Iterator[Sample],
+    source: Source,
     writers: dict[str, PairWriter],
     plan: tuple[Modalities, PairOptions, _Survey],
+    told: Report,
     report: Progress,
-) -> None:
+) -> dict[str, list[Sample]]:
+    """Encode and write; returns the samples by which each codec is to be judged: held-out ones, if there are."""
     modalities, options, survey = plan
     threshold, exception = int(options.validation_fraction * 2**64), survey.exception()
+    judged = _Judged({name: [] for name in ("image", "audio")})
     done = 0
-    for group in _groups(samples):
+    for group in _groups(_used_samples(source, options)):
         texts = _text_ids(modalities, group)
-        ids = {name: _encoded(modalities, name, group) for name in options.modalities()}
+        ids = {name: _encoded(modalities, name, group, told.changed) for name in options.modalities()}
         for number, sample in enumerate(group):
-            held_out = hash64(sample.key.encode(), options.seed) < threshold
+            held_out = hash64(sample.key.encode("utf-8", "surrogateescape"), options.seed) < threshold
             split = SPLITS[held_out != (threshold > 0 and sample.key == exception)]
+            judged.offer(sample, split == "validation")
+            caption = sample.caption(lambda what, sample=sample: told.changed.add(sample.where, what))  # type: ignore[misc]
+            size = held_bytes(modalities.tokenizer, caption, texts[number], told, sample.where)
             for task, writer in writers.items():
                 other = next(name for name in TASKS[task] if name != "text")
                 if number in ids[other]:
                     both = {"text": texts[number], other: ids[other][number]}
                     given, made = (both[name] for name in TASKS[task])
-                    writer.write(split, given, made, len(sample.caption().encode()), sample.where)
+                    writer.write(split, given, made, size, sample.where)
         done += len(group)
         report("encoding", done, survey.samples)
+    return judged.samples
+
+
+@dataclass
+class _Judged:
+    """A few samples of each modality by which the codecs are judged; validation ones take the place of others."""
+
+    samples: dict[str, list[Sample]]
+    held_out: dict[str, int] = field(default_factory=lambda: {"image": 0, "audio": 0})
+
+    def offer(self, sample: Sample, held_out: bool) -> None:
+        for name in sample.modalities:
+            kept = self.samples[name]
+            if sample.codes_only(name) or self.held_out[name] >= JUDGED:
+                continue
+            if held_out:
+                kept.insert(self.held_out[name], sample.held())
+                self.held_out[name] += 1
+                del kept[JUDGED:]
+            elif len(kept) < JUDGED:
+                kept.append(sample.held())
 
 
 def _text_ids(modalities: Modalities, group: list[Sample]) -> list[np.ndarray]:
@@ -415,8 +417,8 @@ def _text_ids(modalities: Modalities, group: list[Sample]) -> list[np.ndarray]:
         return [_text_ids(modalities, [sample])[0] for sample in group]  # which of them?
 
 
-def _encoded(modalities: Modalities, name: str, group: list[Sample]) -> dict[int, np.ndarray]:
-    """The ids of a group's images or sounds, by place in the group."""
+def _encoded(modalities: Modalities, name: str, group: list[Sample], changed: Tally) -> dict[int, np.ndarray]:
+    """The ids of a group's images or sounds, by place in the group. `changed` counts what was done to them."""
     found: dict[int, np.ndarray] = {}
     places, samples = [], []
     for place, sample in enumerate(group):
@@ -425,21 +427,14 @@ def _encoded(modalities: Modalities, name: str, group: list[Sample]) -> dict[int
         codes = sample.codes(name, modalities.vocabulary.modality(name).codebooks)
         if codes is None:
             places.append(place)
-            samples.append(_decoded(modalities.codec(name), name, sample))
+            note = bound(changed.add, sample.file(name).where)
+            samples.append(decoded(modalities.codec(name), name, sample, note))
         else:
             found[place] = _stored(modalities, name, codes, sample)
     if samples:
         for place, ids in zip(places, modalities.ids(name, samples, group[0].where), strict=True):
             found[place] = ids
     return found
-
-
-def _decoded(codec: Any, name: str, sample: Sample) -> np.ndarray:
-    if name == "audio":
-        return sample.sound(codec.sample_rate)[0]
-    image = sample.image(codec.colours)
-    _same_size(sample, image, (codec.height, codec.width))
-    return image
 
 
 def _stored(modalities: Modalities, name: str, codes: np.ndarray, sample: Sample) -> np.ndarray:

@@ -25,6 +25,9 @@ class Member:
     data_offset: int
     size: int
     name: str
+    kind: bytes = b"0"  # the type flag: a file, b"1" a hard link, b"2" a symbolic link ...
+    link: str = ""  # what a link points to
+    sparse: bool = False  # its data are stored without their holes
 
     @property
     def key(self) -> str:
@@ -64,29 +67,35 @@ def header_problem(block: bytes) -> str | None:
 
 
 def _number(field: bytes) -> int:
-    """A tar number: octal text, or big-endian binary where the first bit is set (sizes over 8 GiB)."""
+    """A tar number: octal text, or big-endian binary where the first bit is set (sizes over 8 GiB).
+
+    Raises ValueError.
+    """
     if field[0] & 0x80:
         return int.from_bytes(field[1:], "big")
     return int(field.strip(b" \0") or b"0", 8)
 
 
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
 def _name(block: bytes) -> str:
-    name = block[:100].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    prefix = block[345:500].split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
-    return f"{prefix}/{name}" if prefix and block[257:262] == b"ustar" else name
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    return f"{prefix}/{name}" if prefix and block[257:263] == b"ustar\0" else name
 
 
-def _pax_path(data: bytes) -> str | None:
-    """The `path` record of a pax header, or None."""
+def _pax_records(data: bytes) -> dict[str, str]:
+    """The records of a pax header; what follows a damaged one is not there."""
+    found: dict[str, str] = {}
     while data:
         length = data.split(b" ", 1)[0]
-        if not length.isdigit():
-            return None
+        if not length.isdigit() or len(length) > 20 or not len(length) < int(length) <= len(data):
+            break
         record, data = data[: int(length)], data[int(length) :]
         key, _, value = record[len(length) + 1 : -1].partition(b"=")
-        if key == b"path":
-            return value.decode("utf-8", "surrogateescape")
-    return None
+        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+    return found
 
 
 def walk(path: Path, tar: bytes | memoryview) -> Iterator[Member]:
@@ -97,8 +106,26 @@ def walk(path: Path, tar: bytes | memoryview) -> Iterator[Member]:
     Raises:
         DataError: at the first damaged header, member cut short, or missing end, naming file and offset.
     """
+    return (member for member in walk_all(path, tar) if member.kind in REGULAR)
+
+
+REGULAR = b"0\0007"
+"""Type flags of files; 7 is a contiguous one, which nobody stores otherwise."""
+
+
+WITHOUT_DATA = b"123456"
+"""Links, devices, folders: some programs write a size there, of what a hard link points to."""
+
+
+def walk_all(path: Path, tar: bytes | memoryview) -> Iterator[Member]:
+    """As `walk`, with folders, links and whatever else a tar may hold; `kind` says which.
+
+    Raises:
+        DataError: see `walk`.
+    """
     view = memoryview(tar)
-    offset, first_header, long_name = 0, -1, None
+    offset, first_header = 0, -1
+    said: dict[str, str] = {}  # by the headers before a member: GNU long names, pax records
     while True:
         block = bytes(view[offset : offset + BLOCK])
         if not any(block) and len(block) == BLOCK:
@@ -108,21 +135,55 @@ def walk(path: Path, tar: bytes | memoryview) -> Iterator[Member]:
         if problem:
             raise DataError(f"{path}: {problem} at byte {offset}. {_MEND}")
         first_header = offset if first_header < 0 else first_header
-        kind, size, data = block[156:157], _number(block[124:136]), offset + BLOCK
+        kind = block[156:157]
+        size, data = _size(path, block, offset, said), offset + BLOCK
+        if kind == b"S":
+            data = _after_sparse_headers(path, view, block, data)
         if data + padded(size) > len(view):
             raise DataError(
                 f"{path}: truncated: the member {_name(block)!r} at byte {offset} needs {size} bytes, "
-                f"the file ends after {len(view) - data}. {_MEND}"
+                f"the file ends after {max(0, len(view) - data)}. {_MEND}"
             )
-        if kind in b"Lx":  # GNU long name, pax header: they describe the member that follows
+        if kind in b"LKx":  # they describe the member that follows
             content = bytes(view[data : data + size])
-            gnu_name = content.rstrip(b"\0").decode("utf-8", "surrogateescape")
-            long_name = gnu_name if kind == b"L" else _pax_path(content) or long_name
-        elif kind in b"0\0":
-            yield Member(first_header, data, size, long_name or _name(block))
-        if kind not in b"LxgK":
-            first_header, long_name = -1, None
+            if kind == b"x":
+                said |= _pax_records(content)
+            else:
+                said["path" if kind == b"L" else "linkpath"] = _text(content)
+        elif kind != b"g":
+            yield Member(first_header, data, size, *_facts(block, said))
+            first_header, said = -1, {}
         offset = data + padded(size)
+
+
+def _size(path: Path, block: bytes, offset: int, said: dict[str, str]) -> int:
+    """Bytes that a member takes in the tar."""
+    try:
+        own = "size" not in said or block[156:157] in b"LKxg"
+        size = _number(block[124:136]) if own else int(said["size"])
+    except ValueError:
+        size = -1
+    if size < 0:
+        raise DataError(f"{path}: a header whose size is not a number at byte {offset}. {_MEND}")
+    return 0 if block[156:157] in WITHOUT_DATA else size
+
+
+def _facts(block: bytes, said: dict[str, str]) -> tuple[str, bytes, str, bool]:
+    """Name, kind, link and whether it is sparse."""
+    kind = block[156:157]
+    sparse = kind == b"S" or any(key.startswith("GNU.sparse.") for key in said)
+    name = said.get("GNU.sparse.name") or said.get("path") or _name(block)
+    return name, kind, said.get("linkpath") or _text(block[157:257]), sparse
+
+
+def _after_sparse_headers(path: Path, view: memoryview, block: bytes, data: int) -> int:
+    """Where the data of an old GNU sparse member begin: after the blocks that go on with its map."""
+    more = block[482]
+    while more:
+        if data + BLOCK > len(view):
+            raise DataError(f"{path}: the file ends inside the map of a sparse member. {_MEND}")
+        more, data = view[data + 504], data + BLOCK
+    return data
 
 
 _MEND = (

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,9 +19,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.raw.json_text import repaired
+from data_pipelines.tokenizer_files import (
+    EOT,
+    checked_ids,
+    end_of_text_name,
+    has_all_bytes,
+    is_byte_level,
+    read_spec,
+    unknown_id,
+)
 
-EOT = "<|endoftext|>"
-EOT_NAMES = (EOT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>")
+UNBROKEN = 256
+"""Characters without a blank (or blanks alone) that a BPE is trained on in one piece. The trainer's time grows with the
+square of a piece's length; words of people are far below."""
+_RUN = re.compile(rf"\S{{{UNBROKEN + 1},}}|\s{{{UNBROKEN + 1},}}")
 # tiktoken's regular expression engine panics on a run of about a million spaces. This is far below.
 WHITESPACE_BLOCK = 50_000
 # The pattern of the ByteLevel pre-tokenizer, from GPT-2's encoder.py.
@@ -42,6 +56,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids; broken UTF-8 becomes U+FFFD, the end-of-text token its name."""
 
+    def lost(self, text: str, ids: np.ndarray) -> Counter[str]:
+        """The characters of a text that its ids do not hold, because the tokenizer has no token for them."""
+
     def describe(self) -> str:
         """One line for people."""
 
@@ -57,8 +74,8 @@ class BytesTokenizer:
     fingerprint = hashlib.sha256(b"triptych bytes tokenizer, 257 ids").hexdigest()
 
     def encode(self, text: str) -> np.ndarray:
-        """The UTF-8 bytes of `text`, uint16."""
-        return np.frombuffer(text.encode(), np.uint8).astype(np.uint16)
+        """The UTF-8 bytes of `text`, uint16; half a surrogate pair is U+FFFD."""
+        return np.frombuffer(repaired(text).encode(), np.uint8).astype(np.uint16)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, for each text."""
@@ -68,6 +85,10 @@ class BytesTokenizer:
         """The text of some ids."""
         mark = EOT.encode()
         return b"".join(mark if i == 256 else bytes((i,)) for i in map(int, ids)).decode(errors="replace")
+
+    def lost(self, text: str, ids: np.ndarray) -> Counter[str]:
+        """None."""
+        return Counter()
 
     def describe(self) -> str:
         """One line for people."""
@@ -84,33 +105,35 @@ class BpeTokenizer:
     Args:
         content: the text of the file.
         name: where it came from, for messages.
+        end_of_text: that token's name, or its id as it was recorded; None: the usual names are looked for.
 
     Raises:
         DataError: not a tokenizer file, or it has no end-of-text token that is marked special.
     """
 
-    def __init__(self, content: str, name: str) -> None:
-        from tokenizers import Tokenizer as HuggingFaceTokenizer
-
-        try:
-            self._reference = HuggingFaceTokenizer.from_str(content)
-            spec = json.loads(content)
-        except Exception as error:  # the library raises a bare Exception
-            raise DataError(f"{name}: not a Hugging Face tokenizer file ({error}).") from None
+    def __init__(self, content: str, name: str, end_of_text: str | int | None = None) -> None:
+        self._reference, spec = read_spec(content, name)
         # Both belong to other uses of the file; here they would cut documents or fill them up.
         self._reference.no_truncation()
         self._reference.no_padding()
         # A document that contains the text of a special token must not turn into that token.
         self._reference.encode_special_tokens = True
-        self._content = json.dumps(spec, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        self.fingerprint = hashlib.sha256(self._content.encode()).hexdigest()
-        ids = self._reference.get_vocab(with_added_tokens=True)
+        self._content = json.dumps(spec, sort_keys=True, ensure_ascii=False)
+        ids = checked_ids(self._reference, name)
         self.vocabulary = max(ids.values()) + 1
-        self.eot_name = _eot_name(spec, ids, name)
+        self.eot_name, named = end_of_text_name(spec, ids, name, end_of_text)
         self.eot = ids[self.eot_name]
-        model = str((spec.get("model") or {}).get("type"))
-        self._model = {"BPE": "byte-level BPE", "WordLevel": "whole words"}.get(model, model)
+        # Other ids of the same file end documents where another token was named.
+        told = self._content + (f"\nend of text: {self.eot_name}" if named else "")
+        self.fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        model = spec.get("model") or {}
+        kind = str(model.get("type"))
+        self._byte_level = is_byte_level(spec)
+        bpe = "byte-level BPE" if self._byte_level else "BPE"
+        self._model = {"BPE": bpe, "WordLevel": "whole words"}.get(kind, kind)
         self._kind = np.uint16 if self.vocabulary <= 65_536 else np.uint32
+        self._complete = has_all_bytes(spec, ids)
+        self._unknown = unknown_id(spec, ids)
         self._fast = _tiktoken(spec, self._reference, name)
 
     @property
@@ -119,7 +142,8 @@ class BpeTokenizer:
         return "tiktoken" if self._fast else "tokenizers"
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of one text."""
+        """Token ids of one text; half a surrogate pair is U+FFFD."""
+        text = repaired(text)
         if self._fast and not _has_long_whitespace(text):
             return np.asarray(self._fast.encode_to_numpy(text, disallowed_special=()), self._kind)
         return self.encode_reference(text)
@@ -140,6 +164,7 @@ class BpeTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode`, for each text, on several threads."""
+        texts = [repaired(text) for text in texts]
         if self._fast and not any(map(_has_long_whitespace, texts)):
             encoded = self._fast.encode_ordinary_batch(list(texts), num_threads=4)
             return [np.asarray(ids, self._kind) for ids in encoded]
@@ -149,6 +174,30 @@ class BpeTokenizer:
         """The text of some ids."""
         return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
 
+    def lost(self, text: str, ids: np.ndarray) -> Counter[str]:
+        """The characters of a text that its ids do not hold: none for a tokenizer that has all bytes.
+
+        What the tokenizer's normalizer makes of the text counts, not the text; and where the tokens are not those of
+        bytes, white space does not count, for tokenizers of words keep none.
+        """
+        if self._complete:
+            return Counter()
+        normalizer = self._reference.normalizer
+        wanted = repaired(text) if normalizer is None else normalizer.normalize_str(repaired(text))
+        held = self._held_text(ids)
+        if not self._byte_level:
+            wanted, held = ("".join(one.replace("\u2581", " ").split()) for one in (wanted, held))
+        return Counter(wanted) - Counter(held)
+
+    def _held_text(self, ids: np.ndarray) -> str:
+        """The text that ids hold, those of the unknown token left out."""
+        known = [int(one) for one in ids if one != self._unknown]
+        if not self._byte_level:
+            return str(self._reference.decode(known, skip_special_tokens=False))
+        names = "".join(self._reference.id_to_token(one) or "" for one in known)
+        bytes_of = _byte_of_character()
+        return bytes(bytes_of[name] for name in names if name in bytes_of).decode(errors="ignore")
+
     def describe(self) -> str:
         """One line for people."""
         return f"{self._model} ({self.vocabulary:,} ids, encoded by {self.engine})"
@@ -157,21 +206,6 @@ class BpeTokenizer:
         """Write tokenizer.json."""
         (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
         return _entry(self, "bpe", "tokenizer.json")
-
-
-def _eot_name(spec: dict[str, Any], ids: dict[str, int], name: str) -> str:
-    """The end-of-text token of a tokenizer.json: one that text cannot turn into."""
-    special = {token["content"] for token in spec.get("added_tokens", []) if token.get("special")}
-    for token in EOT_NAMES:
-        if token in ids and token in special:
-            return token
-    ordinary = next((token for token in EOT_NAMES if token in ids), "")
-    if ordinary:
-        raise DataError(
-            f"{name}: its end-of-text token {ordinary} is an ordinary token, so the same characters in a "
-            'document would end it. Give it "special": true in "added_tokens".'
-        )
-    raise DataError(f"{name}: no end-of-text token; add a special token called {EOT} to it.")
 
 
 def _has_long_whitespace(text: str) -> bool:
@@ -211,8 +245,18 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> BpeTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    trained.train_from_iterator(texts, trainer)
+    trained.train_from_iterator((piece for text in texts for piece in unbroken_pieces(text)), trainer)
     return BpeTokenizer(trained.to_str(), "the trained tokenizer")
+
+
+def unbroken_pieces(text: str) -> Iterator[str]:
+    """A text in pieces, in which nothing longer than UNBROKEN characters stands without a blank, or is all blank."""
+    start = 0
+    for run in _RUN.finditer(text):
+        for place in range(run.start() + UNBROKEN, run.end(), UNBROKEN):
+            yield text[start:place]
+            start = place
+    yield text[start:]
 
 
 def word_tokenizer(words: Sequence[str]) -> BpeTokenizer:
@@ -240,21 +284,27 @@ def bpe_size(spec: str) -> int | None:
     return int(size)
 
 
-def tokenizer_from_spec(spec: str) -> Tokenizer:
+def tokenizer_from_spec(spec: str, end_of_text: str | int | None = None) -> Tokenizer:
     """`bytes`, or the path of a tokenizer.json, of a folder that holds one, or of a dataset folder.
 
+    Args:
+        end_of_text: the name of that token in a tokenizer.json, or its id as it was recorded.
+
     Raises:
-        DataError: none of these.
+        DataError: none of these; or an end-of-text token is named for what has its own.
     """
     path = Path(spec)
+    from_dataset = path.is_dir() and (path / "dataset.json").exists()
+    if isinstance(end_of_text, str) and (spec == "bytes" or from_dataset):
+        raise DataError(f"--end-of-text {end_of_text}: the tokenizer {spec} has its own; leave it out.")
     if spec == "bytes":
         return BytesTokenizer()
-    if path.is_dir() and (path / "dataset.json").exists():
+    if from_dataset:
         return load_tokenizer(path)
     if path.is_dir():
         path = path / "tokenizer.json"
     if path.is_file():
-        return BpeTokenizer(_read_text(path), str(path))
+        return BpeTokenizer(_read_text(path), str(path), end_of_text)
     raise DataError(
         f"tokenizer {spec!r}: {'no tokenizer.json in it' if Path(spec).is_dir() else 'no such file'}; "
         "use bytes, bpe:8192 or the path of a tokenizer.json."
@@ -270,8 +320,8 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def tokenizer_of(folder: Path, fingerprint: str) -> Tokenizer:
-    """The tokenizer with this fingerprint: of bytes, or the tokenizer.json of a folder.
+def tokenizer_of(folder: Path, fingerprint: str, eot: int | None = None) -> Tokenizer:
+    """The tokenizer with this fingerprint: of bytes, or the tokenizer.json of a folder, with its end-of-text id.
 
     Raises:
         DataError: the folder has no tokenizer.json, or another one.
@@ -281,7 +331,7 @@ def tokenizer_of(folder: Path, fingerprint: str) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataError(f"{path}: missing; copy the tokenizer that the vocabulary was made with there.")
-    tokenizer = BpeTokenizer(_read_text(path), str(path))
+    tokenizer = BpeTokenizer(_read_text(path), str(path), eot)
     if tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"{path}: fingerprint {tokenizer.fingerprint[:12]}, the vocabulary was made with {fingerprint[:12]}. "
@@ -306,7 +356,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
         path = folder / str(entry["file"])
         if not path.is_file():
             raise DataError(f"{path}: missing; copy the tokenizer that the dataset was built with there.")
-        tokenizer = BpeTokenizer(_read_text(path), str(path))
+        tokenizer = BpeTokenizer(_read_text(path), str(path), int(entry["eot"]))
     if tokenizer.fingerprint != entry["fingerprint"]:
         raise DataError(
             f"{folder}: its tokenizer has fingerprint {tokenizer.fingerprint[:12]}, dataset.json was written "

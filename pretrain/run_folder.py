@@ -134,8 +134,9 @@ class RunFolder:
         entry = self.tokenizer / "entry.json"
         if not entry.is_file():
             raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
-        file = json.loads(entry.read_text(encoding="utf-8"))["file"]
-        return tokenizer_from_spec(str(self.tokenizer / file)) if file else BytesTokenizer()
+        content = json.loads(entry.read_text(encoding="utf-8"))
+        file, eot = content["file"], content["eot"]
+        return tokenizer_from_spec(str(self.tokenizer / file), eot) if file else BytesTokenizer()
 
     def record(self, event: str, **facts: Any) -> None:
         """Add a line to the ledger: starts, saves, stops, with reasons."""

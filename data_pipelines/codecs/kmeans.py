@@ -12,6 +12,11 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.order import permutation, splitmix64
 
+
+class TooFewError(DataError):
+    """Fewer different points than centroids."""
+
+
 CHUNK = 32_768
 """Distances that are held at a time: they stay in a core's cache."""
 
@@ -51,13 +56,13 @@ def kmeans(
         most: points that are used; more are thinned out.
 
     Raises:
-        DataError: fewer than K different points.
+        TooFewError: fewer than K different points.
     """
     chosen = np.sort(permutation(len(points_ND), "k-means", seed)[:most])
     points_ND = np.asarray(points_ND, np.float64)[chosen]
     different = len(np.unique(points_ND, axis=0))
     if different < count:
-        raise DataError(
+        raise TooFewError(
             f"{what}: only {different} different ones in {len(points_ND)}, too few for a codebook of {count}. "
             f"Use at most {different} codes, or give more data."
         )

@@ -17,12 +17,14 @@ from rich.table import Table
 from data_pipelines.errors import DataError
 from data_pipelines.layout import TASK_NAMES
 from data_pipelines.pairs import fill_text
+from data_pipelines.raw.json_text import has_surrogate, json_lines
 from data_pipelines.vocabulary import TASKS
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
 from pretrain.errors import UserError
 from pretrain.generate.canvas import canvas
 from pretrain.generate.denoiser import model_denoiser
 from pretrain.generate.lengths import load_lengths
+from pretrain.generate.prompts import lost_characters
 from pretrain.generate.requests import FREE_TEXT, Requests
 from pretrain.json_text import to_json
 from pretrain.likelihood import Answer, Likelihood, Share, Verdict, choose
@@ -50,25 +52,24 @@ class Question:
 def read_questions(path: Path) -> list[Question]:
     """The questions of a JSON Lines file. Raises UserError that names file and line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--choices {path}: cannot be read ({error})") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
+        with path.open("rb") as file:
+            lines = list(json_lines(file, lambda number: f"--choices {path}, line {number}"))
+    except OSError as error:
+        raise UserError(f"--choices {path}: cannot be read ({error.strerror or error})") from None
+    except DataError as error:
+        raise UserError(str(error)) from None
+    if not lines:
         raise UserError(f"--choices {path}: holds no question")
-    return [_question(line, f"{path}, line {number}", path.parent) for number, line in numbered]
+    return [_question(content, where, path.parent) for where, content in lines]
 
 
-def _question(line: str, where: str, folder: Path) -> Question:
-    try:
-        content = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error})") from None
+def _question(content: Any, where: str, folder: Path) -> Question:
     if not isinstance(content, dict) or not content.keys() <= KEYS:
         raise UserError(f"{where}: an object with keys of {', '.join(sorted(KEYS))} is wanted")
     task, choices = content.get("task"), content.get("choices", [])
     if task not in TASK_NAMES:
         raise UserError(f"{where}: task {task!r} is not one of {', '.join(TASK_NAMES)}")
+    _refuse_half_characters(content, where)
     good = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
     if not good or len(choices) < 2 or len(set(choices)) < len(choices):
         raise UserError(f"{where}: choices must be a list of two or more different texts")
@@ -83,6 +84,16 @@ def _question(line: str, where: str, folder: Path) -> Question:
     if task != FREE_TEXT:
         begins = str(folder / begins)
     return Question(task, begins, tuple(choices), _right(content.get("answer"), choices, where), where)
+
+
+def _refuse_half_characters(content: dict[str, Any], where: str) -> None:
+    """Raises UserError for half a surrogate pair: repaired, two choices could become one."""
+    for key, value in content.items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and has_surrogate(text) for text in texts):
+            raise UserError(
+                f"{where}: {key} holds half a surrogate pair (\\ud800 to \\udfff), which is no text; mend it"
+            )
 
 
 def _right(answer: Any, choices: list[str], where: str) -> int:
@@ -104,6 +115,12 @@ def answers_of(question: Question, requests: Requests) -> list[Answer]:
 def _answer(question: Question, choice: str, requests: Requests) -> Answer:
     modalities, vocabulary = requests.modalities, requests.modalities.vocabulary
     slot = requests.slot(question.task)
+    for text in (choice, *((question.begins,) if question.task == FREE_TEXT else ())):
+        lost = lost_characters(text, modalities.tokenizer)
+        if lost:
+            raise UserError(
+                f"{text[:40]!r}: the tokenizer has no token for {lost!r}, so another text would be judged"
+            )
     if question.task == FREE_TEXT:
         begun = modalities.text_ids(question.begins)
         # One text, encoded as a whole: tokens of the choice alone may be cut otherwise.

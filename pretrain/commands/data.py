@@ -13,7 +13,7 @@ from pretrain.commands.options import with_options
 from pretrain.commands.pair_options import EncodingOptions
 
 if TYPE_CHECKING:
-    from data_pipelines.build import BuildOptions, Built
+    from data_pipelines.build import Built
     from data_pipelines.dataset import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and look at datasets.", rich_markup_mode="rich")
@@ -26,6 +26,16 @@ Fraction = Annotated[float, typer.Option(help="Share of documents held out for v
 ShardSize = Annotated[float, typer.Option(help="Size of one shard file in MB.")]
 Seed = Annotated[int, typer.Option(help="Decides which documents are held out.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the dataset that is in --out.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse where anything would be left out or lost, instead of telling it."),
+]
+EndOfText = Annotated[
+    str | None,
+    typer.Option(
+        help="The special token of a tokenizer.json that ends a text. Default: a usual name for it."
+    ),
+]
 Folder = Annotated[Path, typer.Argument(help="A dataset folder.", show_default=False)]
 
 
@@ -81,7 +91,7 @@ def _demo_digits(out: Path, seed: int, force: bool) -> None:
 @app.command()
 def build(
     source: Annotated[
-        Path, typer.Argument(help="A text file, .jsonl, .jsonl.gz, or a folder of such files.")
+        Path, typer.Argument(help="A text file, .jsonl, .jsonl.gz, .json, .tar, or a folder of such files.")
     ],
     out: Out,
     tokenizer: TokenizerSpec = "bpe:8192",
@@ -89,18 +99,21 @@ def build(
     shard_megabytes: ShardSize = 256.0,
     seed: Seed = 0,
     force: Force = False,
+    strict: Strict = False,
+    end_of_text: EndOfText = None,
 ) -> None:
     """Tokenise your own text.
 
-    Each line of a .jsonl file is one document ({"text": "..."}), every other file is one document. A single
-    plain file is split into a training part and a validation part at its end.
+    Each line of a .jsonl file is one document ({"text": "..."}), a .json file is one such object or a list of them,
+    every other file is one document. A single plain file is split into a training part and a validation part at its
+    end. What is left out, and characters that the tokenizer lacks, are counted with an example.
 
     Example: triptych data build my_texts/ --out data/mine --tokenizer bpe:8192
     """
     from data_pipelines.build import BuildOptions
     from data_pipelines.build import build as run_build
 
-    options = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force)
+    options = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force, strict, end_of_text)
     with _progress() as report:
         built = run_build(source, out, options, report)
     _print_built(built)
@@ -112,7 +125,7 @@ def pairs(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A .tar, or a folder of .tar shards or of files KEY.txt or .json with KEY.png, .jpg, .wav, .flac."
+            help="A .tar(.gz), or a folder of such shards and of files KEY.txt or .json with KEY.png, .jpg, .wav ..."
         ),
     ],
     out: Out,
@@ -121,8 +134,12 @@ def pairs(
     shard_megabytes: ShardSize = 256.0,
     seed: Seed = 0,
     force: Force = False,
+    strict: Strict = False,
 ) -> None:
     """Encode captions with images or sounds, one dataset for each task.
+
+    Images are turned as their EXIF orientation says, and what is transparent is laid on white. What is left out or
+    changed is counted with an example. OUT/reconstruction has a picture and a sound as the codecs give them back.
 
     Example: triptych data pairs photos/ --out data/photos --image-codec patch:1024:8 --tokenizer data/demo
     """
@@ -135,12 +152,16 @@ def pairs(
         shard_megabytes=shard_megabytes,
         seed=seed,
         force=force,
+        strict=strict,
     )
     with _progress() as report:
         built = build_pairs(source, out, options, report)
     typer.echo(f"{out}: {built.modalities.describe()}; text slot {built.text_slot}")
     for dataset in built.datasets.values():
         _print_splits(dataset)
+    told = [built.found.describe(), *built.report.lines(), *(one.describe() for one in built.reconstructions)]
+    for line in filter(None, told):
+        typer.echo(f"  {line}")
     if built.removed:
         typer.echo(f"  removed what killed builds had left: {', '.join(map(str, built.removed))}")
 
@@ -156,21 +177,29 @@ def tokenize(
     shard_megabytes: ShardSize = 256.0,
     seed: Seed = 0,
     force: Force = False,
+    strict: Strict = False,
+    end_of_text: EndOfText = None,
 ) -> None:
     """Tokenise raw webdataset shards.
 
     Example: triptych data tokenize raw_shards/ --out data/mine --tokenizer data/demo
     """
     from data_pipelines.build import BuildOptions, build_from_files
-    from data_pipelines.documents import TAR_ENDINGS, find_files
     from data_pipelines.errors import DataError
+    from data_pipelines.raw.files import find_source, is_tar
+    from data_pipelines.raw.report import Report
 
-    shards = [path for path in find_files(source, out) if path.name.endswith(TAR_ENDINGS)]
+    told = Report()
+    files = find_source(source, out, told.left_out).files
+    shards = [path for path in files if is_tar(path)]
     if not shards:
         raise DataError(f"{source}: no .tar shards here. `triptych data build` reads text and .jsonl files.")
-    options: BuildOptions = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force)
+    for path in files:
+        if not is_tar(path):
+            told.left_out.add(str(path), "no tar shard (`triptych data build` reads all files)")
+    options = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force, strict, end_of_text)
     with _progress() as report:
-        built = build_from_files(shards, out, options, report)
+        built = build_from_files(shards, out, options, report, told)
     _print_built(built)
 
 
@@ -287,10 +316,8 @@ def _print_built(built: Built) -> None:
     if built.removed:
         names = ", ".join(str(path) for path in built.removed)
         typer.echo(f"  removed what killed builds had left: {names}")
-    for reason, count in built.skipped.counts.items():
-        typer.echo(f"  left out: {count:,} {reason}")
-    for line in built.skipped.names[:5]:
-        typer.echo(f"    {line}")
+    for line in built.report.lines():
+        typer.echo(f"  {line}")
     if built.vocabulary_shortfall:
         typer.echo(f"  {built.vocabulary_shortfall}")
     if "validation" in dataset.splits:

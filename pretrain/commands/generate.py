@@ -24,7 +24,8 @@ from pretrain.generate.media import (
     write_image,
     write_sound,
 )
-from pretrain.generate.requests import FREE_TEXT, Requests
+from pretrain.generate.prompts import check_prompts
+from pretrain.generate.requests import FREE_TEXT, MASK, Requests
 from pretrain.generate.settings import SamplerSettings, learns_without_condition, settings_for
 from pretrain.run_folder import find_run
 
@@ -60,6 +61,7 @@ def _print_continued(trained: TrainedModel, what: WhatOptions, how: HowOptions) 
     settings = {key: chosen[key] for key in ("temperature", "top_p") if key in chosen}
     sampling = Sampling(tokens=what.tokens or CAUSAL_TOKENS, seed=how.seed, **settings)
     prompts = what.prompt or [""]
+    check_prompts(prompts, trained.tokenizer)
     together = getattr(trained.model, "constant_state", False)
     for batch in [prompts] if together else [[prompt] for prompt in prompts]:
         for text in generate(trained.model, trained.tokenizer, batch, sampling, trained.device):
@@ -87,6 +89,7 @@ class _Diffusion:
 
     def run(self) -> None:
         self._refuse_what_does_not_fit()
+        check_prompts((one.replace(MASK, " ") for one in self.what.prompt or []), self.modalities.tokenizer)
         modalities, vocabulary = self.modalities, self.modalities.vocabulary
         requests = Requests(modalities, self.lengths, self.trained.config.data.sequence_length)
         canvases = self._canvases(requests)

@@ -32,8 +32,13 @@ class WhatOptions:
             help="Masked diffusion: text (the default), text-to-image, image-to-text, text-to-audio, audio-to-text."
         ),
     ] = None
-    image: Annotated[str | None, typer.Option(help="The picture, for image-to-text.")] = None
-    audio: Annotated[str | None, typer.Option(help="The sound, a WAV file, for audio-to-text.")] = None
+    image: Annotated[
+        str | None,
+        typer.Option(help="The picture, for image-to-text; turned by its EXIF, transparent parts on white."),
+    ] = None
+    audio: Annotated[
+        str | None, typer.Option(help="The sound, a WAV, FLAC, Ogg or MP3 file, for audio-to-text.")
+    ] = None
     count: Annotated[int | None, typer.Option(min=1, help="Masked diffusion: samples per prompt.")] = None
     out: Annotated[
         str | None,

@@ -15,15 +15,27 @@ class EncodingOptions:
 
     image_codec: Annotated[
         str | None,
-        typer.Option(help="A codec's folder, patch:CODES:SIZE, or codes:CODES:ROWSxCOLUMNS for given codes."),
+        typer.Option(
+            help="A codec's folder, patch:CODES:SIZE, or codes:CODES:ROWSxCOLUMNS for given codes. Default: "
+            "patch:256:2, in colour if any image is."
+        ),
     ] = None
     audio_codec: Annotated[
         str | None,
-        typer.Option(help="A codec's folder, spectral:CODES[:CODEBOOKS], or codes:CODES[:CODEBOOKS]."),
+        typer.Option(
+            help="A codec's folder, spectral:CODES[:CODEBOOKS[:SAMPLE_RATE]], or codes:CODES[:CODEBOOKS] for given "
+            "codes. Default: spectral:256:2 (fewer codes for few sounds) at the most common sample rate."
+        ),
     ] = None
     tokenizer: Annotated[
         str | None,
         typer.Option(help="bytes, bpe:N, a tokenizer.json, or a dataset folder. Default: bpe:8192."),
+    ] = None
+    end_of_text: Annotated[
+        str | None,
+        typer.Option(
+            help="The special token of a tokenizer.json that ends a text. Default: a usual name for it."
+        ),
     ] = None
     tasks: Annotated[
         str, typer.Option(help="text-to-image,image-to-text ... Default: all that the samples allow.")

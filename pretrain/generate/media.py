@@ -1,17 +1,22 @@
-"""Pictures and sounds as files: PNG and whatever else Pillow reads, and WAV."""
+"""Pictures and sounds as files, read as `triptych data pairs` reads them."""
 
 from __future__ import annotations
 
+import logging
 import math
 import wave
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.codecs.base import AudioCodec, ImageCodec
-from data_pipelines.pair_sources import DEEP
+from data_pipelines.errors import DataError
+from data_pipelines.raw.pictures import read_picture
+from data_pipelines.raw.sounds import read_sound as decode_sound
 from pretrain.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 PCM_16 = 32767
 
@@ -19,25 +24,28 @@ PCM_16 = 32767
 def read_image(path: Path, codec: ImageCodec) -> np.ndarray:
     """A picture as the codec takes it: uint8, (height, width), or (height, width, 3) for three colours.
 
-    Colours are converted to the codec's number; the size must be right. Raises UserError, naming the file.
+    It is turned as its EXIF orientation says, what is transparent is laid on white, colours are converted to the
+    codec's number; the size must be right. Raises UserError, naming the file.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            if opened.mode.startswith(DEEP):
-                raise UserError(f"{path}: more than 8 bits a pixel and colour; convert it to 8")
-            picture = opened.convert("L" if codec.colours == 1 else "RGB")
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not a picture that Pillow can read; give a PNG or a JPEG") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if picture.size != (codec.width, codec.height):
+    picture = _read(path, lambda data, note: read_picture(data, str(path), codec.colours, note))
+    height, width = picture.shape[:2]
+    if (height, width) != (codec.height, codec.width):
         raise UserError(
-            f"{path}: {picture.width} x {picture.height} pixels; this run's images are {codec.width} x {codec.height}, "
-            "resize it first"
+            f"{path}: {width} x {height} pixels; this run's images are {codec.width} x {codec.height}, resize it first"
         )
-    return np.asarray(picture, np.uint8)
+    return picture
+
+
+def _read(path: Path, decode: Callable[[bytes, Callable[[str], None]], np.ndarray]) -> np.ndarray:
+    """What `decode` makes of a file's bytes; what it does besides is told."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    try:
+        return decode(data, lambda what: logger.warning("%s: %s", path, what))
+    except DataError as error:
+        raise UserError(str(error)) from None
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -82,22 +90,9 @@ def contact_sheet(images: Sequence[np.ndarray], scale: int = 4, columns: int | N
 def read_sound(path: Path, codec: AudioCodec) -> np.ndarray:
     """A sound as the codec takes it: float32 in [-1, 1], (samples,). Raises UserError, naming the file.
 
-    WAV with 16 bits, one channel and the codec's rate.
+    WAV, and with the audio packages FLAC, Ogg and MP3 too; channels are averaged, the rate becomes the codec's.
     """
-    try:
-        with wave.open(str(path), "rb") as file:
-            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
-            data = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise UserError(f"{path}: not a WAV file of plain samples ({error}); {_convert(codec)}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if (rate, channels, width) != (codec.sample_rate, 1, 2):
-        raise UserError(
-            f"{path}: {8 * width} bits, {channels} channels, {rate:,} samples a second; this run has 16 bits, "
-            f"one channel and {codec.sample_rate:,} samples a second; {_convert(codec)}"
-        )
-    return (np.frombuffer(data, "<i2") / (PCM_16 + 1)).astype(np.float32)
+    return _read(path, lambda data, note: decode_sound(data, str(path), codec.sample_rate, note)[0])
 
 
 def write_sound(path: Path, sound: np.ndarray, sample_rate: int) -> None:
@@ -118,7 +113,3 @@ def check_sound_name(path: Path) -> None:
     """Raises UserError for another ending than WAV's."""
     if path.suffix.lower() != ".wav":
         raise UserError(f"{path}: sounds are written as WAV; write to a .wav")
-
-
-def _convert(codec: AudioCodec) -> str:
-    return f"`ffmpeg -i FILE -ac 1 -ar {codec.sample_rate} -c:a pcm_s16le OUT.wav` makes one of it"

@@ -108,7 +108,8 @@ def test_a_folder_of_files_of_all_kinds(tmp_path):
     built = build(folder, tmp_path / "out", BYTES)
     texts = documents_of(tmp_path / "out", "train") + documents_of(tmp_path / "out", "validation")
     assert sorted(texts) == sorted(["# Title\n", "marked", "one", "two", "three \U0001f600 \ufffd"])
-    assert built.skipped.counts == {"not UTF-8": 1, "binary": 1, "empty": 1}
+    hidden = "hidden (a name that begins with a dot)"
+    assert built.skipped.counts == {"not UTF-8": 1, "binary": 1, "empty": 1, hidden: 1}
 
 
 def test_a_single_file_is_cut_into_train_and_validation(tmp_path):

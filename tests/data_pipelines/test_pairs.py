@@ -35,11 +35,11 @@ def png(number: int, colour: bool = False, side: int = 8, bits: int = 8) -> byte
     return file.getvalue()
 
 
-def wav(number: int, rate: int = 8000) -> bytes:
+def wav(number: int, rate: int = 8000, form: str = "WAV") -> bytes:
     time = np.arange(rate // 5) / rate
     noise = np.random.default_rng(number).normal(0, 0.01, len(time))
     file = io.BytesIO()
-    soundfile.write(file, 0.3 * np.sin(6.28 * (300 + 40 * number) * time) + noise, rate, format="WAV")
+    soundfile.write(file, 0.3 * np.sin(6.28 * (300 + 40 * number) * time) + noise, rate, format=form)
     return file.getvalue()
 
 
@@ -213,14 +213,14 @@ def test_codes_are_taken_as_they_are(tmp_path):
 
 BAD = [
     ({"s7": {"txt": None}}, {}, "a.tar:s7: an image and audio without its caption; put a s7.txt"),
-    ({"s7": {"txt": b" \n"}}, {}, "a.tar:s7: its caption is empty"),
-    ({"s7": {"txt": b"\xff"}}, {}, "a.tar:s7: its txt is not UTF-8"),
-    ({"s7": {"txt": None, "json": b"{}"}}, {}, 'a.tar:s7: no string "caption"'),
+    ({"s7": {"txt": b" \n"}}, {}, "a.tar:s7.txt: its caption is empty"),
+    ({"s7": {"txt": b"\xff"}}, {}, "a.tar:s7.txt: a caption that is not UTF-8"),
+    ({"s7": {"txt": None, "json": b"{}"}}, {}, 'a.tar:s7.json: no string "caption"'),
     ({"s7": {"png": None, "wav": None}}, {}, "a.tar:s7: a caption without an image or a sound"),
-    ({"s7": {"png": png(7)[:60]}}, {}, "a.tar:s7: its png cannot be decoded"),
-    ({"s7": {"png": png(7, bits=16)}}, {}, "a.tar:s7: its png cannot be decoded .more than 8 bits"),
-    ({"s7": {"png": png(7, side=6)}}, {}, "a.tar:s7: an image of 6 x 6 pixels, the codec takes 8 x 8"),
-    ({"s7": {"wav": b"RIFF no sound"}}, {}, "a.tar:s7: its wav cannot be decoded"),
+    ({"s7": {"png": png(7)[:60]}}, {}, "a.tar:s7.png: a picture that cannot be decoded"),
+    ({"s7": {"png": png(7, bits=16)}}, {}, "a.tar:s7.png: more than 8 bits"),
+    ({"s7": {"png": png(7, side=6)}}, {}, "a.tar:s7.png: an image of 6 x 6 pixels, .*a.tar:s0.png has 8 x 8"),
+    ({"s7": {"wav": b"RIFF no sound"}}, {}, "a.tar:s7.wav: a sound that cannot be decoded"),
     ({}, {"text_slot": 8}, "a.tar:s0: its text has 8 tokens, the slot 8"),
     ({}, {"image_codec": "patch:4000:2"}, "image patches of 2 x 2: only"),
     ({}, {"image_codec": "patch:40:3"}, "do not divide"),
@@ -305,7 +305,7 @@ def test_a_caption_with_an_unknown_word_is_named(tmp_path):
 
 
 def test_reading_sounds_names_the_packages_it_needs(tmp_path, monkeypatch):
-    write_tar(tmp_path / "a.tar", samples())
+    write_tar(tmp_path / "a.tar", samples(s5={"wav": None, "flac": wav(5, form="FLAC")}))
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    with pytest.raises(DataError, match=r"pip install 'triptych\[audio\]'"):
+    with pytest.raises(DataError, match=r"a.tar:s5.flac: .*pip install 'triptych\[audio\]'"):
         build_pairs(tmp_path / "a.tar", tmp_path / "out", OPTIONS)

@@ -120,15 +120,14 @@ def test_files_of_another_form_are_refused(modalities: Modalities, tmp_path: Pat
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match="not a picture"):
         read_image(tmp_path / "text.png", modalities.image)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="not a WAV file"):
+    with pytest.raises(UserError, match="text.png: a sound that cannot be decoded"):
         read_sound(tmp_path / "text.png", modalities.audio)  # type: ignore[arg-type]
     with wave.open(str(tmp_path / "stereo.wav"), "wb") as file:
         file.setnchannels(2)
         file.setsampwidth(2)
         file.setframerate(44100)
-        file.writeframes(b"\0" * 400)
-    with pytest.raises(UserError, match="2 channels, 44,100 samples a second; .* -ar 8000"):
-        read_sound(tmp_path / "stereo.wav", modalities.audio)  # type: ignore[arg-type]
+        file.writeframes(b"\0" * 44100)
+    assert read_sound(tmp_path / "stereo.wav", modalities.audio).shape == (2000,)  # type: ignore[arg-type]
     for write, name in ((write_image, "a.png"), (write_sound, "a.wav")):
         (tmp_path / name).mkdir()
         samples = (np.zeros((4, 4), np.uint8),) if name == "a.png" else (np.zeros(4, np.float32), 8000)
