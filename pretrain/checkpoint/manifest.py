@@ -124,7 +124,9 @@ def _check_names(manifest: Manifest) -> None:
         raise CheckpointError(f"{MANIFEST_NAME} names {outside[0]!r}, which is no file of the step's folder")
     missing = [name for name in NEEDED if name not in manifest.files]
     if missing:
-        raise CheckpointError(f"{MANIFEST_NAME} lists {len(manifest.files)} files, without {' and '.join(missing)}")
+        raise CheckpointError(
+            f"{MANIFEST_NAME} lists {len(manifest.files)} files, without {' and '.join(missing)}"
+        )
 
 
 def _is_plain(name: str) -> bool:

@@ -115,7 +115,8 @@ def _metadata(found: _Record, files: Collection[str]) -> Metadata:
     values = _values(found, "Metadata")
     return Metadata(
         state_dict_metadata={
-            _text(name): _entry(name, entry) for name, entry in _mapping(values, "state_dict_metadata").items()
+            _text(name): _entry(name, entry)
+            for name, entry in _mapping(values, "state_dict_metadata").items()
         },
         storage_data={
             _index(index): _storage(info, files) for index, info in _mapping(values, "storage_data").items()
@@ -150,7 +151,9 @@ def _chunk(name: str, size: torch.Size, found: Any) -> ChunkStorageMetadata:
         offset + length <= whole for offset, length, whole in zip(offsets, sizes, size, strict=True)
     )
     if not inside:
-        raise CheckpointError(f"a chunk of {name} at {tuple(offsets)} of {tuple(sizes)} is not in {tuple(size)}")
+        raise CheckpointError(
+            f"a chunk of {name} at {tuple(offsets)} of {tuple(sizes)} is not in {tuple(size)}"
+        )
     return ChunkStorageMetadata(offsets, sizes)
 
 
@@ -170,7 +173,9 @@ def _storage(found: Any, files: Collection[str]) -> _StorageInfo:
     if any(type(number) is not int or number < 0 for number in numbers):
         raise CheckpointError(f"in {name} it names the bytes {numbers}")
     if values.get("transform_descriptors"):
-        raise CheckpointError(f"what it names in {name} is transformed, which no checkpoint of this project is")
+        raise CheckpointError(
+            f"what it names in {name} is transformed, which no checkpoint of this project is"
+        )
     return _StorageInfo(name, *numbers)
 
 

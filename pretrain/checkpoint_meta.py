@@ -1,0 +1,33 @@
+"""What a run's `meta.json` must hold: a checkpoint may come from anyone, and be altered by anyone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pretrain.errors import CheckpointError
+
+KINDS: Mapping[str, type] = {"step": int, "config": dict}
+"""What a trained model is made from."""
+RESUMED: Mapping[str, type] = {"tokens": int, "cursor": dict, "hooks": dict, "tokenizer": str}
+"""What a run goes on from besides."""
+
+
+def check_meta(meta: Mapping[str, Any], path: Path, *, resumed: bool = False) -> None:
+    """Raises CheckpointError naming what is missing in `path`/meta.json, or of another kind."""
+    wanted = {**KINDS, **(RESUMED if resumed else {})}
+    wrong = [
+        f"{key} is {'missing' if key not in meta else repr(meta[key])[:80]}"
+        for key, kind in wanted.items()
+        if type(meta.get(key)) is not kind
+    ]
+    if isinstance(meta.get("config"), dict) and not isinstance(meta["config"].get("model"), dict):
+        wrong.append("config has no model section")
+    if isinstance(meta.get("step"), int) and meta["step"] < 0:
+        wrong.append(f"step is {meta['step']}")
+    if wrong:
+        raise CheckpointError(
+            f"{path}/meta.json is not what a save of a run writes: {'; '.join(wrong)}. Put the file back from a copy, "
+            "or take another step"
+        )
