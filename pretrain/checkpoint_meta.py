@@ -14,6 +14,19 @@ RESUMED: Mapping[str, type] = {"tokens": int, "cursor": dict, "hooks": dict, "to
 """What a run goes on from besides."""
 
 
+def as_of_today(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The meta with settings that came later than it at what they were then, where that is not their default."""
+    config = meta.get("config")
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict) or not isinstance(config, dict):
+        return dict(meta)
+    if model.get("family") == "mamba2" and model.get("groups") != 1:
+        model = {"gated_norm": "channels", **model}
+    elif model.get("family") == "mamba2":
+        model = {"gated_norm": "groups", **model}
+    return {**meta, "config": {**config, "model": model}}
+
+
 def check_meta(meta: Mapping[str, Any], path: Path, *, resumed: bool = False) -> None:
     """Raises CheckpointError naming what is missing in `path`/meta.json, or of another kind."""
     wanted = {**KINDS, **(RESUMED if resumed else {})}

@@ -14,7 +14,7 @@ from data_pipelines.tokenizers import Tokenizer
 from models import families
 from pretrain.checkpoint import CheckpointStore
 from pretrain.checkpoint.steps import step_name
-from pretrain.checkpoint_meta import check_meta
+from pretrain.checkpoint_meta import as_of_today, check_meta
 from pretrain.config import Config, config_from_dict
 from pretrain.errors import CheckpointError, UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment
@@ -57,7 +57,7 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
         there = ", ".join(str(info.step) for info in store.steps()) or "none"
         wanted = "no whole checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder.checkpoints}: {wanted}; steps there: {there}")
-    meta = store.read_meta(path)
+    meta = as_of_today(store.read_meta(path))
     check_meta(meta, path)
     config = config_from_dict(meta["config"], origin=str(path))
     chosen = choose_device(device, ranks_from_environment({}))

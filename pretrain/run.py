@@ -22,7 +22,7 @@ from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
 from pretrain.attempts import Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
-from pretrain.checkpoint_meta import check_meta
+from pretrain.checkpoint_meta import as_of_today, check_meta
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError, of_storage
 from pretrain.hooks.base import Hook, Hooks
@@ -296,6 +296,7 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
 
 def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
     """A run's weights fit one tokenizer and one model. Raises CheckpointError that lists what differs."""
+    meta = as_of_today(meta)
     check_meta(meta, path, resumed=True)
     if meta["tokenizer"] != data.fingerprint and isinstance(data, TaskData):
         raise CheckpointError(
