@@ -29,7 +29,7 @@ from launch.verdict import (
     TRIED_STAGE,
     Report,
 )
-from pretrain.config import Config, load_config
+from pretrain.config import Config, load_resolved
 from pretrain.errors import TransientError, UserError, may_pass
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
 from pretrain.plan.estimate import count_parameters, resolved
@@ -54,7 +54,7 @@ def check(run: LaunchedRun, folder: Path, report: Report) -> None:
 
 def _all_stages(run: LaunchedRun, folder: Path, report: Report) -> None:
     ranks = ranks_from_environment()
-    config, settings = load_config(run.config), run.settings.preflight
+    config, settings = load_resolved(run.config), run.settings.preflight
     _alone(report, lambda: check_gpus_seen(config, run.settings))
     devices: list[torch.device] = []
     _alone_on_node(report, lambda: devices.append(choose_device(config.run.device, ranks)))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pretrain.cli import ConfigPath, Overrides, app
+from pretrain.cli import AllowEnv, ConfigPath, Overrides, app
 from pretrain.cli import main as run_app
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
@@ -71,6 +71,7 @@ def launch(
     preflight_only: PreflightOnly = False,
     local: Local = False,
     dry_run: DryRun = False,
+    allow_env: AllowEnv = False,
 ) -> None:
     """Submit a run to Slurm; it comes back by itself after preemptions, time limits and dead nodes.
 
@@ -103,6 +104,7 @@ def launch(
         preflight=preflight,
         preflight_only=preflight_only,
         local=local,
+        allow_env=allow_env,
         dry_run=dry_run,
     )
     raise typer.Exit(launch_run(config, overrides or [], options))

@@ -46,6 +46,7 @@ class LaunchOptions:
     preflight: bool | None
     preflight_only: bool
     local: bool
+    allow_env: bool
     dry_run: bool
 
 
@@ -59,7 +60,7 @@ def launch_run(path: str, overrides: list[str], options: LaunchOptions) -> int:
         )
     check_shape(request)
     if options.dry_run:
-        _print_plan(request, path, overrides, console)
+        _print_plan(request, path, overrides, console, allow_env=options.allow_env)
         return 0
     if not options.local:
         check_cluster(request)
@@ -96,8 +97,11 @@ def _wait_for_verdict(request: Request, job: str, console: Console) -> int:
 
 
 def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request:
+    base = load_config(path, overrides, allow_env=options.allow_env)
     configs = (
-        sweep_configs(path, overrides, options.sweep) if options.sweep else (load_config(path, overrides),)
+        sweep_configs(path, overrides, options.sweep, allow_env=options.allow_env)
+        if options.sweep
+        else (base,)
     )
     first = configs[0]
     settings = load_settings(
@@ -105,7 +109,7 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
     )
     settings = _with_preflight(settings, options)
     return Request(
-        name=load_config(path, overrides).run.name,
+        name=base.run.name,
         configs=tuple(absolute(config) for config in configs),
         settings=settings,
         nodes=options.nodes or (1 if options.local else first.launch.nodes),
@@ -125,7 +129,9 @@ def _with_preflight(settings: ClusterSettings, options: LaunchOptions) -> Cluste
     return settings.model_copy(update={"preflight": preflight})
 
 
-def _print_plan(request: Request, path: str, overrides: list[str], console: Console) -> None:
+def _print_plan(
+    request: Request, path: str, overrides: list[str], console: Console, *, allow_env: bool
+) -> None:
     console.print(script(request))
     if request.is_sweep:
         for run in request.runs:
@@ -133,7 +139,7 @@ def _print_plan(request: Request, path: str, overrides: list[str], console: Cons
     from pretrain.commands.plan import print_plan
 
     try:
-        print_plan(path, overrides, gpus=request.ranks, gpu="h100", mfu=None, price=None)
+        print_plan(path, overrides, gpus=request.ranks, gpu="h100", mfu=None, price=None, allow_env=allow_env)
     except UserError as error:  # e.g. a vocabulary that a dataset, not built yet, will decide
         console.print(f"# no plan: {error}")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import yaml
 
 from pretrain.attempts import Launch
+from pretrain.config_yaml import read_yaml
 
 TAIL_BYTES = 1 << 14
 
@@ -44,11 +44,7 @@ class Progress:
 def read_progress(run: Path) -> Progress:
     """From the config and the newest log lines."""
     config = run / "config.yaml" if (run / "config.yaml").is_file() else run / "launch" / "config.yaml"
-    values = (
-        yaml.load(config.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        if config.is_file()
-        else {}
-    )
+    values = read_yaml(config) if config.is_file() else {}
     found: dict[str, Any] = {}
     for record in _last_records(run / "logs" / "metrics.jsonl"):
         found |= record

@@ -81,7 +81,7 @@ def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
         return record(code, _first_line(error))
 
     try:
-        code = run_training(str(run.config), [], print_config=False, quiet=False)
+        code = run_training(str(run.config), [], print_config=False, quiet=False, resolved=True)
         for number in EARLY_SIGNALS:
             signal.signal(number, signal.SIG_IGN)  # it has ended well, whatever comes now
         return record(code, "finished" if code == EXIT_DONE else "asked to stop, and saved")

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from launch.durations import minutes_of
-from pretrain.config import ConfigLoader
-from pretrain.config_section import Section
+from pretrain.config_kinds import wrong_kinds
+from pretrain.config_section import Section, told
+from pretrain.config_yaml import read_yaml
 from pretrain.errors import ConfigError
 
 DEFAULT = Path("configs/cluster/default.yaml")
@@ -19,11 +19,11 @@ DEFAULT = Path("configs/cluster/default.yaml")
 
 class PreflightSettings(Section):
     enabled: bool = True
-    seconds: int = Field(default=300, ge=10)
+    seconds: int = Field(default=300, ge=10, le=86_400)
     """The whole check is ended after this; a node that has not answered by then counts as bad."""
-    least_gemm_teraflops: float | None = Field(default=None, gt=0)
+    least_gemm_teraflops: float | None = Field(default=None, gt=0, le=1e6)
     """A GPU whose bf16 matrix product is slower than this is bad. null: no limit."""
-    most_clock_skew_seconds: float = Field(default=5.0, gt=0)
+    most_clock_skew_seconds: float = Field(default=5.0, gt=0, le=86_400)
     dry_step: bool = True
     """Build the model and train one step of it, which is kept nowhere."""
 
@@ -35,19 +35,19 @@ class ClusterSettings(Section):
     constraint: str | None = None
     time: str = "1-00:00:00"
     """Time limit of one job, days-hours:minutes:seconds as Slurm writes it. The run may take many jobs."""
-    gpus_per_node: int = Field(default=8, ge=0)
-    tasks_per_node: int | None = Field(default=None, ge=1)
+    gpus_per_node: int = Field(default=8, ge=0, le=256)
+    tasks_per_node: int | None = Field(default=None, ge=1, le=4096)
     """Ranks per node. null: one per GPU, or one without GPUs."""
-    cpus_per_task: int | None = Field(default=None, ge=1)
+    cpus_per_task: int | None = Field(default=None, ge=1, le=4096)
     exclusive: bool = True
     requeue: bool = True
     """False: the site forbids requeueing; `chain_jobs` jobs are queued at once, one to run after the other."""
-    chain_jobs: int = Field(default=8, ge=1)
-    signal_seconds: int = Field(default=120, ge=1)
+    chain_jobs: int = Field(default=8, ge=1, le=1000)
+    signal_seconds: int = Field(default=120, ge=1, le=86_400)
     """The ranks are told to save this long before the time limit."""
-    wait_seconds: int = Field(default=60, ge=1)
+    wait_seconds: int = Field(default=60, ge=1, le=86_400)
     """After one rank ended, the others are ended this much later."""
-    attempts_without_progress: int = Field(default=3, ge=1)
+    attempts_without_progress: int = Field(default=3, ge=1, le=1000)
     """So many attempts in a row that saved no new step end the run."""
     setup: tuple[str, ...] = ()
     """Shell lines of the batch script, before anything else: modules, variables."""
@@ -88,12 +88,16 @@ def load_settings(
     Raises ConfigError with every problem.
     """
     if path is None:
-        values: Any = _read(DEFAULT) if DEFAULT.is_file() else {}
+        values = _read(DEFAULT) if DEFAULT.is_file() else {}
     else:
         values = _read(_named(path))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path or DEFAULT}: cluster settings are a mapping of keys")
-    sbatch = {**(values.get("sbatch") or {}), **overrides.pop("sbatch", {})}
+    sbatch = values.get("sbatch") or {}
+    if not isinstance(sbatch, dict):
+        raise ConfigError(f"{path or DEFAULT}: sbatch = {sbatch}: should be options of sbatch, key: value")
+    sbatch = {**sbatch, **overrides.pop("sbatch", {})}
+    wrong = wrong_kinds("cluster", ClusterSettings, {**(defaults or {}), **values, **overrides})
+    if wrong:
+        raise ConfigError(told(f"config error in {path or DEFAULT} or its options", wrong))
     try:
         return ClusterSettings.model_validate({**(defaults or {}), **values, **overrides, "sbatch": sbatch})
     except ValidationError as error:
@@ -115,14 +119,11 @@ def _named(path: Path) -> Path:
     return short
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         there = ", ".join(sorted(file.stem for file in DEFAULT.parent.glob("*.yaml"))) or "none"
         raise ConfigError(f"{path}: no such cluster settings; in {DEFAULT.parent} there are: {there}")
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    return read_yaml(path)
 
 
 def _line(item: Any) -> str:

@@ -22,7 +22,8 @@ from launch.rank import TrainJob
 from launch.settings import ClusterSettings
 from launch.snapshot import take_snapshot
 from pretrain.attempts import ATTEMPT_VARIABLE, read_json
-from pretrain.config import Config, ConfigLoader, SourceSection, load_config
+from pretrain.config import Config, SourceSection, load_config
+from pretrain.config_yaml import parse_yaml
 from pretrain.errors import ConfigError, UserError
 from pretrain.parallel.nearest import check_layout
 
@@ -91,13 +92,15 @@ def absolute(config: Config) -> Config:
     return config.replace(run=run, data=config.data.model_copy(update={"path": path}))
 
 
-def sweep_configs(path: str, overrides: Sequence[str], sweeps: Sequence[str]) -> tuple[Config, ...]:
+def sweep_configs(
+    path: str, overrides: Sequence[str], sweeps: Sequence[str], *, allow_env: bool = False
+) -> tuple[Config, ...]:
     """One config per combination of the swept values, each with a run name of its own.
 
     sweeps: `key=[value, value]`. Raises ConfigError.
     """
     axes = [_axis(text) for text in sweeps]
-    base = load_config(path, overrides)
+    base = load_config(path, overrides, allow_env=allow_env)
     found = []
     for combination in itertools.product(*axes):
         # A value is written as YAML again, so that lists and nulls survive.
@@ -106,7 +109,7 @@ def sweep_configs(path: str, overrides: Sequence[str], sweeps: Sequence[str]) ->
             [base.run.name, *(f"{key.split('.')[-1]}-{_plain(value)}" for key, value in combination)]
         )
         name = re.sub(r"[^A-Za-z0-9._-]", "_", name)
-        found.append(load_config(path, [*overrides, *settings, f"run.name={name}"]))
+        found.append(load_config(path, [*overrides, *settings, f"run.name={name}"], allow_env=allow_env))
     names = [config.run.name for config in found]
     twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if twice:
@@ -131,8 +134,8 @@ def _setting(config: Config, key: str) -> Any:
 def _axis(text: str) -> list[tuple[str, Any]]:
     key, equals, values = text.partition("=")
     try:
-        listed = yaml.load(values, Loader=ConfigLoader) if equals else None
-    except yaml.YAMLError:
+        listed = parse_yaml(values, f"--sweep {key}") if equals else None
+    except ConfigError:
         listed = None
     if not isinstance(listed, list) or not listed:
         raise ConfigError(f"--sweep {text}: write key=[value, value], e.g. --sweep 'optim.lr=[1e-3,3e-3]'")

@@ -15,6 +15,7 @@ from data_pipelines.tokenizers import Tokenizer
 from models import families
 from pretrain.checkpoint import CheckpointStore
 from pretrain.checkpoint.steps import step_name
+from pretrain.checkpoint_meta import as_of_today, check_meta
 from pretrain.config import Config, config_from_dict
 from pretrain.errors import CheckpointError, UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment
@@ -62,7 +63,8 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
         there = ", ".join(str(info.step) for info in store.steps()) or "none"
         wanted = "no whole checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder.checkpoints}: {wanted}; steps there: {there}")
-    meta = store.read_meta(path)
+    meta = as_of_today(store.read_meta(path))
+    check_meta(meta, path)
     config = config_from_dict(meta["config"], origin=str(path))
     is_text = config.objective.kind == "next_token" and config.data.task is None
     if is_text and meta.get("row_order", 1) < FIRST_TOKENS_TRAINED:
@@ -80,17 +82,31 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     modalities = (
         load_run_modalities(folder, meta, path) if config.objective.kind == "masked_diffusion" else None
     )
-    tokenizer = folder.load_tokenizer() if config.data.task is None else None
+    tokenizer = load_run_tokenizer(folder, meta, path) if config.data.task is None else None
     return TrainedModel(model, tokenizer, config, meta["step"], path, chosen, modalities)
+
+
+def load_run_tokenizer(folder: RunFolder, meta: dict[str, Any], path: Path) -> Tokenizer:
+    """What the run folder keeps. Raises CheckpointError if it is not what the checkpoint was trained with."""
+    tokenizer = folder.load_tokenizer()
+    wanted = meta.get("tokenizer")
+    if "vocabulary" not in meta or meta["vocabulary"] is not None or wanted is None:
+        return tokenizer  # of several modalities, whose vocabulary is compared, tokenizer and all
+    if tokenizer.fingerprint != wanted:
+        raise CheckpointError(
+            f"{path}: trained with the tokenizer {str(wanted)[:12]}, and {folder.tokenizer} has "
+            f"{tokenizer.fingerprint[:12]}; put the original file back: any dataset of the run has it"
+        )
+    return tokenizer
 
 
 def load_run_modalities(folder: RunFolder, meta: dict[str, Any], path: Path) -> Modalities:
     """What the run folder keeps. Raises CheckpointError if it is not what the checkpoint was trained with."""
     modalities = folder.load_modalities()
     found = modalities.vocabulary.fingerprint
-    if found != meta["tokenizer"]:
+    if found != meta.get("tokenizer"):
         raise CheckpointError(
-            f"{path}: trained with the vocabulary {meta['tokenizer'][:12]}, and {folder.tokenizer} has {found[:12]}; "
-            "put the original files back: any dataset of the run has them"
+            f"{path}: trained with the vocabulary {str(meta.get('tokenizer'))[:12]}, and {folder.tokenizer} has "
+            f"{found[:12]}; put the original files back: any dataset of the run has them"
         )
     return modalities

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,6 +48,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's, e.g. optim.lr=3e-3."),
 ]
+AllowEnv = Annotated[
+    bool, typer.Option("--allow-env", help="Let the config read the environment: ${oc.env:NAME}.")
+]
 RunName = Annotated[str, typer.Argument(help="A run's name under runs/, or its folder.", show_default=False)]
 Step = Annotated[int | None, typer.Option(help="A saved step. Default: the newest whole checkpoint.")]
 Device = Annotated[DeviceKind, typer.Option(help="auto takes a GPU if there is one.")]
@@ -60,6 +64,7 @@ def train(
         bool, typer.Option("--print-config", help="Print the resolved config and stop.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    allow_env: AllowEnv = False,
 ) -> None:
     """Train here: one process, or as many as torchrun or srun started. Resumes by itself.
 
@@ -74,7 +79,9 @@ def train(
     """
     from pretrain.commands.train import run_training
 
-    raise typer.Exit(run_training(config, overrides or [], print_config=print_config, quiet=quiet))
+    raise typer.Exit(
+        run_training(config, overrides or [], print_config=print_config, quiet=quiet, allow_env=allow_env)
+    )
 
 
 @app.command()
@@ -93,6 +100,7 @@ def plan(
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Layouts of these GPUs that fit, fastest first.")
     ] = False,
+    allow_env: AllowEnv = False,
 ) -> None:
     """Parameters, memory per GPU, traffic, FLOPs, hyperparameters, time and cost, before a GPU is touched.
 
@@ -102,9 +110,22 @@ def plan(
 
     triptych plan configs/sigmoid/1b.yaml parallel.zero=2 --gpus 64 --mfu 0.45 --price 2.5
     """
+    from pretrain.config_merge import merged_values
+
+    # What is no config at all is told before anything slow is imported.
+    merged_values(Path(config), overrides or [], allow_env=allow_env)
     from pretrain.commands.plan import print_plan
 
-    print_plan(config, overrides or [], gpus=gpus, gpu=gpu, mfu=mfu, price=price, suggest=suggest)
+    print_plan(
+        config,
+        overrides or [],
+        gpus=gpus,
+        gpu=gpu,
+        mfu=mfu,
+        price=price,
+        suggest=suggest,
+        allow_env=allow_env,
+    )
 
 
 @app.command()

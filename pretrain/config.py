@@ -1,7 +1,7 @@
 """A run as a value: typed sections, validated all at once.
 
-A config file is YAML. `extends: other.yaml` (relative to the file) is merged under it by OmegaConf, then
-come the command line's `key=value` overrides. `load_config` returns a `Config`, or raises one `ConfigError`
+A config file is YAML. `extends: other.yaml` (relative to the file) is merged under it, then come the command
+line's `key=value` overrides (`config_merge`). `load_config` returns a `Config`, or raises one `ConfigError`
 that lists every problem with its path, its value, what would be right, and a near miss for a misspelt key.
 """
 
@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
+from pretrain.config_kinds import with_whole_numbers, wrong_kinds
+from pretrain.config_merge import merged_values
 from pretrain.config_objective import OBJECTIVES, ModalitySection, NextTokenSection, ObjectiveSection
 from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
-from pretrain.config_section import Auto, Problem, Section, told
+from pretrain.config_section import Auto, Problem, Section, divisors_of, told
+from pretrain.config_yaml import read_yaml
 from pretrain.errors import ConfigError
 from pretrain.parallel.nearest import advice, problems_of
 
@@ -31,13 +34,13 @@ class RunSection(Section):
     """Names the run's folder. Letters, digits, dots, dashes and underscores; the first a letter or digit."""
     folder: str = "runs"
     seed: int = Field(default=1, ge=0, lt=2**63)
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=1_000_000_000)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class SourceSection(Section):
     path: str
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, le=1e9)
     """Share of the rows, relative to the other sources."""
 
 
@@ -46,16 +49,16 @@ class DataSection(Section):
     """A dataset folder, or a list of them: [a, b], or [{path: a, weight: 3}, {path: b, weight: 1}]."""
     task: dict[str, Any] | None = None
     """A synthetic task instead: {name: k_hop, hops: 2, vocabulary: 5}. `data_pipelines/tasks` has them all."""
-    sequence_length: int = Field(ge=1)
+    sequence_length: int = Field(ge=1, le=16_777_216)
     """Tokens per row."""
-    global_batch_rows: int = Field(ge=1)
+    global_batch_rows: int = Field(ge=1, le=16_777_216)
     """Rows per optimizer step, over all ranks and micro-batches."""
-    micro_batch_rows: Annotated[int, Field(ge=1)] | Auto = "auto"
+    micro_batch_rows: Annotated[int, Field(ge=1, le=16_777_216)] | Auto = "auto"
     """Rows per forward pass of one rank. auto: all of the rank's rows at once."""
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=1024)
     """Reader processes per rank. 0: one background thread, enough for tokenised text."""
-    prefetch_batches: int = Field(default=4, ge=1)
-    shuffle_window_shards: int = Field(default=16, ge=1)
+    prefetch_batches: int = Field(default=4, ge=1, le=4096)
+    shuffle_window_shards: int = Field(default=16, ge=1, le=1_000_000)
     """Documents are shuffled within windows of this many shuffled shards."""
     shuffle_rows: bool = True
     """Next-token prediction: shuffle the rows of a window too, so that a long document (or a single file) is not read
@@ -86,20 +89,20 @@ class DataSection(Section):
 
 
 class ParallelSection(Section):
-    data: Annotated[int, Field(ge=1)] | Auto = "auto"
+    data: Annotated[int, Field(ge=1, le=1_048_576)] | Auto = "auto"
     """Data-parallel size. auto: the ranks that the other sizes leave."""
-    tensor: int = Field(default=1, ge=1)
+    tensor: int = Field(default=1, ge=1, le=4096)
     """Ranks that share every layer's heads, channels and vocabulary."""
     sequence: bool = False
     """Whether those ranks share the positions too, in what lies between the layers that they split."""
-    context: int = Field(default=1, ge=1)
+    context: int = Field(default=1, ge=1, le=4096)
     """Ranks that share the positions of a row."""
     recurrence: Literal["channels", "summaries"] = "channels"
     """How a recurrence crosses a row that is shared. channels: positions are exchanged for channels, bit-exact;
     summaries: each Newton iteration exchanges one summary per rank."""
-    pipeline: int = Field(default=1, ge=1)
+    pipeline: int = Field(default=1, ge=1, le=4096)
     """Ranks that share the blocks, each a run of them."""
-    pipeline_chunks: int = Field(default=1, ge=1)
+    pipeline_chunks: int = Field(default=1, ge=1, le=4096)
     """Runs of blocks per rank: above 1 the schedule is interleaved, with a smaller bubble."""
     zero: Literal[0, 1, 2, 3] = 1
     """ZeRO stage: 0 replicates, 1 shards optimizer states, 2 gradients too, 3 parameters too."""
@@ -126,36 +129,36 @@ class PrecisionSection(Section):
 
 
 class CheckpointSection(Section):
-    save_every_steps: int | None = Field(default=1000, ge=1)
+    save_every_steps: int | None = Field(default=1000, ge=1, le=1_000_000_000)
     """null: only at the end and when the run is asked to stop."""
-    keep_last: int = Field(default=2, ge=1)
-    keep_every_steps: int | None = Field(default=None, ge=1)
+    keep_last: int = Field(default=2, ge=1, le=1_000_000)
+    keep_every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     asynchronous: bool = True
 
 
 class MonitorSection(Section):
-    log_every_steps: int = Field(default=10, ge=1)
-    evaluate_every_steps: int | None = Field(default=1000, ge=1)
+    log_every_steps: int = Field(default=10, ge=1, le=1_000_000_000)
+    evaluate_every_steps: int | None = Field(default=1000, ge=1, le=1_000_000_000)
     """null: only before the first step and after the last."""
-    evaluate_rows: int | None = Field(default=None, ge=1)
+    evaluate_rows: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Validation rows per evaluation. null: the whole validation split, or 2048 rows of a synthetic task."""
-    evaluate_length: int | None = Field(default=None, ge=1)
+    evaluate_length: int | None = Field(default=None, ge=1, le=16_777_216)
     """Synthetic tasks: also measure accuracy on sequences of this length."""
-    sample_every_steps: int | None = Field(default=None, ge=1)
+    sample_every_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Samples in TensorBoard; null: only at the end. Masked diffusion makes anew what the first validation documents
     of each task have as their targets; prompts and tokens are for text of causal models."""
     sample_prompts: tuple[str, ...] | None = None
     """What the samples continue. null: nothing at all, and the first words of a validation document."""
-    sample_tokens: int = Field(default=64, ge=1)
+    sample_tokens: int = Field(default=64, ge=1, le=1_000_000)
     tensorboard: bool = True
-    watchdog_seconds: float | None = Field(default=1800, gt=0)
+    watchdog_seconds: float | None = Field(default=1800, gt=0, le=2_592_000)
     """Runs of several processes: a rank without a step for so long counts as hung, and the run ends with its name; a
     launched one is started again without its node. Must exceed the longest evaluation and save. null: never."""
 
 
 class LaunchSection(Section):
-    nodes: int = Field(default=1, ge=1)
-    gpus_per_node: int = Field(default=8, ge=0)
+    nodes: int = Field(default=1, ge=1, le=65_536)
+    gpus_per_node: int = Field(default=8, ge=0, le=256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,15 +207,23 @@ SECTIONS: Mapping[str, type[Section]] = {
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), world: int | None = None) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), world: int | None = None, *, allow_env: bool = False
+) -> Config:
     """The config in `path`, with `key=value` overrides.
 
     world: the number of processes that the layout must fit; None: any.
+    allow_env: whether it may read the environment, by `${oc.env:NAME}`.
 
     Raises ConfigError with all problems at once.
     """
-    raw = _merge(Path(path), overrides)
+    raw = merged_values(Path(path), overrides, allow_env=allow_env)
     return config_from_dict(raw, origin=str(path), world=world)
+
+
+def load_resolved(path: str | Path, world: int | None = None) -> Config:
+    """A config that `Config.to_yaml` wrote: whole, and without references."""
+    return config_from_dict(read_yaml(Path(path)), origin=str(path), world=world)
 
 
 def config_from_dict(raw: Mapping[str, Any], origin: str, world: int | None = None) -> Config:
@@ -241,85 +252,6 @@ def config_from_dict(raw: Mapping[str, Any], origin: str, world: int | None = No
     return Config(**sections)
 
 
-def _merge(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    merged = OmegaConf.merge(*(OmegaConf.create(layer) for layer in _layers(path, ())))
-    problems = []
-    for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            problems.append(f"{override}: an override is written key=value, e.g. optim.lr=3e-4")
-        elif key == "extends":
-            problems.append(f"{override}: `extends` belongs into a config file")
-        else:
-            try:
-                merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-            except (OmegaConfBaseException, yaml.YAMLError) as error:
-                problems.append(f"{override}: not understood ({str(error).splitlines()[0]})")
-    try:
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        problems.append(
-            f"{where}{str(error).splitlines()[0]} (a value with ${{ is a reference to another key)"
-        )
-    if problems:
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        raise ConfigError(f"config error in {path}, {len(problems)} not understood:\n{lines}")
-    return cast(dict[str, Any], values)
-
-
-def _layers(path: Path, chain: tuple[Path, ...]) -> list[dict[str, Any]]:
-    """The file's values and those it extends, the most general first."""
-    if path.resolve() in chain:
-        raise ConfigError(f"{path}: `extends` leads back to this file; break the circle")
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name a config file in it")
-    if not path.is_file():
-        asked = f" (named by `extends` in {chain[-1]})" if chain else ""
-        raise ConfigError(f"{path}: no such config file{asked}{_shipped_configs(path)}")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=ConfigLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: a config is a mapping of sections, found a {type(values).__name__}")
-    parent = values.pop("extends", None)
-    if parent is None:
-        return [values]
-    if not isinstance(parent, str):
-        raise ConfigError(f"{path}: `extends` names one file, found {parent}")
-    return [*_layers(path.parent / str(parent), (*chain, path.resolve())), values]
-
-
-class ConfigLoader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everyone who writes a learning rate expects, and 12:00:00 is none."""
-
-
-ConfigLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-ConfigLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:[0-9][0-9_]*|0x[0-9a-fA-F_]+)$"), list("-+0123456789")
-)
-ConfigLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+|\.[0-9]+)$"),
-    list("-+0123456789."),
-)
-
-
-def _shipped_configs(path: Path) -> str:
-    here = sorted(str(p) for p in Path("configs").glob("*/*.yaml")) if Path("configs").is_dir() else []
-    near = difflib.get_close_matches(str(path), here, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
 # ------------------------------------------------------------------------------------------- validation
 
 
@@ -339,33 +271,32 @@ def _validate(name: str, section: type[Section], raw: Any) -> tuple[Section | No
             near = _did_you_mean(kind, list(OBJECTIVES)) or f"; choose one of {', '.join(OBJECTIVES)}"
             return None, [Problem("objective.kind", "no such objective" + near, kind, True)]
         section = OBJECTIVES[kind]
-    booleans = _unwanted_booleans(name, section, raw)
+    wrong = wrong_kinds(name, section, raw)
+    raw = with_whole_numbers(section, raw)
     try:
-        return section.model_validate(raw), booleans
+        return section.model_validate(raw), wrong
     except ValidationError as error:
         nested = _NESTED_NAMES.get(name, ())
-        return None, booleans + list(_problems(name, error, list(section.model_fields), nested))
+        return None, _together(wrong, _problems(name, error, list(section.model_fields), nested))
 
 
-def _unwanted_booleans(name: str, section: type[Section], raw: Any) -> list[Problem]:
-    """`steps: true` would pass for 1: Python's booleans are integers."""
-    if not isinstance(raw, dict):
-        return []
-    return [
-        Problem(f"{name}.{key}", "should be a number, not yes or no", raw[key], True)
-        for key, field in section.model_fields.items()
-        if isinstance(raw.get(key), bool)
-        and "bool" not in str(field.annotation)
-        and field.annotation is not str
-    ]
+def _together(wrong: list[Problem], others: Iterator[Problem]) -> list[Problem]:
+    """Each setting once: a value of the wrong kind is often out of range, too."""
+    told_of = {problem.path for problem in wrong}
+    return wrong + [problem for problem in others if problem.path not in told_of]
 
 
 def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
     from models import families
+    from models.layers.limits import beyond_limits
 
+    if raw is not None and not isinstance(raw, dict):
+        return None, [
+            Problem("model", "should be settings of its own: {family: ..., layers: ...}", raw, True)
+        ]
     if not isinstance(raw, dict) or "family" not in raw:
         return None, [Problem("model.family", f"missing; choose one of {', '.join(families)}")]
-    if raw["family"] not in families:
+    if not isinstance(raw["family"], str) or raw["family"] not in families:
         near = _did_you_mean(str(raw["family"]), list(families)) or f"; choose one of {', '.join(families)}"
         return None, [Problem("model.family", "no such family" + near, raw["family"], True)]
     kind = families[raw["family"]].config
@@ -376,11 +307,18 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
         for key in raw
         if key not in names
     ]
+    wrong = wrong_kinds("model", kind, raw)
+    raw = with_whole_numbers(kind, raw)
     try:
         model: Any = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
     except ValidationError as error:
-        return None, problems + list(_problems("model", error, names, _nested_names(kind)))
-    return model, problems
+        return None, problems + _together(wrong, _problems("model", error, names, _nested_names(kind)))
+    beyond = [
+        Problem(f"model.{key}", message, attrgetter(key)(model), True)
+        for key, message in beyond_limits(model)
+    ]
+    # What else is wrong with such a model would only repeat it, or take as long as building it.
+    return (None if beyond else model), problems + _together(wrong, iter(beyond))
 
 
 def _nested_names(kind: type) -> list[str]:
@@ -499,8 +437,7 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
         yield Problem("data.path", "the list of sources is empty; name at least one dataset folder")
     micro = data.micro_batch_rows
     if isinstance(micro, int) and data.global_batch_rows % micro:
-        right = [n for n in range(1, data.global_batch_rows + 1) if data.global_batch_rows % n == 0]
-        near = min(right, key=lambda n: abs(n - micro))
+        near = min(divisors_of(data.global_batch_rows), key=lambda n: abs(n - micro))
         yield Problem(
             "data.micro_batch_rows",
             f"data.global_batch_rows = {data.global_batch_rows} does not divide by it; use {near}",

@@ -11,7 +11,7 @@ from pretrain.config_section import Section
 
 class NextTokenSection(Section):
     kind: Literal["next_token"] = "next_token"
-    z_loss: float = Field(default=0.0, ge=0)
+    z_loss: float = Field(default=0.0, ge=0, le=1)
     """Weight of log(Z)^2 per token, which keeps logits from drifting. 1e-4 is usual; 0 switches it off."""
 
 
@@ -26,9 +26,9 @@ class ModalitySection(Section):
     weight: Literal["elbo", "clipped", "none"] = "elbo"
     """Training weight of a masked token. elbo: the likelihood bound's; clipped: at most `clip` of it; none: the
     same for all, one over the mean mask ratio."""
-    clip: float = Field(default=5.0, gt=0)
+    clip: float = Field(default=5.0, gt=0, le=1e6)
     """clipped only: 1 is the weight of a token when all are masked under the linear schedule."""
-    scale: float = Field(default=1.0, ge=0)
+    scale: float = Field(default=1.0, ge=0, le=1e6)
     """Times the weight. Reported bounds are never scaled."""
 
 
@@ -44,7 +44,7 @@ class MaskedDiffusionSection(Section):
     """Mask a drawn number of a document's tokens, or each by itself with a drawn probability."""
     complementary: bool = False
     """Rows 2j and 2j + 1 hold the same documents, and what is masked in one is shown in the other."""
-    evaluation_draws: int = Field(default=1, ge=1)
+    evaluation_draws: int = Field(default=1, ge=1, le=65_536)
     """Mask draws per validation row."""
     text: ModalitySection = ModalitySection()
     image: ModalitySection = ModalitySection()

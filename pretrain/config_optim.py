@@ -13,48 +13,48 @@ class ScalingSection(Section):
     """`optim.lr`, `betas`, `epsilon` and `weight_decay` are a base batch's and horizon's; the rule finds the run's."""
 
     rule: Literal["sde", "complete", "marin", "step_law"] = "sde"
-    base_rows: int | None = Field(default=None, ge=1)
+    base_rows: int | None = Field(default=None, ge=1, le=16_777_216)
     """Global batch at which the settings were tuned. null: the run's own."""
-    base_tokens: float | None = Field(default=None, gt=0)
+    base_tokens: float | None = Field(default=None, gt=0, le=1e15)
     """Horizon of the runs they were tuned on. null: the run's own."""
     gamma: float = Field(default=0.44, ge=0, le=2)
     """sde only. Fit it again for another schedule."""
-    critical_steps: int | None = Field(default=None, ge=1)
+    critical_steps: int | None = Field(default=None, ge=1, le=1_000_000_000)
     """Below so many steps the batch is above the critical one, and the rule does not hold. null: not known."""
 
 
 class MultiplierSection(Section):
     """Factors on the learning rate, by type of tensor."""
 
-    embedding: float = Field(default=1.0, gt=0)
-    matrix: float = Field(default=1.0, gt=0)
-    vector: float = Field(default=1.0, gt=0)
-    head: float = Field(default=1.0, gt=0)
+    embedding: float = Field(default=1.0, gt=0, le=1e6)
+    matrix: float = Field(default=1.0, gt=0, le=1e6)
+    vector: float = Field(default=1.0, gt=0, le=1e6)
+    head: float = Field(default=1.0, gt=0, le=1e6)
     """Of an untied head."""
 
 
 class OptimSection(Section):
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=10)
     """Peak learning rate of embeddings and norms; matrices get it times `matrix_lr_multiplier`."""
-    matrix_lr_multiplier: Annotated[float, Field(gt=0)] | Auto = "auto"
+    matrix_lr_multiplier: Annotated[float, Field(gt=0, le=1e6)] | Auto = "auto"
     """auto: min(768 / width, 1)."""
     betas: tuple[float, float] = (0.9, 0.95)
-    epsilon: float = Field(default=1e-8, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0, le=1)
     weight_decay: float = Field(default=1e-4, ge=0, lt=1)
     """Share of a weight lost per step at the schedule's peak, whatever the learning rate."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=1_000_000_000)
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
-    decay_steps: int | None = Field(default=None, ge=0)
+    decay_steps: int | None = Field(default=None, ge=0, le=1_000_000_000)
     """wsd only: length of the final linear decay. null: a fifth of the run."""
-    clip_norm: float | None = Field(default=1.0, gt=0)
-    skip_non_finite_steps: int = Field(default=0, ge=0)
+    clip_norm: float | None = Field(default=1.0, gt=0, le=1e9)
+    skip_non_finite_steps: int = Field(default=0, ge=0, le=1_000_000_000)
     """How many steps of the run whose gradient is not finite are passed over: their rows train nothing. 0: the first
     one stops the run."""
     scaling: ScalingSection | None = None
     """null: the settings above as they are. Else they are a base batch's and horizon's (`pretrain.optim.scaling`)."""
     multipliers: MultiplierSection = MultiplierSection()
-    depth_multipliers: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    depth_multipliers: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] = ()
     """Factors on the blocks' learning rates, spread evenly from the first block to the last."""
 
     def wsd_decay_steps(self, steps: int) -> int:

@@ -23,6 +23,7 @@ from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
 from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt
 from pretrain.checkpoint import CheckpointStore, TrainingState
+from pretrain.checkpoint_meta import as_of_today, check_meta
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError, of_storage
 from pretrain.hooks.base import Hook, Hooks
@@ -310,6 +311,8 @@ def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) ->
 
 def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
     """A run's weights fit one tokenizer and one model. Raises CheckpointError that lists what differs."""
+    meta = as_of_today(meta)
+    check_meta(meta, path, resumed=True)
     if meta["tokenizer"] != data.fingerprint and isinstance(data, TaskData):
         raise CheckpointError(
             f"{path}: this checkpoint was not trained on {data.describe()}; set data.task back, or train under another "
@@ -370,11 +373,15 @@ def _resume(store: CheckpointStore, path: Path, engine: Engine, hooks: Hooks, cl
     state = TrainingState(fragments=engine.fragments(), meta={})
     meta = store.load(path, state)
     engine.after_load()
-    hooks.load_state(meta["hooks"])
+    try:
+        hooks.load_state(meta["hooks"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        message = f"{path}/meta.json: the state of the hooks is not what a save writes ({error!r})"
+        raise CheckpointError(f"{message}; put the file back from a copy") from None
     clock.step, clock.tokens = meta["step"], meta["tokens"]
     clock.cursor = Cursor.from_dict(meta["cursor"])
     if state.rank_bytes is not None:
-        set_random_state(state.rank_bytes)
+        set_random_state(state.rank_bytes, path)
 
 
 def record_crash(run: Run, error: BaseException | None) -> None:
@@ -399,11 +406,19 @@ def random_state() -> bytes:
     return buffer.getvalue()
 
 
-def set_random_state(saved: bytes) -> None:
-    states = torch.load(io.BytesIO(saved), weights_only=True)
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+def set_random_state(saved: bytes, path: Path) -> None:
+    """Raises CheckpointError for bytes that `random_state` did not write; they are read as tensors alone."""
+    try:
+        states = torch.load(io.BytesIO(saved), weights_only=True)
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+    except Exception as error:  # what a pickle of foreign bytes raises is anything
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(
+            f"{path}: a rank's random state cannot be read ({type(error).__name__}: {reason}); put the file back from "
+            "a copy, or remove it and its line in MANIFEST.json to go on without"
+        ) from None
 
 
 def finish_save(store: CheckpointStore) -> None:

@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import yaml
 
 from data_pipelines.modalities import Modalities, load_modalities
 from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.attempts import append_ledger
+from pretrain.config_yaml import read_yaml
 from pretrain.errors import UserError, of_storage, writing
 from pretrain.json_text import to_json
 
 logger = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class RunFolder:
         """Whether the run learns a synthetic task, by its latest start."""
         if not self.config.is_file():
             return False
-        values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        return values["data"].get("task") is not None
+        data = read_yaml(self.config).get("data")
+        return isinstance(data, dict) and data.get("task") is not None
 
     def save_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep what generation needs, so that a run outlives its dataset."""
@@ -134,9 +136,18 @@ class RunFolder:
         entry = self.tokenizer / "entry.json"
         if not entry.is_file():
             raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
-        content = json.loads(entry.read_text(encoding="utf-8"))
-        file, eot = content["file"], content["eot"]
-        return tokenizer_from_spec(str(self.tokenizer / file), eot) if file else BytesTokenizer()
+        try:
+            content = json.loads(entry.read_text(encoding="utf-8"))
+            file, eot = content["file"], content["eot"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"{entry}: damaged ({error!r}); `triptych train` of this run writes it again"
+            ) from None
+        if file is None:
+            return BytesTokenizer()
+        if file != TOKENIZER_FILE:
+            raise UserError(f"{entry}: its file is {file!r}, and only {TOKENIZER_FILE} beside it is read")
+        return tokenizer_from_spec(str(self.tokenizer / TOKENIZER_FILE), eot)
 
     def record(self, event: str, **facts: Any) -> None:
         """Add a line to the ledger: starts, saves, stops, with reasons."""

@@ -1,9 +1,10 @@
 """What the pipelines need of a codec, and codecs in folders: codec.json and weights.safetensors.
 
 A codec of one's own is a class with these members and a `load(folder)` that returns one; `save` writes a codec.json
-with {"kind": "my_package.my_module:MyCodec"} and whatever else it wants. That module must be importable wherever the
-dataset is built, a run trains (it keeps the codec, and shows samples) or samples are made, or loading the codec is
-refused with a message that names it.
+with {"kind": "my_package.my_module:MyCodec"} and more. A dataset or a run may come from anyone, so the
+module is imported only where the user says so: `export TRIPTYCH_CODECS=my_package.my_module` (several with commas)
+wherever the dataset is built, a run trains (it keeps the codec, and shows samples) or samples are made. Otherwise
+loading the codec is refused with a message that names it.
 
 K codebooks, T frames.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +33,11 @@ KINDS = {
     "transformers-encodec": "data_pipelines.codecs.pretrained:EncodecCodec",
     "diffusers-vq": "data_pipelines.codecs.pretrained:VqCodec",
 }
+
+
+TRUSTED = "TRIPTYCH_CODECS"
+"""Environment variable: modules that a codec.json may name."""
+OWN_KIND = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 
 
 class Codec(Protocol):
@@ -84,25 +92,46 @@ def load_codec(folder: Path | str) -> Codec:
     """
     folder = Path(folder)
     content = read_config(folder)
-    kind = str(content.get("kind"))
-    found = _class(KINDS.get(kind, kind), folder)
-    codec: Codec = found.load(folder)
+    kind = content.get("kind")
+    own = OWN_KIND.fullmatch(kind) if isinstance(kind, str) else None
+    if isinstance(kind, str) and kind in KINDS:
+        module, _, name = KINDS[kind].partition(":")
+    elif own is not None:
+        module, name = own.groups()
+        _refuse_untrusted(kind, module, folder)
+    else:
+        raise DataError(
+            f"{folder / FILE}: codec kind {kind!r} is not one of {', '.join(KINDS)} and no `module:Class`."
+        )
+    try:
+        codec: Codec = _class(module, name, folder).load(folder)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        raise DataError(f"{folder / FILE}: damaged ({reason}). Copy the codec again.") from None
     return codec
 
 
-def _class(path: str, folder: Path) -> Any:
-    module, colon, name = path.partition(":")
-    if not colon:
+def _refuse_untrusted(kind: Any, module: str, folder: Path) -> None:
+    """To import a module is to run it, and the folder's author chose which."""
+    trusted = [name.strip() for name in os.environ.get(TRUSTED, "").split(",")]
+    if module not in trusted:
         raise DataError(
-            f"{folder / FILE}: codec kind {path!r} is not one of {', '.join(KINDS)} and no `module:Class`."
+            f"{folder / FILE}: its codec is {kind}, code that is no part of this program, and this file alone is no "
+            f"reason to run it. If you trust that module: export {TRUSTED}={','.join([*filter(None, trusted), module])}"
         )
+
+
+def _class(module: str, name: str, folder: Path) -> Any:
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise DataError(
-            f"{folder / FILE}: its codec is {path}, which cannot be imported ({error}). Install the package that has "
-            "it, or put it on PYTHONPATH."
+            f"{folder / FILE}: its codec is {module}:{name}, which cannot be imported ({error}). Install the package "
+            "that has it, or put it on PYTHONPATH."
         ) from None
+    if not isinstance(found, type) or not callable(getattr(found, "load", None)):
+        raise DataError(f"{folder / FILE}: {module}:{name} is no codec: it is no class with a method `load`.")
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -112,7 +141,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: missing, so {folder} holds no codec.")
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}). Copy the codec again.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: damaged (not an object). Copy the codec again.")

@@ -189,7 +189,15 @@ def _load(library: str, name: str, folder: Path) -> Any:
         raise DataError(
             f"{folder}: reading a {name} needs {library} ({error}): pip install 'triptych[codecs]'."
         ) from None
-    return found.from_pretrained(str(folder), local_files_only=True).eval()
+    try:
+        # Never weights in pickles: the folder is another's choice, as codec.json is.
+        return found.from_pretrained(str(folder), local_files_only=True, use_safetensors=True).eval()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise DataError(
+            f"{folder}: cannot be read as a {name} ({reason}). Its weights must be in safetensors; `save_pretrained` "
+            "of the library writes them so."
+        ) from None
 
 
 def _fingerprint(kind: str, folder: Path, options: dict[str, Any]) -> str:

@@ -12,6 +12,9 @@ from data_pipelines.tasks.base import Task
 from data_pipelines.tasks.recall import KeepNth, KHop, Mqar
 from data_pipelines.tasks.state import A5, CycleNavigation, ModularArithmetic, Parity
 
+MOST = 1_000_000
+"""Of any option: what is beyond is a typing error."""
+
 TASKS: Mapping[str, type[Task]] = {
     kind.name: kind for kind in (Parity, KeepNth, Mqar, KHop, ModularArithmetic, CycleNavigation, A5)
 }
@@ -39,8 +42,9 @@ def _problem(task: str, key: str, value: Any, hints: Mapping[str, Any]) -> str |
     if key not in hints:
         return f"task {task} has no option {key}{_near(key, list(hints))}; it has {', '.join(hints)}"
     if hints[key] is int:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return None if whole else f"{key} = {value!r} should be a whole number"
+        if not isinstance(value, int) or isinstance(value, bool):
+            return f"{key} = {value!r} should be a whole number"
+        return None if abs(value) <= MOST else f"{key} = {value} should be at most {MOST:,}"
     choices = get_args(hints[key])
     return None if value in choices else f"{key} = {value!r} should be {' or '.join(choices)}"
 

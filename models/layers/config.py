@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -162,5 +163,6 @@ def unknown_choices(config: object, choices: Mapping[str, Sequence[str]]) -> lis
 
 def divisors(number: int) -> str:
     """The divisors of a number as text: '1, 2, 3, 4, 6 or 12'; at most the 16 greatest."""
-    found = [str(d) for d in range(1, number + 1) if number % d == 0][-16:]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    found = [str(d) for d in sorted({*small, *(number // n for n in small)})][-16:]
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])} or {found[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,25 +30,61 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """`RMSNorm(x * silu(gate))`. Source: Dao and Gu, "Transformers are SSMs" (Mamba-2).
+    """`RMSNorm(x * silu(gate))` of each of `groups` equal runs of channels by itself.
 
-    As a part it holds some of the channels, and the mean square is still that of all.
+    Source: Dao and Gu, "Transformers are SSMs" (Mamba-2), and their code's `RMSNorm` with `group_size`.
+    As a part it holds some of the channels: whole groups, or a piece of one, whose mean square is still that of all
+    of the group.
     """
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, width: int, epsilon: float, groups: int = 1) -> None:
         super().__init__(width, epsilon)
-        self.part: Part | None = None
+        self.groups = groups
+        self.part: GroupPart | None = None
 
     def take_part(self, part: Part) -> None:
-        self.part = part
+        if self.groups % part.of == 0:
+            self.groups //= part.of
+            return
+        assert part.of % self.groups == 0, f"{part.of} parts of {self.groups} groups"
+        self.part, self.groups = GroupPart(part, self.groups), 1
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]  # takes a gate too
         """(..., C) and (..., C) to (..., C)."""
         gated = x * functional.silu(gate)
-        if self.part is None:
+        if self.part is not None:
+            out: Tensor = _EagerRMSNorm.apply(gated, self.weight, self.epsilon, self.part)
+            return out
+        if self.groups == 1:
             return super().forward(gated)
-        out: Tensor = _EagerRMSNorm.apply(gated, self.weight, self.epsilon, self.part)
-        return out
+        wide = gated.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (self.groups, -1))
+        normed = functional.rms_norm(wide, wide.shape[-1:], None, self.epsilon)
+        return (normed.flatten(-2) * self.weight).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """A piece of one of several groups of channels, which equally many parts share each.
+
+    groups: of all parts together.
+    """
+
+    part: Part
+    groups: int
+
+    @property
+    def of(self) -> int:
+        """Pieces of the group."""
+        return self.part.of // self.groups
+
+    def add_up(self, x: Tensor) -> Tensor:
+        """The sum over the pieces of the own group. All parts sum together, each group in a place of its own."""
+        if self.groups == 1:
+            return self.part.add_up(x)
+        own = self.part.number // self.of
+        places = x.new_zeros((self.groups, *x.shape))
+        places[own] = x
+        return self.part.add_up(places)[own]
 
 
 class _EagerRMSNorm(torch.autograd.Function):
@@ -58,7 +95,7 @@ class _EagerRMSNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, part: Part | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float, part: GroupPart | None) -> Tensor:
         dtype = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
         ctx.part, ctx.channels = part, x.shape[-1] * (1 if part is None else part.of)

@@ -7,7 +7,11 @@ from typing import ClassVar, Literal
 
 from models.layers.config import Problem, divisors, not_positive, undivided, unknown_choices
 
-CHOICES = {"initialisation": ("fan_in", "small", "torch"), "kernel": ("auto", "torch", "mamba_ssm")}
+CHOICES = {
+    "initialisation": ("fan_in", "small", "torch"),
+    "kernel": ("auto", "torch", "mamba_ssm"),
+    "gated_norm": ("groups", "channels"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +19,11 @@ class Mamba2Config:
     """A Mamba-2 language model, the baseline of the ParaRNN family.
 
     The state-space layer has `expand` times the width in channels, divided over `heads`, and a state of
-    `state_width` numbers per channel; `groups` of heads share their input and output maps. `chunk` positions
-    are computed at once. `kernel`: "mamba_ssm" takes that package's, "torch" the plain form, "auto" the former
-    on a GPU where it is installed. `initialisation` as in the pararnn family.
+    `state_width` numbers per channel; `groups` of heads share their input and output maps. `gated_norm`: over the
+    channels of each group by itself, as its authors have it, or over all "channels" together, as models of several
+    groups were trained here before. `chunk` positions are computed at once. `kernel`: "mamba_ssm" takes that
+    package's, "torch" the plain form, "auto" the former on a GPU where it is installed. `initialisation` as in the
+    pararnn family.
     """
 
     row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
@@ -30,6 +36,7 @@ class Mamba2Config:
     expand: int = 2
     state_width: int = 128
     groups: int = 1
+    gated_norm: Literal["groups", "channels"] = "groups"
     conv_width: int = 4
     chunk: int = 128
     kernel: Literal["auto", "torch", "mamba_ssm"] = "auto"
@@ -40,6 +47,11 @@ class Mamba2Config:
     @property
     def channels(self) -> int:
         return self.expand * self.width
+
+    @property
+    def norm_groups(self) -> int:
+        """How many runs of channels the gated norm takes by themselves."""
+        return self.groups if self.gated_norm == "groups" else 1
 
     @property
     def head_width(self) -> int:

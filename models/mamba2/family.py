@@ -13,8 +13,8 @@ from models.mamba2.config import Mamba2Config
 from models.mamba2.mixer import Block
 from models.sharding import Channels, Column, Row, Shared, Split, Vocab
 
-# The maps b and c are shared by all heads of a group. The gated norm's mean square is over all channels: a part sums
-# over the parts.
+# The maps b and c are shared by all heads of a group. The gated norm's mean square is over a group's channels: parts
+# that hold pieces of one sum over these.
 SHARDING: Mapping[str, Split] = {
     "blocks.*.mixer.gate": Column(),
     "blocks.*.mixer.input": Column(),

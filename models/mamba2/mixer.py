@@ -44,7 +44,7 @@ class Mamba2Mixer(nn.Module):
         self.log_rate = nn.Parameter(torch.empty(config.heads))
         self.step_bias = nn.Parameter(torch.empty(config.heads))
         self.direct = nn.Parameter(torch.empty(config.heads))
-        self.norm = GatedRMSNorm(config.channels, config.norm_epsilon)
+        self.norm = GatedRMSNorm(config.channels, config.norm_epsilon, config.norm_groups)
         self.out = Linear(config.channels, config.width)
 
     def take_part(self, part: Part) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,6 +14,11 @@ from pathlib import Path
 from pretrain.errors import CheckpointError
 
 MANIFEST_NAME = "MANIFEST.json"
+META_NAME = "meta.json"
+METADATA_NAME = ".metadata"
+NEEDED = (META_NAME, METADATA_NAME)
+"""Files without which nothing of a step can be read."""
+FILE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}")
 FORMAT_VERSION = 1
 READ_BYTES = 4 << 20
 SHOWN = 8  # damaged files that one report names
@@ -79,7 +86,8 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         ManifestMissingError: it is absent.
-        CheckpointError: it is unreadable, holds values of a wrong type, or is of a newer format.
+        CheckpointError: it is unreadable, holds values of a wrong type, is of a newer format, names files outside of
+            the folder, or lacks files that every step has.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -92,6 +100,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise ManifestMissingError(
             f"no {MANIFEST_NAME}: the save was interrupted, or is still going on"
         ) from None
+    except RecursionError:
+        raise CheckpointError(f"{MANIFEST_NAME} cannot be read: its JSON is nested too deep") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{MANIFEST_NAME} cannot be read: {error}") from error
     if manifest.format_version != FORMAT_VERSION:
@@ -99,7 +109,28 @@ def read_manifest(folder: Path) -> Manifest:
             f"{MANIFEST_NAME} has format version {manifest.format_version}; "
             f"this release reads {FORMAT_VERSION}"
         )
+    _check_names(manifest)
     return manifest
+
+
+def _check_names(manifest: Manifest) -> None:
+    """A manifest answers for all that is read of a step, and for nothing else on this machine.
+
+    Raises:
+        CheckpointError: a name leads out of the folder, or a file is missing that every step has.
+    """
+    outside = [name for name in manifest.files if not _is_plain(name)]
+    if outside:
+        raise CheckpointError(f"{MANIFEST_NAME} names {outside[0]!r}, which is no file of the step's folder")
+    missing = [name for name in NEEDED if name not in manifest.files]
+    if missing:
+        raise CheckpointError(
+            f"{MANIFEST_NAME} lists {len(manifest.files)} files, without {' and '.join(missing)}"
+        )
+
+
+def _is_plain(name: str) -> bool:
+    return FILE_NAME.fullmatch(name) is not None and name not in (".", "..", MANIFEST_NAME)
 
 
 def _check_values(manifest: Manifest) -> None:
@@ -136,9 +167,14 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 
 def _size_problem(file: Path, record: FileRecord) -> str | None:
     try:
-        actual = file.stat().st_size
+        found = file.lstat()
     except OSError as error:
         return f"{file.name} is missing or unreadable: {error.strerror}"
+    if stat.S_ISLNK(found.st_mode):
+        return f"{file.name} is a symbolic link, which may lead out of the folder; put the file itself there"
+    if not stat.S_ISREG(found.st_mode):
+        return f"{file.name} is no plain file"
+    actual = found.st_size
     return None if actual == record.bytes else f"{file.name} has {actual:,} bytes, not {record.bytes:,}"
 
 

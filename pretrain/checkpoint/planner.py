@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan
 
 from pretrain.checkpoint.boxes import Boxes
 from pretrain.errors import CheckpointError
@@ -44,6 +45,10 @@ class BoxesLoadPlanner(DefaultLoadPlanner):
         self.state_dict = state_dict
         self.metadata = metadata
         self.is_coordinator = is_coordinator
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """The inherited form unpickles whatever stands there."""
+        raise CheckpointError(f"{read_item.dest_index.fqn} is stored as an object, not as a tensor")
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         """The view that a read item fills."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from pretrain.checkpoint.manifest import (
     MANIFEST_NAME,
+    META_NAME,
     Manifest,
     ManifestMissingError,
     check_checksums,
@@ -27,7 +28,6 @@ from pretrain.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-META_NAME = "meta.json"
 STEP_PATTERN = re.compile(r"step_(\d{8,})")
 PARTIAL_PATTERN = re.compile(r"step_\d{8,}\.(partial|attempt-\d+|removed)")
 """A step while it is being written, or what an interrupted save left: named after its writer. Or one that is being
@@ -180,13 +180,18 @@ def read_meta(path: Path) -> dict[str, Any]:
     """The meta of a step folder.
 
     Raises:
-        CheckpointError: the file is missing or not JSON.
+        CheckpointError: the file is missing or not a JSON object.
     """
     file = Path(path) / META_NAME
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
+    except RecursionError:
+        raise CheckpointError(f"{file} cannot be read: its JSON is nested too deep") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} cannot be read: it holds no object")
+    return found
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import io
 import os
 import zlib
@@ -16,7 +15,7 @@ from typing import IO, Any, cast
 import torch
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import (
     LoadItemType,
     LoadPlan,
@@ -28,7 +27,9 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 
-from pretrain.checkpoint.manifest import FileRecord
+from pretrain.checkpoint.manifest import METADATA_NAME, FileRecord, read_manifest
+from pretrain.checkpoint.metadata import read_metadata
+from pretrain.errors import CheckpointError
 
 BUFFER_BYTES = 1 << 20
 WRITEBACK_BYTES = 32 << 20  # how much is handed to the disk at a time while the rest is still being prepared
@@ -147,22 +148,35 @@ def _without_archive_checksums() -> Iterator[None]:
 
 
 class ChunkReader(FileSystemReader):
-    """DCP's reader, except that it reads a stored chunk once, however many blocks want a part of it."""
+    """DCP's reader, except that it runs nothing that it reads, and reads a stored chunk once, however many blocks want
+    a part of it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The step's metadata, of the files that its manifest has.
+
+        Raises:
+            CheckpointError: it is damaged, or not of this project.
+        """
+        folder = Path(self.path)
+        found = read_metadata(folder / METADATA_NAME, read_manifest(folder).files)
+        assert found.storage_meta is not None
+        found.storage_meta.load_id = self.load_id
+        return found
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> TorchFuture[None]:
-        """Fill the planner's tensors."""
+        """Fill the planner's tensors. What is no tensor is a pickle, and is not read."""
         requests: dict[str, dict[MetadataIndex, list[ReadItem]]] = defaultdict(lambda: defaultdict(list))
-        others: list[ReadItem] = []
         for item in plan.items:
-            if item.type == LoadItemType.TENSOR:
-                requests[self.storage_data[item.storage_index].relative_path][item.storage_index].append(item)
-            else:
-                others.append(item)
+            if item.type != LoadItemType.TENSOR:
+                raise CheckpointError(f"{item.dest_index.fqn} is stored as an object, not as a tensor")
+            requests[self.storage_data[item.storage_index].relative_path][item.storage_index].append(item)
         for name, chunks in requests.items():
             with (Path(self.path) / name).open("rb") as file:
                 for index in sorted(chunks, key=lambda chunk: self.storage_data[chunk].offset):
                     self._read_chunk(file, index, chunks[index], planner)
-        return super().read_data(dataclasses.replace(plan, items=others), planner)
+        done: TorchFuture[None] = TorchFuture()
+        done.set_result(None)
+        return done
 
     def _read_chunk(
         self, file: IO[bytes], index: MetadataIndex, items: list[ReadItem], planner: LoadPlanner
@@ -170,6 +184,8 @@ class ChunkReader(FileSystemReader):
         stored = torch.load(
             self._slice_file(file, self.storage_data[index]), map_location="cpu", weights_only=True
         )
+        if not isinstance(stored, torch.Tensor):
+            raise CheckpointError(f"{index.fqn} is stored as a {type(stored).__name__}, not as a tensor")
         for item in items:
             part = narrow_tensor_by_index(stored, item.storage_offsets, item.lengths)
             planner.resolve_tensor(item).detach().copy_(part)

@@ -22,6 +22,7 @@ from pretrain.attempts import Fence, Launch
 from pretrain.checkpoint.boxes import Boxes, boxes_of_fragments, step_leaf
 from pretrain.checkpoint.fragments import Fragment, TrainingState
 from pretrain.checkpoint.manifest import (
+    META_NAME,
     FileRecord,
     Manifest,
     check_checksums,
@@ -34,7 +35,6 @@ from pretrain.checkpoint.planner import BoxesLoadPlanner, BoxesSavePlanner
 from pretrain.checkpoint.ranks import Ranks, describe, unwrapped
 from pretrain.checkpoint.staging import Stager, Views, collect
 from pretrain.checkpoint.steps import (
-    META_NAME,
     StepInfo,
     is_step_folder,
     list_steps,

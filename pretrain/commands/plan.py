@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from models.layers.transfer import multipliers, residual_factor
@@ -33,8 +34,9 @@ def print_plan(
     mfu: float | None,
     price: float | None,
     suggest: bool = False,
+    allow_env: bool = False,
 ) -> None:
-    config = load_config(path, overrides, gpus)
+    config = load_config(path, overrides, gpus, allow_env=allow_env)
     if gpus is None:
         gpus = max(1, config.launch.nodes * config.launch.gpus_per_node)
     plan = make_plan(config, gpus=gpus, gpu=gpu, mfu=mfu)
@@ -53,7 +55,7 @@ def print_plan(
     console.print(_training(plan, config, price, is_predicted=mfu is None))
     console.print(_optimizer(plan, config))
     for warning in plan.optim.warnings:
-        console.print(f"[bold]warning[/bold]: {warning}")
+        console.print(f"[bold]warning[/bold]: {escape(warning)}")
     free = plan.accelerator.memory_gib * GIB - plan.memory.total
     if free < 0:
         console.print(f"[bold]does not fit[/bold]: {-free / GIB:.1f} GiB too much per GPU")

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pretrain.config import load_config
+from pretrain.config import config_from_dict
+from pretrain.config_merge import merged_values
+from pretrain.config_yaml import read_yaml
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 from pretrain.imports import uncollected
 from pretrain.terminal import outlive_terminal
@@ -16,10 +18,23 @@ if TYPE_CHECKING:
     from pretrain.run import Run
 
 
-def run_training(path: str, overrides: list[str], *, print_config: bool, quiet: bool) -> int:
-    """Train to the end or to a stop request; returns the exit code."""
+def run_training(
+    path: str,
+    overrides: list[str],
+    *,
+    print_config: bool,
+    quiet: bool,
+    allow_env: bool = False,
+    resolved: bool = False,
+) -> int:
+    """Train to the end or to a stop request; returns the exit code.
+
+    resolved: the config is one that `Config.to_yaml` wrote, which has no references.
+    """
+    # Read before anything slow is imported: what is no config at all is told at once.
+    raw = read_yaml(Path(path)) if resolved else merged_values(Path(path), overrides, allow_env=allow_env)
     if print_config:
-        print(load_config(path, overrides).to_yaml(), end="")
+        print(config_from_dict(raw, origin=path).to_yaml(), end="")
         return EXIT_DONE
 
     outlive_terminal()
@@ -30,7 +45,7 @@ def run_training(path: str, overrides: list[str], *, print_config: bool, quiet: 
         from pretrain.parallel.ranks import ranks_from_environment
         from pretrain.run import import_engine, open_run
 
-        config = load_config(path, overrides, ranks_from_environment().world)
+        config = config_from_dict(raw, origin=path, world=ranks_from_environment().world)
         import_engine(config)
     with open_run(config, quiet=quiet) as run:
         train(run)

@@ -204,7 +204,8 @@ def test_files_that_do_not_belong_together(tmp_path, modalities):
         ("patches", "not one of patch, spectral, .*diffusers-vq"),
     ],
 )
-def test_codecs_that_are_not_there(tmp_path, kind, message):
+def test_codecs_that_are_not_there(tmp_path, monkeypatch, kind, message):
+    monkeypatch.setenv("TRIPTYCH_CODECS", "no_such_package, data_pipelines.batch")
     (tmp_path / "codec.json").write_text(json.dumps({"kind": kind}))
     with pytest.raises(DataError, match=message):
         load_codec(tmp_path)
@@ -239,7 +240,23 @@ def test_a_codec_of_ones_own(tmp_path, monkeypatch):
     (tmp_path / "my_codecs.py").write_text(source)
     (tmp_path / "codec.json").write_text('{"kind": "my_codecs:Thirds"}')
     monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(DataError, match=r"its codec is my_codecs:Thirds.*export TRIPTYCH_CODECS=my_codecs$"):
+        load_codec(tmp_path)
+    assert "my_codecs" not in sys.modules
+    monkeypatch.setenv("TRIPTYCH_CODECS", "other,my_codecs")
     assert load_codec(tmp_path).fingerprint == "thirds"
+
+
+@pytest.mark.parametrize(
+    "kind", ["torch:hub", "subprocess:Popen", "os:", "a.b", "os:path:join", None, ["patch"], {}]
+)
+def test_a_kind_that_is_no_codec_runs_nothing(tmp_path, monkeypatch, kind):
+    (tmp_path / "codec.json").write_text(json.dumps({"kind": kind}))
+    with pytest.raises(DataError, match="codec.json: "):
+        load_codec(tmp_path)
+    monkeypatch.setenv("TRIPTYCH_CODECS", "torch,subprocess,os")
+    with pytest.raises(DataError, match="codec.json: "):
+        load_codec(tmp_path)
 
 
 def test_samples_that_codecs_refuse(modalities):
