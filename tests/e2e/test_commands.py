@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.dataset import open_dataset
+from data_pipelines.evaluation import evaluation_rows
+from data_pipelines.rows import ORDER, Source, open_sources
+from data_pipelines.stats import sample_texts
+from data_pipelines.tokenizers import load_tokenizer
+from pretrain import checkpoint_reader
+from pretrain.checkpoint_reader import load_trained_model
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
+from pretrain.run_folder import RunFolder
 from tests.e2e.training import environment, metrics, run_forked, train_rank, write_config
 from tests.harness import run_ranks
 
@@ -46,6 +54,27 @@ def test_evaluate_refuses_another_tokenizer(trained: Path, tmp_path: Path) -> No
     assert built.code == EXIT_DONE, built
     ended = run_forked("evaluate", str(trained), "--data", str(tmp_path / "d"))
     assert ended.code == EXIT_USER_ERROR and "tokenizer" in ended.errors and "Traceback" not in ended.errors
+
+
+def test_a_model_of_an_earlier_version_is_told_of(trained: Path, caplog, monkeypatch) -> None:
+    load_trained_model(RunFolder(trained), device="cpu")
+    assert "earlier version" not in caplog.text
+    monkeypatch.setattr(checkpoint_reader, "FIRST_TOKENS_TRAINED", ORDER + 1)
+    load_trained_model(RunFolder(trained), device="cpu")
+    assert "first token of a document was never predicted" in caplog.text
+
+
+def test_training_says_how_many_rows_were_evaluated_and_samples_begin_as_the_data_does(
+    trained: Path, tmp_path: Path, corpus: Path
+) -> None:
+    config = write_config(tmp_path, corpus)
+    ended = run_forked("train", str(config), "run.steps=4", "monitor.evaluate_rows=5")
+    assert ended.code == EXIT_DONE, ended
+    there = evaluation_rows(open_sources([Source(corpus)], "validation"), 32)
+    assert f"(step 0 -> 4; 5 of {there:,} rows)" in ended.output
+    text = sample_texts(open_dataset(corpus), load_tokenizer(corpus), "validation", 1)[0]
+    words = " ".join(text[:32].split()[:3])
+    assert len(words) > 3 and f"samples/1: {words}" in ended.output
 
 
 def test_generate_continues_and_repeats_itself(trained: Path) -> None:
