@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from data_pipelines.errors import DataError
-from data_pipelines.index import map_file
+from data_pipelines.mapped import map_file
 from data_pipelines.tarwalk import walk
 
 LISTED = 20

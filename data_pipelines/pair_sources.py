@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines.documents import find_files
 from data_pipelines.errors import DataError
-from data_pipelines.index import map_file
+from data_pipelines.mapped import map_file
 from data_pipelines.tarwalk import walk
 
 IMAGES = ("png", "jpg", "jpeg", "webp")
