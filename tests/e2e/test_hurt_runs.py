@@ -178,7 +178,7 @@ def test_a_worker_that_is_killed_is_told(tmp_path: Path, corpus: Path) -> None:
         assert process.stderr is not None
         assert process.wait(timeout=60) == EXIT_USER_ERROR
         errors = process.stderr.read()
-    assert "exited unexpectedly" in errors and "data.workers=0" in errors and "Traceback" not in errors
+    assert "the data workers are lost" in errors and "data.workers=0" in errors and "Traceback" not in errors
 
 
 def test_sigterm_is_heard_while_no_batch_comes(tmp_path: Path, corpus: Path) -> None:
