@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,12 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.index import Index, index_path, map_file, probe, read_header, read_index
+from data_pipelines.index import Index, index_path, probe, read_header, read_index
+from data_pipelines.mapped import map_file
 from data_pipelines.shards import ShardRecord
 from data_pipelines.tarwalk import crc32
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "triptych-tokens"
 VERSION = 1
@@ -235,39 +240,100 @@ class Shard:
         self.vocabulary = dataset.vocabulary
         self._kind = np.dtype(f"<u{dataset.token_bytes}")
         self._checked: bytearray | None = None  # per member: 1 if its bytes were found right
+        self._seen: Sign | None = None  # of the file in which they were
 
     def index(self) -> Index:
         """Map the index, its arrays' checksum checked."""
         return read_index(index_path(self.path))
 
     def open(self) -> OpenShard:
-        """Map index and tokens."""
+        """Read the index and map the tokens. Members are checked again if the file is not the one they were found
+        right in."""
         index = self.index()
-        tar = map_file(self.path)
-        if len(tar) != index.header.tar_bytes:
-            raise DataError(f"{self.path}: its size changed since it was opened. {BUILD_AGAIN}")
-        if probe(tar).hex() != index.header.probe:
-            raise DataError(_what_differs(self.path))
         if self._checked is None:
             self._checked = bytearray(index.header.members)
-        return OpenShard(self.path, index, memoryview(tar), self._kind, self._checked)
+        opened = OpenShard(self.path, index, self._kind, self.vocabulary, self._checked)
+        if self._seen != opened.sign:
+            opened.forget()
+        self._seen = opened.sign
+        return opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_checked": None}
+        return {**self.__dict__, "_checked": None, "_seen": None}
+
+
+Sign = tuple[int, int, int]
+"""Size, time of the last change and inode of a file: while it is the same, so are the bytes."""
+
+
+def sign_of(path: Path) -> Sign:
+    found = os.stat(path)  # noqa: PTH116  # half the time of Path.stat, after each batch and for every shard
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 class OpenShard:
-    """A mapped shard: its tokens as one array, and the checks of each member on first touch."""
+    """A mapped shard: its tokens as one array, and the checks of each member on first touch.
+
+    Attributes:
+        tokens: the tar itself seen as tokens, headers and all.
+        token_buffer: the same, for slices.
+        vocabulary: how many ids there are.
+        checked: per member, 1 if its bytes were found right.
+        sign: of the file that is mapped.
+    """
 
     def __init__(
-        self, path: Path, index: Index, tar: memoryview, kind: np.dtype[Any], checked: bytearray
+        self, path: Path, index: Index, kind: np.dtype[Any], vocabulary: int, checked: bytearray
     ) -> None:
-        self.path, self.index, self.checked = path, index, checked
-        self._tar = tar
-        whole = len(tar) // kind.itemsize * kind.itemsize
-        self.tokens = np.frombuffer(tar[:whole], kind)  # the tar itself seen as tokens, headers and all
-        self.token_buffer = self.tokens.data  # the same, for slices
-        self._item = kind.itemsize
+        self.path, self.index, self.vocabulary, self.checked = path, index, vocabulary, checked
+        self._kind, self._item = kind, kind.itemsize
+        self._is_gone = False
+        self._map()
+
+    def _map(self) -> None:
+        self.sign = sign_of(self.path)  # before the mapping: a change in between is a change
+        tar = map_file(self.path)
+        wanted = self.index.header.tar_bytes
+        if len(tar) != wanted:
+            state = "truncated" if len(tar) < wanted else "grown"
+            raise DataError(
+                f"{self.path}: {state} since it was opened: {len(tar)} bytes, not {wanted}. {BUILD_AGAIN}"
+            )
+        if probe(tar).hex() != self.index.header.probe:
+            raise DataError(_what_differs(self.path))
+        self._tar = memoryview(tar)
+        whole = len(tar) // self._item * self._item
+        self.tokens = np.frombuffer(self._tar[:whole], self._kind)
+        self.token_buffer = self.tokens.data
+
+    def has_changed(self) -> bool:
+        """Whether the file is another than the one that is mapped, or was written to. One that was removed still is
+        what it was, here: that is told once."""
+        if self._is_gone:
+            return False
+        try:
+            return sign_of(self.path) != self.sign
+        except FileNotFoundError:
+            self._is_gone = True
+            logger.warning(
+                "%s: removed while it is read; this process has it still, the next one will not", self.path
+            )
+        except OSError:  # a storage that is away for a moment says nothing about the bytes
+            pass
+        return False
+
+    def follow(self) -> None:
+        """Map the file again as it is now, and have all members checked again.
+
+        Raises:
+            DataError: it is not the shard that the index is of.
+        """
+        self._map()
+        self.forget()
+
+    def forget(self) -> None:
+        """Have all members checked again."""
+        self.checked[:] = bytes(len(self.checked))
 
     def piece_members(self) -> np.ndarray:
         """Which member each piece lies in. (P,) int32."""
@@ -282,7 +348,9 @@ class OpenShard:
             DataError: a byte of a header or of the data is not what it was, with shard, member and offset.
         """
         self._check_member(member - 1)
-        self._check_member(member)
+        if not self.checked[member]:
+            self._check_member(member)
+            self._check_ids(member)
 
     def _check_member(self, member: int) -> None:
         if member < 0 or self.checked[member]:
@@ -291,3 +359,13 @@ class OpenShard:
         if problem:
             raise DataError(f"{self.path}: {problem}. {BUILD_AGAIN}")
         self.checked[member] = 1
+
+    def _check_ids(self, member: int) -> None:
+        begin = int(self.index.data_offset_N[member]) // self._item
+        ids = self.tokens[begin : begin + int(self.index.size_N[member]) // self._item]
+        if len(ids) and int(ids.max()) >= self.vocabulary:
+            self.checked[member] = 0
+            raise DataError(
+                f"{self.path}: member {member}: id {int(ids.max())} is outside of the vocabulary of {self.vocabulary} "
+                f"ids. {BUILD_AGAIN}"
+            )

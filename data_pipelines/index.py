@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.mapped import map_file
 from data_pipelines.tarwalk import Member, crc32, walk
 
 MAGIC = b"TRIPTIDX"
@@ -88,21 +89,6 @@ class Index:
 def index_path(shard: Path) -> Path:
     """Where the index of `shard` lies."""
     return shard.with_suffix(".idx")
-
-
-def map_file(path: Path) -> mmap.mmap:
-    """Memory-map a file for reading.
-
-    Raises:
-        DataError: the file is missing or empty.
-    """
-    try:
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file. Copy it from the dataset's origin or build again.") from None
-    except ValueError:
-        raise DataError(f"{path}: the file is empty. Copy it again or build the dataset again.") from None
 
 
 def probe(tar: mmap.mmap) -> bytes:
@@ -241,14 +227,15 @@ def read_header(path: Path) -> IndexHeader:
 
 
 def read_index(path: Path) -> Index:
-    """Memory-map an index and check the checksum of its arrays.
+    """Read an index and check the checksum of its arrays. It is not mapped: whatever becomes of the file, what was
+    checked stays.
 
     Raises:
         DataError: as `read_header`, or the arrays are damaged.
     """
     header = read_header(path)
-    view = memoryview(map_file(path))[_HEADER.size :]
-    if zlib.crc32(view) != header.arrays_crc:
+    view = memoryview(path.read_bytes())[_HEADER.size :]
+    if len(view) != header.array_bytes or zlib.crc32(view) != header.arrays_crc:
         again = f"`triptych data index {path.parent}` builds it again."
         raise DataError(f"{path}: the index is damaged (checksum of its arrays). {again}")
     place = 0

@@ -16,11 +16,11 @@ from data_pipelines.index import (
     TOKEN_EXTENSIONS,
     Index,
     index_path,
-    map_file,
     read_header,
     read_index,
     write_index,
 )
+from data_pipelines.mapped import map_file
 from data_pipelines.modalities import load_modalities
 from data_pipelines.shards import ShardRecord
 from data_pipelines.tarwalk import BLOCK, crc32, header_problem, padded, walk

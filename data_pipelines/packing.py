@@ -10,6 +10,9 @@ from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
 from data_pipelines.order import Runs, expand
 
+MOST_READS = 4
+"""Of a batch whose shards change while it is read."""
+
 
 def pack(runs: Runs, rows: np.ndarray, length: int, eot: int, cursor: Cursor) -> Batch:
     """Build a batch from the runs that fill intervals of T + 1 tokens, one interval for each row.
@@ -56,10 +59,25 @@ def pack(runs: Runs, rows: np.ndarray, length: int, eot: int, cursor: Cursor) ->
 def gather(runs: Runs) -> np.ndarray:
     """Copy the tokens of `runs` one after the other, in the type they are stored in.
 
-    Each member is checked when its first run is copied.
+    Each member is checked when its first run is copied, and again once its shard's file has changed: what is returned
+    was read from files that were the same before and after.
+
+    Raises:
+        DataError: a member is damaged, or a shard is written to again and again.
     """
     if not runs.shards:
         return np.empty(0, np.uint16)
+    for _ in range(MOST_READS):
+        tokens = _copy(runs)
+        changed = [shard for shard in runs.shards if shard.has_changed()]
+        if not changed:
+            return tokens
+        for shard in changed:
+            shard.follow()
+    raise DataError(f"{changed[0].path}: it is written to while it is read; let that end first.")
+
+
+def _copy(runs: Runs) -> np.ndarray:
     if any(0 in shard.checked for shard in runs.shards):
         _check(runs)
     buffers = [shard.token_buffer for shard in runs.shards]

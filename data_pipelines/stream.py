@@ -8,18 +8,16 @@ the batch.
 from __future__ import annotations
 
 import itertools
-import queue
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
+from data_pipelines.read_ahead import Ahead, Failure, Guarded, Workers
+from data_pipelines.read_ahead import keep_freed_memory as keep_freed_memory
 
 
 class Rows(Protocol):
@@ -54,13 +52,27 @@ class StepBatches(Dataset[Batch]):
         return self.rows.batch(mine, Cursor(begin + self.global_rows, self.rows.fingerprint))
 
 
+STOP_AFTER_S, WAIT_LIMIT_S = 5.0, 1800.0
+"""How long it waits at most, asked to stop and not."""
+
+
 class Stream:
     """An iterator over batches, one for each optimizer step. Close it when done; it is a context manager
     too."""
 
-    def __init__(self, source: Iterator[Any], close: Any) -> None:
-        self._source, self._close = source, close
+    def __init__(self, source: Ahead) -> None:
+        self._source: Ahead | None = source
         self._waited = 0.0
+        self._asked: Callable[[], bool] = lambda: False
+        self._is_alone = True
+
+    def stop_when(self, asked: Callable[[], bool], *, alone: bool) -> None:
+        """Have `next` not wait for a batch that does not come, once the run was asked to stop.
+
+        alone: no other rank waits for this one in the step to come: the stream then ends, as after its last batch,
+            and the run can save. Else it fails.
+        """
+        self._asked, self._is_alone = asked, alone
 
     def __iter__(self) -> Stream:
         return self
@@ -68,13 +80,32 @@ class Stream:
     def __next__(self) -> Batch:
         began = time.perf_counter()
         try:
-            item = next(self._source)
+            item = self._wait(began)
         finally:
             self._waited += time.perf_counter() - began
-        if isinstance(item, _Failure):
+        if isinstance(item, Failure):
             self.close()
             raise item.error
         assert isinstance(item, Batch)
+        return item
+
+    def _wait(self, began: float) -> Any:
+        if self._source is None:
+            raise StopIteration
+        while (item := self._source.poll()) is None:
+            seconds = time.perf_counter() - began
+            if self._asked() and seconds > STOP_AFTER_S:
+                if self._is_alone:
+                    raise StopIteration
+                raise DataError(
+                    f"asked to stop, and no batch came in {seconds:.0f} s ({self._source.describe()}): the other ranks "
+                    "are in a step that needs it, so nothing can be saved. The same command goes on from the last save"
+                )
+            if seconds > WAIT_LIMIT_S:
+                raise DataError(
+                    f"no batch came in {seconds:.0f} s ({self._source.describe()}): does the storage of data.path "
+                    "answer? The same command goes on from the last save."
+                )
         return item
 
     def take_wait_seconds(self) -> float:
@@ -84,34 +115,15 @@ class Stream:
 
     def close(self) -> None:
         """Stop the thread or the workers and wait for them."""
-        self._close()
-        self._source = iter(())  # what it held goes
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-class _Failure:
-    """An error on its way from a worker to the consumer, as the object it was."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-
-class _Guarded(Dataset[Any]):
-    """Hands errors on as values: a DataLoader would wrap them in a text with the worker's traceback."""
-
-    def __init__(self, batches: StepBatches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, step: int) -> Batch | _Failure:
-        try:
-            return self.batches[step]
-        except Exception as error:
-            return _Failure(error)
 
 
 def open_stream(
@@ -148,85 +160,8 @@ def open_stream(
     if prefetch < 1 or workers < 0:
         raise DataError(f"prefetch {prefetch} must be at least 1 and workers {workers} at least 0.")
     keep_freed_memory()
-    batches = _Guarded(StepBatches(rows, global_batch_rows, rank, world, start.row if start else 0))
+    batches = StepBatches(rows, global_batch_rows, rank, world, start.row if start else 0)
     numbers = itertools.count() if steps is None else range(steps)
     if workers == 0:
-        thread = _Prefetcher(batches, iter(numbers), prefetch, pin)
-        return Stream(iter(thread), thread.close)
-    # Not fork: this process runs threads (prefetch, tokenizers, CUDA), and a forked child inherits their
-    # locks in whatever state they are. Not forkserver: a signal that Slurm sends to every process of a job
-    # would end the server, and the workers with it.
-    loader: DataLoader[Any] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=numbers,
-        num_workers=workers,
-        prefetch_factor=prefetch,
-        multiprocessing_context="spawn",
-        worker_init_fn=_start_worker,
-        pin_memory=pin,
-    )
-    # Dropping the loader's iterator stops its workers, and `Stream.close` drops it.
-    return Stream(iter(loader), lambda: None)
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep the memory of freed batches for the next ones.
-
-    glibc gives memory back to the kernel as soon as more than twice the size of the largest block freed so
-    far is unused, and every batch then pays for fresh pages: more than for filling them. Freeing one block
-    of just under 32 MiB, its upper bound for this rule (mallopt(3), M_MMAP_THRESHOLD), moves the limit; no
-    page is touched.
-    """
-    np.empty(31 << 20, np.uint8)
-
-
-def _start_worker(worker: int) -> None:
-    keep_freed_memory()
-    _ignore_signals()
-
-
-def _ignore_signals() -> None:
-    """Let workers outlive the signals that ask a run to stop: the run still wants its batches until it has
-    saved, and then ends its workers by other means."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _Prefetcher:
-    """A thread that keeps `depth` batches ready."""
-
-    def __init__(self, batches: _Guarded, numbers: Iterator[int], depth: int, pin: bool) -> None:
-        self._batches, self._numbers, self._pin = batches, numbers, pin
-        self._ready: queue.Queue[Any] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="triptych-data", daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
-        for step in self._numbers:
-            item = self._batches[step]
-            if self._pin and isinstance(item, Batch):
-                item = item.pin_memory()
-            if not self._put(item) or isinstance(item, _Failure):
-                return
-        self._put(None)
-
-    def _put(self, item: Any) -> bool:
-        """Wait for room; False if the stream was closed meanwhile."""
-        while not self._stop.is_set():
-            try:
-                self._ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def __iter__(self) -> Iterator[Any]:
-        while (item := self._ready.get()) is not None:
-            yield item
-
-    def close(self) -> None:
-        """Stop the thread and wait for it."""
-        self._stop.set()
-        self._thread.join(timeout=30)
+        return Stream(Ahead(Guarded(batches).read(numbers, pin), prefetch))
+    return Stream(Workers(Guarded(batches, shares=True), numbers, workers, prefetch, pin))

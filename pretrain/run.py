@@ -167,6 +167,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         # Everything that could refuse this start has had its say: only now do the run's files change.
         _write_folder(folder, config, data, clock, mesh)
         stop = stack.enter_context(StopRequest(mesh.control))
+        stream.stop_when(lambda: stop.signal is not None, alone=ranks.world == 1)
         stack.callback(hooks.close)
         reporter = Reporter(_sinks(config, folder, clock, data.validated, quiet) if ranks.is_main else [])
         stack.callback(reporter.close)

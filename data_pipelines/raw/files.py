@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from data_pipelines.errors import DataError
-from data_pipelines.index import map_file
+from data_pipelines.mapped import map_file
 from data_pipelines.raw.report import Tally, printable
 from data_pipelines.tarwalk import REGULAR, Member, walk_all
 

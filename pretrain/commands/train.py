@@ -70,6 +70,9 @@ def print_summary(run: Run) -> None:
     from pretrain.checkpoint.steps import step_name
 
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    if run.clock.cursor is None:
+        console.print(f"stopped by {run.stop.reason} before the first step: there was nothing to save")
+        return
     if not run.clock.done:
         again = f"the same command goes on from step {run.clock.step}"
         console.print(

@@ -230,7 +230,7 @@ def test_text_with_ids_outside_of_its_tokenizer(tmp_path):
     writer.write(np.asarray([300, EOT], np.uint16), 1)
     write_dataset(tmp_path, {"train": writer.close()}, BytesTokenizer().save(tmp_path))
     reader = WholeRowReader(open_sources([Source(tmp_path)]), 30, 0)
-    with pytest.raises(DataError, match="document 1: id 300 is outside of the text vocabulary of 257"):
+    with pytest.raises(DataError, match="member 1: id 300 is outside of the vocabulary of 257"):
         reader.batch([0])
 
 

@@ -124,7 +124,6 @@ def kill_at_random(drill: Drill, run: LaunchedRun, kills: int, seed: int) -> Non
         os.kill(drill.rank(run, draw.randrange(4)).pid, signal.SIGKILL)
         drill.wait(lambda n=number: len(drill.endings(run)) >= n, 60, "the attempt's end", run)
         for saved in list_steps(run.run / "checkpoints", checksums=True):
-            # One that was being removed, as too old, has no manifest any more, and is taken for none.
             assert saved.problem is None or (saved.is_torn and saved.step < run.newest_step()), saved
 
 

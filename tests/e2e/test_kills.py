@@ -1,0 +1,20 @@
+"""Ten random kills of real runs under torchrun; `python -m benchmarks.kills` does two hundred, in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kills import MOMENTS, drill_all
+
+KILLS = 10
+
+
+@pytest.mark.timeout(1500)
+def test_ten_random_kills_leave_the_weights_bit_equal(tmp_path: Path) -> None:
+    layouts = ["1 rank, ZeRO 0", "2 ranks, ZeRO 3", "2 ranks, Megatron, ZeRO 1"]
+    outcomes = drill_all(layouts, KILLS, seed=1, lanes=1, folder=tmp_path, show=False)
+    assert [one.problem for one in outcomes] == [""] * len(layouts), outcomes
+    assert all(one.bit_equal for one in outcomes) and sum(one.kills for one in outcomes) == KILLS
+    assert all(sum(one.by_moment[moment] for one in outcomes) for moment in MOMENTS)
