@@ -61,6 +61,9 @@ def _wav_damage(data: bytes) -> str:
         place += size % 2
     if abs(place - end) > 1:
         return f"its header promises {end:,} bytes, its parts have {place:,}"
+    behind = data[max(place, end) :]
+    if behind.strip(b"\0") and not behind.startswith(b"TAG"):
+        return f"{len(behind):,} bytes stand behind its end, of which its header knows nothing"
     return ""
 
 
