@@ -425,18 +425,14 @@ def _shown(text: str) -> str:
 
 def _changed(content: Any, random: np.random.Generator) -> Any:
     """JSON with one of its values exchanged, left out or put in twice, anywhere in it."""
-    places: list[tuple[Any, Any]] = []
-
-    def collect(value: Any) -> None:
-        items = (
-            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        )
-        for key, inner in items:
-            places.append((value, key))
-            collect(inner)
-
-    collect(content)
-    holder, key = places[int(random.integers(len(places)))]
+    holder, key = None, None
+    inner = content
+    while isinstance(inner, dict | list) and inner and (holder is None or random.random() < 0.8):
+        holder = inner
+        key = chosen(random, list(holder)) if isinstance(holder, dict) else int(random.integers(len(holder)))
+        inner = holder[key]
+    if holder is None:
+        return content
     value = chosen(random, [None, 0, -1, 2**40, "", "a", "Ġ", [], {}, [1], True, 0.5, "delete", "twice"])
     if value == "delete":
         del holder[key]
@@ -475,7 +471,8 @@ def codecs(seed: int, folder: Path) -> None:
 def choices(seed: int, folder: Path) -> None:
     """Questions against Python's own reader."""
     random = np.random.default_rng(seed)
-    texts = [_text(random, half=random.random() < 0.2) for _ in range(int(random.integers(0, 4)))]
+    texts = [_text(random, half=random.random() < 0.2) for _ in range(int(random.integers(1, 5)))]
+    texts = [f"{number} {text}" for number, text in enumerate(texts)]
     record: dict[str, Any] = {"task": "text", "prompt": _text(random), "choices": texts, "answer": 0}
     if random.random() < 0.4:
         record = _changed(record, random)
