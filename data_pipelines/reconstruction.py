@@ -24,16 +24,18 @@ SMALL = 64
 SECONDS = 60.0
 """Of sound that is judged at most: some codecs decode slowly."""
 WINDOW_SECONDS, HOP_SECONDS = 0.032, 0.008
-FLOOR_DB = -80.0
+FLOOR_DB = -70.0
 """Below full scale: what is fainter is not heard."""
+BANDS = 40
+"""On the mel scale, which is how finely people hear; single frequencies of a noise differ each time."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
     """How well a codec gives its samples back.
 
-    figure: pictures: peak signal-to-noise ratio in dB, higher is better; sounds: log-spectral distance in dB, lower is
-        better.
+    figure: pictures: peak signal-to-noise ratio in dB, higher is better; sounds: distance of mel spectra in dB, lower
+        is better.
     files: an example to judge by, relative to the output folder.
     """
 
@@ -47,7 +49,7 @@ class Reconstruction:
         if self.modality == "image":
             said = f"PSNR {self.figure:.1f} dB over {self.samples} picture(s), higher is better"
         else:
-            said = f"log-spectral distance {self.figure:.1f} dB over {self.samples} sound(s), lower is better"
+            said = f"mel-spectral distance {self.figure:.1f} dB over {self.samples} sound(s), lower is better"
         return f"{self.modality} after the codec: {said}; judge by {' and '.join(self.files)}"
 
 
@@ -71,7 +73,7 @@ def write_reconstruction(
     paths = (f"{FOLDER}/sound-original.wav", f"{FOLDER}/sound-reconstructed.wav")
     for path, sound in zip(paths, pairs[0], strict=True):
         _write_sound(out / path, sound, codec.sample_rate)
-    distance = float(np.mean([log_spectral_distance(*pair, codec.sample_rate) for pair in pairs]))
+    distance = float(np.mean([mel_distance(*pair, codec.sample_rate) for pair in pairs]))
     return Reconstruction(name, len(pairs), distance, paths)
 
 
@@ -81,21 +83,29 @@ def psnr(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(10 * np.log10(255**2 / max(float(np.mean(errors)), 1e-10)))
 
 
-def log_spectral_distance(sound: np.ndarray, other: np.ndarray, rate: int) -> float:
-    """Root mean square over frequencies of the difference in dB, averaged over frames; of the common length."""
+def mel_distance(sound: np.ndarray, other: np.ndarray, rate: int) -> float:
+    """Root mean square over mel bands of the difference in dB, averaged over frames; of the common length."""
     length = min(len(sound), len(other))
     a_TF, b_TF = (_decibels(one[:length], rate) for one in (sound, other))
     return float(np.sqrt(((a_TF - b_TF) ** 2).mean(1)).mean())
 
 
 def _decibels(sound: np.ndarray, rate: int) -> np.ndarray:
-    """(T, F), not below FLOOR_DB; 0 is a sine of full scale."""
+    """(T, bands), not below FLOOR_DB; 0 is a sine of full scale in a band of its own."""
     window, hop = max(2, round(rate * WINDOW_SECONDS)), max(1, round(rate * HOP_SECONDS))
     filled = np.pad(sound.astype(np.float64), (0, max(0, window - len(sound))))
     cut = np.lib.stride_tricks.sliding_window_view(filled, window)[::hop]
     shape = np.hanning(window + 1)[:-1]
     magnitude_TF = np.abs(np.fft.rfft(cut * shape, axis=1)) * 2 / shape.sum()
-    return np.maximum(20 * np.log10(np.maximum(magnitude_TF, 1e-10)), FLOOR_DB)
+    power_TB = np.add.reduceat(magnitude_TF**2, _band_edges(rate, magnitude_TF.shape[1]), axis=1)
+    return np.maximum(10 * np.log10(np.maximum(power_TB, 1e-20)), FLOOR_DB)
+
+
+def _band_edges(rate: int, frequencies: int) -> np.ndarray:
+    """The first frequency's place of each band; low bands are one place wide."""
+    highest = 2595 * np.log10(1 + rate / 2 / 700)
+    hertz = 700 * (10 ** (np.linspace(0, highest, BANDS + 1)[:-1] / 2595) - 1)
+    return np.unique((hertz / (rate / 2) * frequencies).astype(np.int64))
 
 
 def _write_pictures(path: Path, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -26,14 +26,17 @@ def read_spec(content: str, name: str) -> tuple[Any, dict[str, Any]]:
     from tokenizers import Tokenizer
 
     try:
-        reference, spec = Tokenizer.from_str(content), json.loads(content)
-    except (
-        BaseException
-    ) as error:  # the library raises a bare Exception, and its panics are no Exception at all
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
-            raise
+        return Tokenizer.from_str(content), json.loads(content)
+    except BaseException as error:
+        refuse_interruption(error)
         raise DataError(f"{name}: not a Hugging Face tokenizer file ({error}).") from None
-    return reference, spec
+
+
+def refuse_interruption(error: BaseException) -> None:
+    """Raise `error` again if it is no failure of a library. `tokenizers` raises bare Exceptions, and its panics, like
+    those of `tiktoken`, are no Exception at all."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def checked_ids(reference: Any, name: str) -> dict[str, int]:

@@ -27,6 +27,7 @@ from data_pipelines.tokenizer_files import (
     has_all_bytes,
     is_byte_level,
     read_spec,
+    refuse_interruption,
     unknown_id,
 )
 
@@ -155,7 +156,8 @@ class BpeTokenizer:
     def _encode_reference(self, texts: list[str]) -> list[np.ndarray]:
         try:
             batch = self._reference.encode_batch_fast(texts, add_special_tokens=False)
-        except Exception as error:  # the library raises a bare Exception: a word-level vocabulary is closed
+        except BaseException as error:  # a word-level vocabulary is closed
+            refuse_interruption(error)
             if len(texts) > 1:
                 return [self._encode_reference([text])[0] for text in texts]  # which of them?
             shown = repr(texts[0][:200])
@@ -407,8 +409,14 @@ def _tiktoken(spec: dict[str, Any], reference: Any, name: str) -> Any | None:
     merged = [vocabulary.get("".join(pair), -1) for pair in merges]
     if len(ranks) != len(vocabulary) or any(a >= b for a, b in pairwise(merged)):
         return None  # tiktoken merges in the order of ids
-    fast = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    return fast if _same_ids(fast, reference, ranks) else None
+    if any(bytes([byte]) not in ranks for byte in range(256)):
+        return None  # it would panic at such a byte
+    try:
+        fast = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        return fast if _same_ids(fast, reference, ranks) else None
+    except BaseException as error:  # a pattern or ids that it does not take
+        refuse_interruption(error)
+        return None
 
 
 def _same_ids(fast: Any, reference: Any, ranks: dict[bytes, int]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from data_pipelines.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.modalities import Modalities, codec_folders, load_modalities
+from data_pipelines.pair_lengths import refuse_long_pairs
 from data_pipelines.rows import OpenSource, RowReader, Source, open_sources
 from data_pipelines.stats import first_words, sample_texts
 from data_pipelines.tasks import TaskRows, build_task, task_batches
@@ -232,6 +233,7 @@ def open_diffusion(config: Config) -> DiffusionData:
             f"({modalities.describe()}); use at least that, or null to take the dataset's"
         )
     length = config.data.sequence_length
+    refuse_long_pairs([*train, *validation], modalities.vocabulary, length)
     model = config.model.resolved(vocabulary=rounded_vocabulary(size), sequence_length=length)
     return DiffusionData(
         config=config.replace(model=model),

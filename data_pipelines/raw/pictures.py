@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Others are not opened: some of them start programs."""
+PNG = b"\x89PNG"
 DEEP = ("I", "F")
 """Pillow's modes of more than 8 bits begin so. Converting clips them to white, without an error."""
 GREY = ("1", "L", "LA", "La")
@@ -67,6 +68,8 @@ def read_picture(data: bytes, where: str, colours: int, note: Note | None = None
     def read(opened: Image) -> np.ndarray:
         from PIL import ImageOps
 
+        if data.startswith(PNG) and data[24:25] == b"\x10":
+            tell("of 16 bits a colour, made 8")
         if getattr(opened, "n_frames", 1) > 1:
             tell("the first picture of several in the file")
         turned = ImageOps.exif_transpose(opened)
@@ -101,7 +104,7 @@ def _opened(data: bytes, where: str, read: Callable[[Image], Any]) -> Any:
 
     images.init()  # all plugins: those that are not loaded yet are unknown to `formats`
     try:
-        if data.startswith(b"\x89PNG"):  # Pillow decodes pixels without a look at their checksums
+        if data.startswith(PNG):  # Pillow decodes pixels without a look at their checksums
             with images.open(io.BytesIO(data), formats=("PNG",)) as opened:
                 opened.verify()
         with images.open(io.BytesIO(data), formats=FORMATS) as opened:

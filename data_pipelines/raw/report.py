@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from data_pipelines.errors import DataError
+from data_pipelines.raw.json_text import repaired
 
 SHOWN = 120
 
@@ -67,6 +68,5 @@ class Report:
 
 def printable(name: str) -> str:
     """A name that is not UTF-8, or holds line breaks, in a form that can be printed in one line."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    text = "".join(character if character.isprintable() else "\ufffd" for character in repaired(name))
     return text if len(text) <= 2 * SHOWN else f"{text[:SHOWN]}...{text[-SHOWN:]}"

@@ -31,9 +31,11 @@ def damage(data: bytes) -> str:
         return _wav_damage(data)
     if data[:4] == b"OggS":
         return _ogg_damage(data)
-    if data[:3] == b"ID3" or _mp3_frame(data, 0):
-        return _mp3_damage(data)
-    return ""
+    if data[:3] == b"ID3":
+        start = _after_id3(data)
+        # A tag may stand before another form too, which libsndfile knows.
+        return _mp3_damage(data) if start > len(data) or _mp3_frame(data, start) else ""
+    return _mp3_damage(data) if _mp3_frame(data, 0) else ""
 
 
 def _wav_damage(data: bytes) -> str:
@@ -61,6 +63,9 @@ def _wav_damage(data: bytes) -> str:
         place += size % 2
     if abs(place - end) > 1:
         return f"its header promises {end:,} bytes, its parts have {place:,}"
+    behind = data[max(place, end) :]
+    if behind.strip(b"\0") and not behind.startswith(b"TAG"):
+        return f"{len(behind):,} bytes stand behind its end, of which its header knows nothing"
     return ""
 
 

@@ -17,6 +17,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.layout import TASK_NAMES
 from data_pipelines.pairs import fill_text
 from data_pipelines.raw.json_text import has_surrogate, json_lines
+from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.vocabulary import TASKS
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
 from pretrain.errors import UserError
@@ -114,23 +115,29 @@ def answers_of(question: Question, requests: Requests) -> list[Answer]:
 def _answer(question: Question, choice: str, requests: Requests) -> Answer:
     modalities, vocabulary = requests.modalities, requests.modalities.vocabulary
     slot = requests.slot(question.task)
-    for text in (choice, *((question.begins,) if question.task == FREE_TEXT else ())):
-        lost = lost_characters(text, modalities.tokenizer)
-        if lost:
-            raise UserError(
-                f"{text[:40]!r}: the tokenizer has no token for {lost!r}, so another text would be judged"
-            )
     if question.task == FREE_TEXT:
         begun = modalities.text_ids(question.begins)
         # One text, encoded as a whole: tokens of the choice alone may be cut otherwise.
-        whole = modalities.text_ids(f"{question.begins} {choice}".strip())
+        text = f"{question.begins} {choice}".strip()
+        whole = modalities.text_ids(text)
+        _refuse_lost(text, modalities.tokenizer)
         if whole[: len(begun)].tolist() != begun.tolist():
             raise UserError(f"{question.begins!r} ends inside a token of {choice!r}; end it at a word")
         ids = _filled(whole, slot, vocabulary.eot)[len(begun) :]
         blank = canvas(vocabulary, [*begun.tolist(), *[vocabulary.mask] * len(ids)])
         return Answer(blank, torch.from_numpy(ids))
     ids = _filled(modalities.text_ids(choice), slot, vocabulary.eot)
+    _refuse_lost(choice, modalities.tokenizer)
     return Answer(requests.pair(question.task, question.begins, len(ids)), torch.from_numpy(ids))
+
+
+def _refuse_lost(text: str, tokenizer: Tokenizer) -> None:
+    """Raises UserError for characters without a token: another text would be judged."""
+    lost = lost_characters(text, tokenizer)
+    if lost:
+        raise UserError(
+            f"{text[:80]!r}: the tokenizer has no token for {lost!r}, so another text would be judged"
+        )
 
 
 def _filled(ids: np.ndarray, slot: int | None, eot: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from pretrain.errors import UserError
 from pretrain.generate.causal import Sampling, generate
 from pretrain.generate.denoiser import model_denoiser
 from pretrain.generate.diffusion import Sampler
-from pretrain.generate.lengths import Lengths, load_lengths
+from pretrain.generate.lengths import load_caption_lengths, load_lengths
 from pretrain.generate.media import (
     check_image_name,
     check_sound_name,
@@ -45,7 +45,13 @@ def print_generated(run: str, what: WhatOptions, how: HowOptions, *, step: int |
     if trained.modalities is None:
         _print_continued(trained, what, how)
     else:
-        _Diffusion(trained, trained.modalities, load_lengths(folder.tokenizer), what, how).run()
+        requests = Requests(
+            trained.modalities,
+            load_lengths(folder.tokenizer),
+            trained.config.data.sequence_length,
+            load_caption_lengths(folder.tokenizer),
+        )
+        _Diffusion(trained, trained.modalities, requests, what, how).run()
 
 
 def _print_continued(trained: TrainedModel, what: WhatOptions, how: HowOptions) -> None:
@@ -74,7 +80,7 @@ class _Diffusion:
 
     trained: TrainedModel
     modalities: Modalities
-    lengths: Lengths
+    requests: Requests
     what: WhatOptions
     how: HowOptions
 
@@ -91,7 +97,7 @@ class _Diffusion:
         self._refuse_what_does_not_fit()
         check_prompts((one.replace(MASK, " ") for one in self.what.prompt or []), self.modalities.tokenizer)
         modalities, vocabulary = self.modalities, self.modalities.vocabulary
-        requests = Requests(modalities, self.lengths, self.trained.config.data.sequence_length)
+        requests = self.requests
         canvases = self._canvases(requests)
         denoiser = model_denoiser(self.trained.model, vocabulary)
         sampler = Sampler(denoiser, vocabulary, self._settings(), self.trained.device)
@@ -146,7 +152,11 @@ class _Diffusion:
             return [requests.text(prompt, tokens, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         source = getattr(self.what, SOURCES[TASKS[self.task][0]])
         sources = source if isinstance(source, list) else [source]
-        return [requests.pair(self.task, one, tokens) for one in sources for _ in range(count)]
+        wanted = [one for one in sources for _ in range(count)]
+        return [
+            requests.pair(self.task, one, tokens, (self.how.seed, number))
+            for number, one in enumerate(wanted)
+        ]
 
     def _write(self, samples: Sequence[Any], sample_rate: int | None) -> None:
         assert self.what.out is not None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,13 @@ from data_pipelines.tokenizers import BytesTokenizer
 from data_pipelines.vocabulary import TASKS
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
-from pretrain.generate.lengths import Lengths, draw_length, usual_length
+from pretrain.generate.lengths import (
+    CaptionLengths,
+    Lengths,
+    draw_length,
+    draw_length_for,
+    usual_length,
+)
 from pretrain.generate.media import read_image, read_sound
 
 FREE_TEXT = TASK_NAMES[0]
@@ -28,18 +35,23 @@ class Requests:
     """Makes canvases for one run.
 
     row: its sequence length, which no document may exceed.
+    captions: by task: how long sounds of a caption are.
     """
 
     modalities: Modalities
     lengths: Lengths
     row: int
+    captions: Mapping[str, CaptionLengths] = field(default_factory=dict)
 
-    def pair(self, task: str, condition: str, tokens: int | None = None) -> Canvas:
+    def pair(
+        self, task: str, condition: str, tokens: int | None = None, seed: tuple[int, int] = (0, 0)
+    ) -> Canvas:
         """The target of a pair, all of it to be made.
 
         Args:
             condition: the text, or the path of the picture or sound.
-            tokens: of the target; None: an image's grid, or what is most common in the run's data.
+            tokens: of the target; None: an image's grid, of a text what is most common in the run's data, of a sound
+                drawn with `seed` from what captions like this one have there.
 
         Raises:
             UserError: a task the run has not learned, a condition that cannot be read, a document too long.
@@ -50,7 +62,11 @@ class Requests:
             raise UserError(f"--task {task}: this run has {known}")
         given, made = TASKS[task]
         ids = self.condition_ids(given, condition)
-        count = self._target_tokens(task, made, tokens)
+        if made == "audio" and tokens is None:
+            random, captions = np.random.default_rng(seed), self.captions.get(task, CaptionLengths())
+            count = draw_length_for(captions, self.lengths, task, ids, random)
+        else:
+            count = self._target_tokens(task, made, tokens)
         head = [vocabulary.task(task), vocabulary.begin(given), *ids, vocabulary.end(given)]
         return self._canvas([*head, vocabulary.begin(made), *[vocabulary.mask] * count, vocabulary.end(made)])
 

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.codecs.base import AudioCodec
+from data_pipelines.pair_lengths import target_lengths
+from data_pipelines.rows import Source, open_sources
 from data_pipelines.vocabulary import TASKS
 from pretrain.generate.canvas import canvas
 from pretrain.generate.causal import Sampling, generate
@@ -37,7 +39,7 @@ logger = logging.getLogger(__name__)
 EXAMPLES = 9
 """Of each task."""
 LENGTH_ROWS_AT_ONCE, LENGTH_BATCHES = 8, 64
-"""Rows of the validation split from which lengths are learned."""
+"""Rows of the validation split from which examples are taken."""
 
 
 class PeriodicSamples(Hook):
@@ -88,11 +90,12 @@ class SampleHook(PeriodicSamples):
 
 class DiffusionSampleHook(PeriodicSamples):
     """Targets of the first documents of the validation split, made anew from their conditions; texts of the lengths
-    that are there. Also keeps in the run's folder how long targets are, for `triptych generate`."""
+    that are there. Also keeps in the run's folder how long targets are in all of the split, for `triptych generate`."""
 
     def __init__(self, data: DiffusionData, every: int | None) -> None:
         super().__init__(every)
         self._modalities = data.modalities
+        self._sources, self._sequence_length = data.config.data.sources, data.config.data.sequence_length
         self._objective = cast("MaskedDiffusionSection", data.config.objective)
         batches = islice(data.validation.batches(LENGTH_ROWS_AT_ONCE), LENGTH_BATCHES)
         documents = list(documents_of(batches, data.vocabulary))
@@ -108,7 +111,9 @@ class DiffusionSampleHook(PeriodicSamples):
     def before_training(self, run: Run) -> None:
         if not run.ranks.is_main:
             return
-        save_lengths(self._lengths, run.folder.tokenizer)
+        sources = open_sources([Source(one.path) for one in self._sources], split="validation")
+        row = self._sequence_length
+        save_lengths(target_lengths(sources, self._modalities.vocabulary, row), run.folder.tokenizer)
         if self._hidden:
             logger.warning(
                 "no samples of %s: the data holds codes, and no codec to decode them with",

@@ -27,7 +27,7 @@ from pretrain.errors import UserError
 TIME_LIMIT_S = 5.0
 REFUSALS = (UserError, DataError)
 """What `pretrain.cli.main` turns into a message and exit code 2."""
-ADDRESS = re.compile(r"<[\w.]+ object at 0x|<_io\.|0x[0-9a-f]{8,}")
+ADDRESS = re.compile(r"<[\w.]+ object at 0x|<_io\.| at 0x[0-9a-f]{8,}")
 
 
 class Finding(AssertionError):
@@ -88,7 +88,9 @@ def run_case(fuzzer: Fuzzer, seed: int) -> CaseResult:
             finding = f"a message that shows an object: {refusal}"
     except Finding as error:
         finding = str(error)
-    except Exception:
+    except BaseException as error:  # the panics of libraries written in Rust are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         finding = traceback.format_exc()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

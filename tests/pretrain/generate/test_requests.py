@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import wave
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data_pipelines.batch import Batch, Cursor
 from data_pipelines.codecs import PatchCodec, SpectralCodec
 from data_pipelines.codecs.spectral import Frames
 from data_pipelines.modalities import Modalities, combine
+from data_pipelines.pair_lengths import TargetLengths
 from data_pipelines.tokenizers import BytesTokenizer, word_tokenizer
 from pretrain.errors import UserError
 from pretrain.generate.documents import documents_of
-from pretrain.generate.lengths import count_lengths, draw_length, load_lengths, save_lengths, usual_length
+from pretrain.generate.lengths import (
+    CaptionLengths,
+    count_lengths,
+    draw_length,
+    load_caption_lengths,
+    load_lengths,
+    save_lengths,
+    usual_length,
+)
 from pretrain.generate.media import contact_sheet, read_image, read_sound, write_image, write_sound
 from pretrain.generate.requests import Requests
 
@@ -186,7 +197,7 @@ def test_lengths_are_counted_from_rows_of_whole_documents(modalities: Modalities
     ]
     found = count_lengths(documents_there)
     assert found == {"image-to-text": {2: 2}, "text": {4: 2}}
-    save_lengths(found, tmp_path)
+    save_lengths(TargetLengths({task: Counter(counts) for task, counts in found.items()}), tmp_path)
     assert load_lengths(tmp_path) == found and load_lengths(tmp_path / "elsewhere") == {}
     assert usual_length({"text": {3: 2, 5: 2, 9: 1}}, "text") == 3
     assert usual_length({"text": {3: 2, 5: 2, 9: 1}}, "text", above=3) == 5
@@ -195,3 +206,58 @@ def test_lengths_are_counted_from_rows_of_whole_documents(modalities: Modalities
     (tmp_path / "target_lengths.json").write_text("[1]")
     with pytest.raises(UserError, match="damaged"):
         load_lengths(tmp_path)
+
+
+def test_a_sound_is_as_long_as_those_of_its_caption(modalities: Modalities, tmp_path: Path) -> None:
+    """Frequent captions have their own lengths, others those of captions with about as many tokens."""
+    counted = TargetLengths()
+    for number in range(40):
+        counted.add("text-to-audio", (0,), 3)
+        counted.add("text-to-audio", (1,), 9)
+        counted.add("text-to-audio", (2, 2, number % 3, 3, 4), 20 + number % 2)
+        counted.add("image-to-text", None, 2)
+    counted.add("text-to-audio", (3,), 5)
+    save_lengths(counted.thinned(), tmp_path)
+    captions = load_caption_lengths(tmp_path)
+    assert captions["text-to-audio"].of([0]) == {3: 40} and captions["text-to-audio"].of([1]) == {9: 40}
+    assert captions["text-to-audio"].of([4]) == {3: 40, 9: 40, 5: 1}, "a new caption of one token"
+    assert set(captions["text-to-audio"].of([0, 1, 2, 3, 0, 1, 2])) == {20, 21}, "a new one of seven"
+    make = Requests(modalities, load_lengths(tmp_path), 32, captions)
+    mask = modalities.vocabulary.mask
+
+    def drawn(caption: str) -> set[int]:
+        made = (make.pair("text-to-audio", caption, seed=(0, number)) for number in range(30))
+        return {int((one.tokens_T == mask).sum()) for one in made}
+
+    assert drawn("one") == {3} and drawn("two") == {9} and drawn("three three equals two two") == {20, 21}
+    assert drawn("equals") >= {3, 9}, "a length for each sample, not the most common one for all"
+    (tmp_path / "target_lengths_by_caption.json").write_text('{"text-to-audio": {"by_tokens": []}}')
+    with pytest.raises(UserError, match="by_caption.json: damaged"):
+        load_caption_lengths(tmp_path)
+    assert CaptionLengths().of([1]) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "column", "row", "value"),
+    [("exif", 0, 0, 200), ("transparent", 0, 0, 255), ("none", 0, 0, 10)],
+)
+def test_pictures_are_asked_about_as_they_are_seen(  # type: ignore[no-untyped-def]
+    modalities: Modalities, tmp_path: Path, caplog, change: str, column: int, row: int, value: int
+) -> None:
+    pixels = np.full((4, 4), 200, np.uint8)
+    pixels[0, 0] = 10
+    picture, options = Image.fromarray(pixels), {}
+    if change == "exif":
+        options["exif"] = Image.Exif()
+        options["exif"][0x0112] = 3  # upside down
+    if change == "transparent":
+        alpha = np.full((4, 4), 255, np.uint8)
+        alpha[0, 0] = 0
+        picture = Image.merge("LA", (picture, Image.fromarray(alpha)))
+    picture.save(tmp_path / "a.png", **options)
+    with caplog.at_level("WARNING"):
+        seen = read_image(tmp_path / "a.png", modalities.image)  # type: ignore[arg-type]
+    assert int(seen[row, column]) == value
+    assert bool(caplog.records) == (change != "none") and (change == "none" or "a.png" in caplog.text)
+    if change == "exif":
+        assert int(seen[3, 3]) == 10
