@@ -19,6 +19,7 @@ from data_pipelines.layout import TASK_NAMES
 from data_pipelines.pairs import fill_text
 from data_pipelines.vocabulary import TASKS
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
+from pretrain.commands.console import plain_console
 from pretrain.errors import UserError
 from pretrain.generate.canvas import canvas
 from pretrain.generate.denoiser import model_denoiser
@@ -190,4 +191,4 @@ def _print_table(title: str, shares: dict[str, Share]) -> None:
         low, high = share.interval
         cells = (f"{share.right:,}", f"{share.count:,}", f"{100 * share.share:.1f} %")
         table.add_row(task, *cells, f"{100 * low:.1f} to {100 * high:.1f} %")
-    Console(highlight=False).print(table)
+    plain_console().print(table)
