@@ -14,7 +14,7 @@ from data_pipelines.modalities import Modalities
 from data_pipelines.tokenizers import Tokenizer
 from models import families
 from pretrain.checkpoint import CheckpointStore
-from pretrain.checkpoint.steps import step_name
+from pretrain.checkpoint.steps import step_name, telling_how_to_restore, verify_step
 from pretrain.checkpoint_meta import as_of_today, check_meta
 from pretrain.config import Config, config_from_dict
 from pretrain.errors import CheckpointError, UserError
@@ -63,6 +63,9 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
         there = ", ".join(str(info.step) for info in store.steps()) or "none"
         wanted = "no whole checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder.checkpoints}: {wanted}; steps there: {there}")
+    if step is not None:
+        with telling_how_to_restore():
+            verify_step(path, checksums=False)
     meta = as_of_today(store.read_meta(path))
     check_meta(meta, path)
     config = config_from_dict(meta["config"], origin=str(path))

@@ -76,9 +76,10 @@ def checkpoint_folder(run: str) -> Path:
 
 
 def _report(steps: list[StepInfo]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from pretrain.commands.console import plain_console
 
     table = Table("step", "size", "ranks", "saved", "state")
     for info in steps:
@@ -91,7 +92,7 @@ def _report(steps: list[StepInfo]) -> None:
         saved = info.written_at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if info.written_at else "-"
         ranks = "-" if info.world_size is None else str(info.world_size)
         table.add_row(f"{info.step:,}", _size(info.bytes), ranks, saved, state)
-    console = Console()
+    console = plain_console()
     console.print(table if steps else "no checkpoints yet")
 
 

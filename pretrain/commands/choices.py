@@ -20,6 +20,7 @@ from data_pipelines.raw.json_text import has_surrogate, json_lines
 from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.vocabulary import TASKS
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
+from pretrain.commands.console import plain_console
 from pretrain.errors import UserError
 from pretrain.generate.canvas import canvas
 from pretrain.generate.denoiser import model_denoiser
@@ -214,4 +215,4 @@ def _print_table(title: str, shares: dict[str, Share]) -> None:
         low, high = share.interval
         cells = (f"{share.right:,}", f"{share.count:,}", f"{100 * share.share:.1f} %")
         table.add_row(task, *cells, f"{100 * low:.1f} to {100 * high:.1f} %")
-    Console(highlight=False).print(table)
+    plain_console().print(table)

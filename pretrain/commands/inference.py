@@ -13,6 +13,7 @@ from rich.table import Table
 from pretrain.bound import DRAWS, evaluate_bound
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.commands.choices import print_choices
+from pretrain.commands.console import plain_console
 from pretrain.commands.options import flag
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, evaluate, evaluate_task
@@ -75,7 +76,7 @@ def print_task_accuracy(
     for length, accuracy in results.items():
         shares = (accuracy.token, accuracy.last, accuracy.sequence)
         table.add_row(f"{length:,}", *(f"{100 * share:.2f} %" for share in shares))
-    Console(highlight=False).print(table)
+    plain_console().print(table)
 
 
 def _progress(label: str) -> Watch:
@@ -141,6 +142,6 @@ def _print_bounds(
     for name, bound in bounds.items():
         half = "one draw" if bound.half_interval is None else f"+- {bound.half_interval:.4f}"
         table.add_row(name, f"{bound.nats_per_token:.4f}", half, f"{bound.tokens:,}")
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(table)
     console.print("the interval is of the mask draws: other documents would differ by more", soft_wrap=True)

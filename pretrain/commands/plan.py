@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from models.layers.transfer import multipliers, residual_factor
+from pretrain.commands.console import plain_console
 from pretrain.config import load_config
 from pretrain.plan.estimate import Plan, make_plan
 from pretrain.plan.layouts import describe, suggest_layouts
@@ -40,7 +41,7 @@ def print_plan(
     if gpus is None:
         gpus = max(1, config.launch.nodes * config.launch.gpus_per_node)
     plan = make_plan(config, gpus=gpus, gpu=gpu, mfu=mfu)
-    console = Console(highlight=False)
+    console = plain_console(markup=True)
     console.print(f"{config.run.name}: {config.model.family}, {sum(plan.parameters.values()):,} parameters")
     console.print(f"on {gpus} x {plan.accelerator.name}: {describe(config.parallel)}")
     console.print(_parameters(plan))
