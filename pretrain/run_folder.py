@@ -25,6 +25,7 @@ from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_
 from pretrain.attempts import append_ledger
 from pretrain.errors import UserError, of_storage, writing
 from pretrain.json_text import to_json
+from pretrain.records import is_count
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +110,11 @@ class RunFolder:
         """Whether the run learns a synthetic task, by its latest start."""
         if not self.config.is_file():
             return False
-        values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        return values["data"].get("task") is not None
+        try:
+            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            return values["data"].get("task") is not None
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{self.config}: damaged; `triptych train` of this run writes it again") from None
 
     def save_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Keep what generation needs, so that a run outlives its dataset."""
@@ -134,7 +138,14 @@ class RunFolder:
         entry = self.tokenizer / "entry.json"
         if not entry.is_file():
             raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
-        file = json.loads(entry.read_text(encoding="utf-8"))["file"]
+        try:
+            content = json.loads(entry.read_text(encoding="utf-8"))
+            kind, file = content["kind"], content["file"]
+            known = kind == "bytes" if file is None else isinstance(file, str) and Path(file).name == file
+        except (ValueError, KeyError, TypeError, RecursionError):
+            known = False
+        if not known:
+            raise UserError(f"{entry}: damaged; `triptych train` of this run writes it again")
         return tokenizer_from_spec(str(self.tokenizer / file)) if file else BytesTokenizer()
 
     def record(self, event: str, **facts: Any) -> None:
@@ -146,8 +157,10 @@ class RunFolder:
         """The newest step that the ledger calls saved; None where it has none."""
         if not self.ledger.exists():
             return None
-        steps = [line.get("step") for line in _lines(self.ledger) if line.get("event") == "save"]
-        return max((step for step in steps if isinstance(step, int)), default=None)
+        saves = [
+            line["step"] for line in _lines(self.ledger) if line.get("event") == "save" and "step" in line
+        ]
+        return max(filter(is_count, saves), default=None)
 
     def keep_lost_course(self) -> None:
         """Called where the run begins at its first step. If steps of it were saved, and somebody has taken them
@@ -220,7 +233,7 @@ def _storage_of(path: Path) -> tuple[str, str]:
 def _owner(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # being written at this moment
     return found if isinstance(found, dict) else {}
 
@@ -244,7 +257,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _step_of(line: dict[str, Any]) -> int:
     """Of a metrics line; one that has none is of no step to come."""
     step = line.get("step")
-    return step if isinstance(step, int) else 0
+    return step if is_count(step) else 0
 
 
 def find_run(name_or_path: str, folder: str = "runs") -> RunFolder:
