@@ -315,6 +315,7 @@ class Shard:
         return {**self.__dict__, "_checked": None, "_seen": None}
 
 
+MOST_REPLACED = 3
 Sign = tuple[int, int, int]
 """Size, time of the last change and inode of a file: while it is the same, so are the bytes."""
 
@@ -340,7 +341,7 @@ class OpenShard:
     ) -> None:
         self.path, self.index, self.vocabulary, self.checked = path, index, vocabulary, checked
         self._kind, self._item = kind, kind.itemsize
-        self._is_gone = False
+        self._is_gone, self._replaced = False, 0
         self._map()
 
     def _map(self) -> None:
@@ -365,7 +366,13 @@ class OpenShard:
         if self._is_gone:
             return False
         try:
-            return sign_of(self.path) != self.sign
+            now = sign_of(self.path)
+            if now[:2] != self.sign[:2]:
+                return True
+            # What is mapped is the old file, as it was. There are storages whose inodes mean nothing: a shard that is
+            # replaced by one of the same size and time again and again is not followed any more.
+            self._replaced += now != self.sign
+            return now != self.sign and self._replaced <= MOST_REPLACED
         except FileNotFoundError:
             self._is_gone = True
             logger.warning(
