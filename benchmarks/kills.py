@@ -157,17 +157,18 @@ class Runs:
         """Whether a save is going on."""
         return any((self.run / "checkpoints").glob("*.partial"))
 
-    def check_steps(self) -> None:
-        """What has a step's name is whole, whatever the moment was. Raises Failed."""
-        for found in list_steps(self.run / "checkpoints", checksums=True):
-            if found.problem is not None:
-                raise Failed(f"step {found.step} after a kill: {found.problem}")
-
     def weights(self) -> dict[str, torch.Tensor]:
         path = self.run / "checkpoints" / step_name(self.steps)
         found = {name: torch.empty(shape) for name, shape in read_parameter_shapes(path).items()}
         load_weights(path, found)
         return found
+
+
+def check_steps(checkpoints: Path) -> None:
+    """What has a step's name is whole, whatever the moment of the kill was. Raises Failed."""
+    for found in list_steps(checkpoints, checksums=True):
+        if found.problem is not None:
+            raise Failed(f"step {found.step} after a kill: {found.problem}")
 
 
 def ranks_of(launcher: int) -> list[int]:
@@ -241,7 +242,7 @@ def drill(
                 break
             outcome.kills += 1
             outcome.by_moment[moment] += 1
-            hurt.check_steps()
+            check_steps(hurt.run / "checkpoints")
             watch()
         hurt.finish()
         one, other = whole.weights(), hurt.weights()

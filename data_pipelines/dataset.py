@@ -6,6 +6,7 @@ are checked when a member is read for the first time.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "triptych-tokens"
 VERSION = 1
+MOST_IDS = 2**31
 BUILD_AGAIN = "Copy it again from its origin, or build the dataset again with `triptych data build`."
 
 
@@ -148,20 +150,65 @@ def read_dataset(folder: Path) -> Dataset:
             )
         if content["fingerprint"] != _fingerprint(content):
             raise DataError(f"{path}: its fingerprint does not fit its content: it was edited. {BUILD_AGAIN}")
-        splits = {
-            name: Split.of([ShardRecord(**shard) for shard in split["shards"]])
-            for name, split in content["splits"].items()
-        }
+        splits = {name: _split_of(name, split) for name, split in content["splits"].items()}
+        _check_tokenizer(content)
         return Dataset(
             folder,
             splits,
             content["tokenizer"],
-            int(content["token_bytes"]),
+            content["token_bytes"],
             content["fingerprint"],
             content.get("ranges"),
         )
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read ({error!r}). {BUILD_AGAIN}") from None
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        what = str(error) if type(error) in (ValueError, TypeError) else repr(error)
+        raise DataError(f"{path}: cannot be read ({what}). {BUILD_AGAIN}") from None
+
+
+def _split_of(name: str, content: dict[str, Any]) -> Split:
+    """Raises ValueError or TypeError for what no build writes."""
+    records = [ShardRecord(**shard) for shard in content["shards"]]
+    for record in records:
+        for field in dataclasses.fields(record):
+            _take(
+                f"{name}.shards.{field.name}",
+                getattr(record, field.name),
+                str if field.type == "str" else int,
+            )
+        if Path(record.name).name != record.name:
+            raise ValueError(f"the shard {record.name!r} is not in the folder")
+    split = Split.of(records)
+    for key in ("documents", "tokens", "text_bytes"):
+        if content[key] != getattr(split, key):
+            raise ValueError(f"{name} has {content[key]} {key}, its shards {getattr(split, key)}")
+    return split
+
+
+def _check_tokenizer(content: dict[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError for what no build writes."""
+    tokenizer, ranges = content["tokenizer"], content.get("ranges")
+    for key in ("kind", "fingerprint"):
+        _take(f"tokenizer.{key}", tokenizer[key], str)
+    if tokenizer["kind"] != "bytes":
+        _take("tokenizer.file", tokenizer["file"], str)
+    vocabulary: int = _take("tokenizer.vocabulary", tokenizer["vocabulary"], int)
+    if ranges is not None:
+        _take("ranges.fingerprint", ranges["fingerprint"], str)
+        vocabulary = _take("ranges.vocabulary", ranges["vocabulary"], int)
+    eot: int = _take("tokenizer.eot", tokenizer["eot"], int)
+    if not eot < vocabulary <= MOST_IDS:
+        raise ValueError(f"the end-of-text id {tokenizer['eot']} is outside of a vocabulary of {vocabulary}")
+    if _take("token_bytes", content["token_bytes"], int) != token_bytes(vocabulary):
+        raise ValueError(f"token_bytes is {content['token_bytes']} for a vocabulary of {vocabulary}")
+
+
+def _take(name: str, value: Any, kind: type) -> Any:
+    """`value`, if it is a text, or a count."""
+    if type(value) is not kind or (isinstance(value, int) and value < 0):
+        raise TypeError(f"{name} is {str(value)[:40]!r}")
+    return value
 
 
 def open_dataset(folder: Path | str) -> Dataset:
@@ -250,6 +297,12 @@ class Shard:
         """Read the index and map the tokens. Members are checked again if the file is not the one they were found
         right in."""
         index = self.index()
+        found = (index.header.documents, int(index.piece_length_P.sum(dtype=np.uint64)))
+        if found != (self.record.documents, self.record.tokens):
+            raise DataError(
+                f"{index_path(self.path)}: {found[0]} documents of {found[1]} tokens, and dataset.json has "
+                f"{self.record.documents} of {self.record.tokens}. {BUILD_AGAIN}"
+            )
         if self._checked is None:
             self._checked = bytearray(index.header.members)
         opened = OpenShard(self.path, index, self._kind, self.vocabulary, self._checked)
@@ -262,6 +315,7 @@ class Shard:
         return {**self.__dict__, "_checked": None, "_seen": None}
 
 
+MOST_REPLACED = 3
 Sign = tuple[int, int, int]
 """Size, time of the last change and inode of a file: while it is the same, so are the bytes."""
 
@@ -287,7 +341,7 @@ class OpenShard:
     ) -> None:
         self.path, self.index, self.vocabulary, self.checked = path, index, vocabulary, checked
         self._kind, self._item = kind, kind.itemsize
-        self._is_gone = False
+        self._is_gone, self._replaced = False, 0
         self._map()
 
     def _map(self) -> None:
@@ -312,7 +366,13 @@ class OpenShard:
         if self._is_gone:
             return False
         try:
-            return sign_of(self.path) != self.sign
+            now = sign_of(self.path)
+            if now[:2] != self.sign[:2]:
+                return True
+            # What is mapped is the old file, as it was. There are storages whose inodes mean nothing: a shard that is
+            # replaced by one of the same size and time again and again is not followed any more.
+            self._replaced += now != self.sign
+            return now != self.sign and self._replaced <= MOST_REPLACED
         except FileNotFoundError:
             self._is_gone = True
             logger.warning(

@@ -251,8 +251,10 @@ def read_index(path: Path) -> Index:
     start = take("<u8", header.pieces if tokenised else 0)
     length = take("<u4", header.pieces if tokenised else 0)
     first = take("<u8", header.documents + 1 if tokenised else 0)
-    extensions = tuple(bytes(view[place:]).decode().split("\n")) if header.extension_bytes else ()
-    return Index(
+    extensions = (
+        tuple(bytes(view[place:]).decode(errors="replace").split("\n")) if header.extension_bytes else ()
+    )
+    index = Index(
         header=header,
         header_offset_N=columns["header_offset"],
         data_offset_N=columns["data_offset"],
@@ -265,3 +267,41 @@ def read_index(path: Path) -> Index:
         first_piece_D1=first,
         extensions=extensions,
     )
+    problem = _what_cannot_be(index)
+    if problem:
+        again = f"`triptych data index {path.parent}` builds it again."
+        raise DataError(f"{path}: {problem}, though its checksums are right. {again}")
+    return index
+
+
+def _what_cannot_be(index: Index) -> str | None:
+    """Why these numbers are of no shard: whoever wrote them was wrong, or meant harm. None if they may be."""
+    header = index.header
+    begin, size = index.data_offset_N, index.size_N
+    end = begin + size  # of uint64: one that runs over comes out small
+    if bool((index.extension_N >= max(1, len(index.extensions))).any()):
+        return "a member's extension is none of its list"
+    if bool((index.header_offset_N >= begin).any() or (end < begin).any() or (end > header.tar_bytes).any()):
+        return "a member lies outside of the shard"
+    if not header.token_bytes:
+        return None
+    if header.token_bytes not in TOKEN_EXTENSIONS:
+        return f"{header.token_bytes} bytes per token"
+    name = TOKEN_EXTENSIONS[header.token_bytes]
+    is_tokens = np.asarray([extension == name for extension in index.extensions], np.bool_)[index.extension_N]
+    item, length = np.uint64(header.token_bytes), index.piece_length_P.astype(np.uint64)
+    first, last = begin[is_tokens] // item, end[is_tokens] // item
+    # Pieces fill the members of tokens one after the other, without a gap.
+    before = np.concatenate([np.zeros(1, np.uint64), np.cumsum(length)])
+    held = np.concatenate([np.zeros(1, np.uint64), np.cumsum(last - first)])
+    member = np.searchsorted(held, before[:-1], side="right") - 1
+    if before[-1] != held[-1] or not length.all():
+        return "its pieces are not as long as its members"
+    if bool((index.piece_start_P != first[member] + before[:-1] - held[member]).any()):
+        return "a piece is not where the one before it ends"
+    if bool((before[1:] > held[member + 1]).any()):
+        return "a piece is longer than what is left of its member"
+    pieces = index.first_piece_D1
+    if pieces[0] != 0 or pieces[-1] != header.pieces or bool((pieces[1:] <= pieces[:-1]).any()):
+        return "its documents are not made of its pieces"
+    return None

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pretrain.attempts import Launch
 from pretrain.config_yaml import read_yaml
+from pretrain.records import ledger_records, metric_records
 
 TAIL_BYTES = 1 << 14
 
@@ -46,7 +42,7 @@ def read_progress(run: Path) -> Progress:
     config = run / "config.yaml" if (run / "config.yaml").is_file() else run / "launch" / "config.yaml"
     values = read_yaml(config) if config.is_file() else {}
     found: dict[str, Any] = {}
-    for record in _last_records(run / "logs" / "metrics.jsonl"):
+    for record in metric_records(_last_lines(run / "logs" / "metrics.jsonl")):
         found |= record
     return Progress(
         steps=values.get("run", {}).get("steps", 0),
@@ -69,30 +65,18 @@ def newest_step(run: Path) -> int:
     return max((int(name) for name in found if name.isdigit()), default=0)
 
 
-def _records(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
-    """One JSON object per line; a line that is still being written is passed over."""
-    for line in lines:
-        try:
-            yield orjson.loads(line)
-        except ValueError:
-            # orjson is strict: a NaN, which a log may hold, is none of JSON's numbers.
-            with contextlib.suppress(ValueError):
-                yield json.loads(line)
+def _lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n") if path.is_file() else []
 
 
-def _records_of(path: Path) -> list[dict[str, Any]]:
-    return list(_records(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
-
-
-def _last_records(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The log's last lines, oldest first, without reading all of it."""
+def _last_lines(path: Path) -> list[bytes]:
+    """The log's last ones, without reading all of it."""
     if not path.is_file():
-        return
+        return []
     with path.open("rb") as file:
         start = max(0, path.stat().st_size - TAIL_BYTES)
         file.seek(start)
-        lines = file.read().split(b"\n")
-    yield from _records(lines[1 if start else 0 :])
+        return file.read().split(b"\n")[1 if start else 0 :]
 
 
 def last_sign_of_life(run: Path, attempt: int) -> float | None:
@@ -133,8 +117,7 @@ class Goodput:
 
 def read_ledger(run: Path) -> list[dict[str, Any]]:
     """Oldest first; each with `at`, seconds since 1970."""
-    events = _records_of(run / "ledger.jsonl")
-    return [{**event, "at": datetime.fromisoformat(event["time"]).timestamp()} for event in events]
+    return list(ledger_records(_lines(run / "ledger.jsonl")))
 
 
 def goodput(ledger: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], now: float) -> Goodput:
@@ -175,7 +158,7 @@ def _data_wait(metrics: Sequence[Mapping[str, Any]]) -> float:
     """Each record's share is of the steps since the record before."""
     total, previous = 0.0, 0
     for record in metrics:
-        if "speed/data_wait_share" in record:
+        if "speed/data_wait_share" in record and "speed/step_seconds" in record:
             steps = max(0, record["step"] - previous)
             total += record["speed/data_wait_share"] * record["speed/step_seconds"] * steps
             previous = record["step"]
@@ -188,4 +171,4 @@ def _mean(values: Sequence[float]) -> float:
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """All logged scalars, oldest first."""
-    return _records_of(run / "logs" / "metrics.jsonl")
+    return list(metric_records(_lines(run / "logs" / "metrics.jsonl")))

@@ -25,6 +25,7 @@ from pretrain.attempts import append_ledger
 from pretrain.config_yaml import read_yaml
 from pretrain.errors import UserError, of_storage, writing
 from pretrain.json_text import to_json
+from pretrain.records import is_count
 
 logger = logging.getLogger(__name__)
 
@@ -138,16 +139,17 @@ class RunFolder:
             raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
         try:
             content = json.loads(entry.read_text(encoding="utf-8"))
-            file, eot = content["file"], content["eot"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{entry}: damaged ({error!r}); `triptych train` of this run writes it again"
-            ) from None
-        if file is None:
-            return BytesTokenizer()
-        if file != TOKENIZER_FILE:
-            raise UserError(f"{entry}: its file is {file!r}, and only {TOKENIZER_FILE} beside it is read")
-        return tokenizer_from_spec(str(self.tokenizer / TOKENIZER_FILE), eot)
+            kind, file, eot = content["kind"], content["file"], content["eot"]
+            known = kind == "bytes" if file is None else file == TOKENIZER_FILE
+        except (ValueError, KeyError, TypeError, RecursionError):
+            known = False
+        if not known:
+            raise UserError(f"{entry}: damaged; `triptych train` of this run writes it again")
+        return (
+            BytesTokenizer()
+            if file is None
+            else tokenizer_from_spec(str(self.tokenizer / TOKENIZER_FILE), eot)
+        )
 
     def record(self, event: str, **facts: Any) -> None:
         """Add a line to the ledger: starts, saves, stops, with reasons."""
@@ -158,8 +160,10 @@ class RunFolder:
         """The newest step that the ledger calls saved; None where it has none."""
         if not self.ledger.exists():
             return None
-        steps = [line.get("step") for line in _lines(self.ledger) if line.get("event") == "save"]
-        return max((step for step in steps if isinstance(step, int)), default=None)
+        saves = [
+            line["step"] for line in _lines(self.ledger) if line.get("event") == "save" and "step" in line
+        ]
+        return max(filter(is_count, saves), default=None)
 
     def keep_lost_course(self) -> None:
         """Called where the run begins at its first step. If steps of it were saved, and somebody has taken them
@@ -232,7 +236,7 @@ def _storage_of(path: Path) -> tuple[str, str]:
 def _owner(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}  # being written at this moment
     return found if isinstance(found, dict) else {}
 
@@ -256,7 +260,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _step_of(line: dict[str, Any]) -> int:
     """Of a metrics line; one that has none is of no step to come."""
     step = line.get("step")
-    return step if isinstance(step, int) else 0
+    return step if is_count(step) else 0
 
 
 def find_run(name_or_path: str, folder: str = "runs") -> RunFolder:

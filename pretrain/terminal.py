@@ -16,8 +16,8 @@ class Outlet:
         interpreter's own way down included, finds the stream writable.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name = stream, name
         self._lock = threading.RLock()
         self.outlives = False
         self.gone: OSError | None = None
@@ -58,7 +58,7 @@ class Outlet:
                 os.close(nowhere)
         if not self.outlives:
             raise error
-        if self is sys.stdout:
+        if self._name == "stdout":
             print(f"warning: standard output is gone ({error.strerror}); the run goes on", file=sys.stderr)
 
 
@@ -66,7 +66,7 @@ def guard_output() -> tuple[Outlet, Outlet]:
     """Put outlets in place of this process's standard output and error, if they are not there; returns them."""
     for name in ("stdout", "stderr"):
         if not isinstance(getattr(sys, name), Outlet):
-            setattr(sys, name, Outlet(getattr(sys, name) or open(os.devnull, "w")))  # noqa: PTH123, SIM115
+            setattr(sys, name, Outlet(getattr(sys, name) or open(os.devnull, "w"), name))  # noqa: PTH123, SIM115
     return cast(Outlet, sys.stdout), cast(Outlet, sys.stderr)
 
 

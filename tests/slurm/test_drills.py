@@ -12,8 +12,8 @@ from datetime import datetime
 
 import pytest
 
+from benchmarks.kills import check_steps
 from launch.job import LaunchedRun
-from pretrain.checkpoint.steps import list_steps
 from tests.slurm.drill import STEPS, Drill, Losses, until
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
@@ -123,8 +123,7 @@ def kill_at_random(drill: Drill, run: LaunchedRun, kills: int, seed: int) -> Non
         drill.wait_step(run, drill.ledger(run, "attempt")[-1]["step_before"] + 6 + draw.randrange(3))
         os.kill(drill.rank(run, draw.randrange(4)).pid, signal.SIGKILL)
         drill.wait(lambda n=number: len(drill.endings(run)) >= n, 60, "the attempt's end", run)
-        for saved in list_steps(run.run / "checkpoints", checksums=True):
-            assert saved.problem is None or (saved.is_torn and saved.step < run.newest_step()), saved
+        check_steps(run.run / "checkpoints")
 
 
 def test_a_node_that_loses_power(drill: Drill, undisturbed: Losses) -> None:
