@@ -20,7 +20,8 @@ from data_pipelines.vocabulary import SPECIALS, TASKS, Vocabulary
 
 FEW = 5
 """A caption that stands for fewer documents says too little by itself."""
-MOST_CAPTIONS = 10_000
+SEEN_CAPTIONS, MOST_CAPTIONS = 100_000, 10_000
+"""Different captions that are counted, and kept: where there are more, hardly any comes FEW times."""
 
 
 def refuse_long_pairs(sources: Sequence[OpenSource], vocabulary: Vocabulary, length: int) -> None:
@@ -79,7 +80,9 @@ class TargetLengths:
         self.tasks.setdefault(task, Counter())[length] += 1
         if caption is not None:
             self.by_tokens.setdefault(task, {}).setdefault(len(caption), Counter())[length] += 1
-            self.by_caption.setdefault(task, {}).setdefault(caption, Counter())[length] += 1
+            captions = self.by_caption.setdefault(task, {})
+            if caption in captions or len(captions) < SEEN_CAPTIONS:
+                captions.setdefault(caption, Counter())[length] += 1
 
     def thinned(self) -> TargetLengths:
         """The same with the captions that say something: the most frequent ones."""

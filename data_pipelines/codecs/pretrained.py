@@ -189,7 +189,12 @@ def _load(library: str, name: str, folder: Path) -> Any:
         raise DataError(
             f"{folder}: reading a {name} needs {library} ({error}): pip install 'triptych[codecs]'."
         ) from None
-    return found.from_pretrained(str(folder), local_files_only=True).eval()
+    try:
+        return found.from_pretrained(str(folder), local_files_only=True).eval()
+    except Exception as error:  # whatever damaged files make of the library
+        raise DataError(
+            f"{folder}: the {name} there cannot be loaded ({type(error).__name__}: {error}). Save or copy it again."
+        ) from None
 
 
 def _fingerprint(kind: str, folder: Path, options: dict[str, Any]) -> str:
