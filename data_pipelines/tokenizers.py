@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.raw.json_text import repaired
+from data_pipelines.raw.json_text import parse_json, repaired
 from data_pipelines.tokenizer_files import (
     EOT,
     checked_ids,
@@ -306,11 +306,25 @@ def tokenizer_from_spec(spec: str, end_of_text: str | int | None = None) -> Toke
     if path.is_dir():
         path = path / "tokenizer.json"
     if path.is_file():
-        return BpeTokenizer(_read_text(path), str(path), end_of_text)
+        return BpeTokenizer(
+            _read_text(path), str(path), _recorded(path) if end_of_text is None else end_of_text
+        )
     raise DataError(
         f"tokenizer {spec!r}: {'no tokenizer.json in it' if Path(spec).is_dir() else 'no such file'}; "
         "use bytes, bpe:8192 or the path of a tokenizer.json."
     )
+
+
+def _recorded(path: Path) -> int | None:
+    """The end-of-text id that a run's folder keeps beside its tokenizer.json."""
+    entry = path.with_name("entry.json")
+    if not entry.is_file():
+        return None
+    content = parse_json(entry.read_bytes(), str(entry))
+    eot = content.get("eot") if isinstance(content, dict) else None
+    if not isinstance(eot, int):
+        raise DataError(f"{entry}: no end-of-text id in it. Put the original file back, or remove it.")
+    return eot
 
 
 def _read_text(path: Path) -> str:

@@ -159,6 +159,11 @@ def test_an_end_of_text_token_can_be_named_and_stays_so(tmp_path):
     run.path.mkdir()
     run.save_tokenizer(again)
     assert run.load_tokenizer().fingerprint == named.fingerprint
+    for spec in (
+        run.tokenizer,
+        run.tokenizer / "tokenizer.json",
+    ):  # as `triptych evaluate` says to rebuild with
+        assert tokenizer_from_spec(str(spec)).fingerprint == named.fingerprint
 
 
 @pytest.mark.parametrize(
