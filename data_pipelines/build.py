@@ -261,9 +261,11 @@ def _write(
 def held_bytes(tokenizer: Tokenizer, text: str, ids: np.ndarray, told: Report, where: str) -> int:
     """UTF-8 bytes of a text that its tokens hold: what bits per byte are reckoned by.
 
-    Characters that the tokenizer has no token for are counted in `told`.
+    Characters that the tokenizer has no token for are counted in `told`, and texts that it rewrites.
     """
     lost = tokenizer.lost(text, ids)
+    if tokenizer.rewrites(text):
+        told.changed.add(where, "rewritten by the tokenizer's normalizer")
     if lost:
         example = f"{''.join(lost)[:20]!r} in {where}"
         told.lost.add(example, "character(s) for which the tokenizer has no token", lost.total())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -20,23 +21,27 @@ from data_pipelines.vocabulary import SPECIALS, TASKS, Vocabulary
 
 FEW = 5
 """A caption that stands for fewer documents says too little by itself."""
-MOST_CAPTIONS = 10_000
+SEEN_CAPTIONS, MOST_CAPTIONS = 100_000, 10_000
+"""Different captions that are counted, and kept: where there are more, hardly any comes FEW times."""
 
 
 def refuse_long_pairs(sources: Sequence[OpenSource], vocabulary: Vocabulary, length: int) -> None:
     """Raises DataError where pairs of some datasets do not fit into rows of `length` tokens: it names the longest of
     each and the length that holds all of them."""
-    longest = {}
+    longest: dict[Path, int] = {}
+    most, example = length, ""
     for source in sources:
         if source.dataset.ranges is not None:
             found, where = _longest_pair(source, vocabulary, length)
             if found > length:
-                longest[where] = found
+                longest[source.dataset.path] = max(found, longest.get(source.dataset.path, 0))
+            if found > most:
+                most, example = found, where
     if longest:
-        listed = ", ".join(f"{found} in {where}" for where, found in longest.items())
+        listed = ", ".join(f"{found} in {path}" for path, found in longest.items())
         raise DataError(
             f"data.sequence_length = {length}: the longest pairs have {listed} tokens, and pairs are not cut. Set "
-            f"data.sequence_length to at least {max(longest.values())}, or leave such pairs out of the datasets."
+            f"data.sequence_length to at least {most} ({example}), or leave such pairs out of the datasets."
         )
 
 
@@ -79,7 +84,9 @@ class TargetLengths:
         self.tasks.setdefault(task, Counter())[length] += 1
         if caption is not None:
             self.by_tokens.setdefault(task, {}).setdefault(len(caption), Counter())[length] += 1
-            self.by_caption.setdefault(task, {}).setdefault(caption, Counter())[length] += 1
+            captions = self.by_caption.setdefault(task, {})
+            if caption in captions or len(captions) < SEEN_CAPTIONS:
+                captions.setdefault(caption, Counter())[length] += 1
 
     def thinned(self) -> TargetLengths:
         """The same with the captions that say something: the most frequent ones."""

@@ -136,8 +136,11 @@ def has_all_bytes(spec: dict[str, Any], ids: dict[str, int]) -> bool:
         return all(f"<0x{byte:02X}>" in ids for byte in range(256))
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     characters = [*map(chr, printable), *(chr(256 + number) for number in range(256 - len(printable)))]
-    lossless = is_byte_level(spec) and not spec.get("normalizer") and model.get("type") in ("BPE", "Unigram")
-    return lossless and all(character in ids for character in characters)
+    return (
+        is_byte_level(spec)
+        and model.get("type") in ("BPE", "Unigram")
+        and all(character in ids for character in characters)
+    )
 
 
 def unknown_id(spec: dict[str, Any], ids: dict[str, int]) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.raw.json_text import repaired
+from data_pipelines.raw.json_text import parse_json, repaired
 from data_pipelines.tokenizer_files import (
     EOT,
     checked_ids,
@@ -60,6 +60,9 @@ class Tokenizer(Protocol):
     def lost(self, text: str, ids: np.ndarray) -> Counter[str]:
         """The characters of a text that its ids do not hold, because the tokenizer has no token for them."""
 
+    def rewrites(self, text: str) -> bool:
+        """Whether it makes another text of this one before it looks for tokens (small letters, composed accents)."""
+
     def describe(self) -> str:
         """One line for people."""
 
@@ -90,6 +93,10 @@ class BytesTokenizer:
     def lost(self, text: str, ids: np.ndarray) -> Counter[str]:
         """None."""
         return Counter()
+
+    def rewrites(self, text: str) -> bool:
+        """Never."""
+        return False
 
     def describe(self) -> str:
         """One line for people."""
@@ -188,8 +195,16 @@ class BpeTokenizer:
         wanted = repaired(text) if normalizer is None else normalizer.normalize_str(repaired(text))
         held = self._held_text(ids)
         if not self._byte_level:
-            wanted, held = ("".join(one.replace("\u2581", " ").split()) for one in (wanted, held))
+            wanted, held = _without_blanks(wanted), _without_blanks(held)
         return Counter(wanted) - Counter(held)
+
+    def rewrites(self, text: str) -> bool:
+        """Whether its normalizer makes another text of this one; white space and marks for it do not count."""
+        normalizer = self._reference.normalizer
+        if normalizer is None:
+            return False
+        told, made = repaired(text), normalizer.normalize_str(repaired(text))
+        return bool(_without_blanks(told) != _without_blanks(made))
 
     def _held_text(self, ids: np.ndarray) -> str:
         """The text that ids hold, those of the unknown token left out."""
@@ -208,6 +223,11 @@ class BpeTokenizer:
         """Write tokenizer.json."""
         (folder / "tokenizer.json").write_text(self._content, encoding="utf-8")
         return _entry(self, "bpe", "tokenizer.json")
+
+
+def _without_blanks(text: str) -> str:
+    """A text without white space, and without the mark that stands for it in vocabularies of SentencePiece."""
+    return "".join(text.replace("\u2581", " ").split())
 
 
 def _has_long_whitespace(text: str) -> bool:
@@ -306,11 +326,25 @@ def tokenizer_from_spec(spec: str, end_of_text: str | int | None = None) -> Toke
     if path.is_dir():
         path = path / "tokenizer.json"
     if path.is_file():
-        return BpeTokenizer(_read_text(path), str(path), end_of_text)
+        return BpeTokenizer(
+            _read_text(path), str(path), _recorded(path) if end_of_text is None else end_of_text
+        )
     raise DataError(
         f"tokenizer {spec!r}: {'no tokenizer.json in it' if Path(spec).is_dir() else 'no such file'}; "
         "use bytes, bpe:8192 or the path of a tokenizer.json."
     )
+
+
+def _recorded(path: Path) -> int | None:
+    """The end-of-text id that a run's folder keeps beside its tokenizer.json."""
+    entry = path.with_name("entry.json")
+    if not entry.is_file():
+        return None
+    content = parse_json(entry.read_bytes(), str(entry))
+    eot = content.get("eot") if isinstance(content, dict) else None
+    if not isinstance(eot, int):
+        raise DataError(f"{entry}: no end-of-text id in it. Put the original file back, or remove it.")
+    return eot
 
 
 def _read_text(path: Path) -> str:

@@ -214,7 +214,7 @@ def load_vocabulary(folder: Path) -> Vocabulary | None:
         return None
     try:
         content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: damaged vocabulary ({error}). Build the dataset again.") from None
     return Vocabulary.from_dict(content, str(path))
 

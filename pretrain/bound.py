@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.batch import Batch
+from data_pipelines.pair_lengths import refuse_long_pairs
 from data_pipelines.rows import Source, open_sources
 from data_pipelines.vocabulary import Vocabulary
 from data_pipelines.whole_rows import WholeEvaluation, vocabulary_of
@@ -64,6 +65,7 @@ def evaluate_bound(
             "codecs"
         )
     objective = build_diffusion(config, ours)
+    refuse_long_pairs(sources, theirs, config.data.sequence_length)
     rows = WholeEvaluation(sources, config.data.sequence_length, limit_rows)
     sums = torch.zeros((draws, len(objective.parts), 2), dtype=torch.float64, device=trained.device)
     for batch in watch(rows.batches(rows_per_batch), -(-rows.rows // rows_per_batch)):

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.raw.json_text import parse_json
 
 FILE = "codec.json"
 WEIGHTS = "weights.safetensors"
@@ -139,10 +140,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / FILE
     if not path.is_file():
         raise DataError(f"{path}: missing, so {folder} holds no codec.")
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: damaged ({error}). Copy the codec again.") from None
+    content = parse_json(path.read_bytes(), str(path), "damaged: ")
     if not isinstance(content, dict):
         raise DataError(f"{path}: damaged (not an object). Copy the codec again.")
     return content

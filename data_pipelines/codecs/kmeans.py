@@ -60,6 +60,8 @@ def kmeans(
     """
     chosen = np.sort(permutation(len(points_ND), "k-means", seed)[:most])
     points_ND = np.asarray(points_ND, np.float64)[chosen]
+    if not np.isfinite(points_ND).all():
+        raise DataError(f"{what}: some are NaN or infinite.")
     different = len(np.unique(points_ND, axis=0))
     if different < count:
         raise TooFewError(

@@ -192,11 +192,11 @@ def _load(library: str, name: str, folder: Path) -> Any:
     try:
         # Never weights in pickles: the folder is another's choice, as codec.json is.
         return found.from_pretrained(str(folder), local_files_only=True, use_safetensors=True).eval()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # whatever damaged files make of the library
         reason = str(error).strip().split("\n", 1)[0]
         raise DataError(
-            f"{folder}: cannot be read as a {name} ({reason}). Its weights must be in safetensors; `save_pretrained` "
-            "of the library writes them so."
+            f"{folder}: the {name} there cannot be loaded ({type(error).__name__}: {reason}). Its weights must be in "
+            "safetensors, as `save_pretrained` of the library writes them; save or copy it again."
         ) from None
 
 

@@ -173,12 +173,12 @@ def _is_followed(path: Path, own: Path | None, left_out: Tally) -> bool:
 def _is_file(path: Path, left_out: Tally) -> bool:
     if path.name.startswith("."):
         left_out.add(str(path), "hidden (a name that begins with a dot)")
-    elif path.is_symlink() and not path.exists():
-        left_out.add(str(path), "links to nothing")
-    elif not path.is_file():
-        left_out.add(str(path), "not a file (a pipe, a socket or a device)")
-    else:
+    elif path.is_file():
         return True
+    elif path.is_symlink():
+        left_out.add(str(path), "links to nothing, or to no file")
+    else:
+        left_out.add(str(path), "not a file (a pipe, a socket or a device)")
     return False
 
 

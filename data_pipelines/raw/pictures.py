@@ -25,6 +25,7 @@ DEEP = ("I", "F")
 """Pillow's modes of more than 8 bits begin so. Converting clips them to white, without an error."""
 GREY = ("1", "L", "LA", "La")
 ORIENTATION = 0x0112
+TURNED = (2, 3, 4, 5, 6, 7, 8)
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
 
@@ -73,7 +74,7 @@ def read_picture(data: bytes, where: str, colours: int, note: Note | None = None
         if getattr(opened, "n_frames", 1) > 1:
             tell("the first picture of several in the file")
         turned = ImageOps.exif_transpose(opened)
-        if opened.getexif().get(ORIENTATION, 1) != 1:
+        if opened.getexif().get(ORIENTATION) in TURNED:
             tell("turned as its EXIF orientation says")
         laid = _on_white(turned, tell)
         if colours == 1 and opened.mode not in GREY:

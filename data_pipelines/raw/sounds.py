@@ -120,7 +120,7 @@ def _with_soundfile(data: bytes, where: str, read: Callable[[Any], Any]) -> Any:
     except soundfile.LibsndfileError as error:
         told = error.error_string.strip(" .") or "damaged"
         raise DataError(
-            f"{where}: a sound that cannot be decoded ({told}). Make it anew, or remove it."
+            f"{where}: a sound that cannot be decoded ({told}). Give a whole WAV, FLAC, Ogg or MP3, or remove it."
         ) from None
     except Exception as error:  # soundfile raises RuntimeError, TypeError and others for damaged files
         raise DataError(

@@ -54,6 +54,8 @@ def read_questions(path: Path) -> list[Question]:
     """The questions of a JSON Lines file. Raises UserError that names file and line."""
     try:
         with path.open("rb") as file:
+            if file.peek(2).startswith(b"\x1f\x8b"):
+                raise UserError(f"--choices {path}: packed by gzip; unpack it first")
             lines = list(json_lines(file, lambda number: f"--choices {path}, line {number}"))
     except OSError as error:
         raise UserError(f"--choices {path}: cannot be read ({error.strerror or error})") from None

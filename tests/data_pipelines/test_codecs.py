@@ -284,3 +284,26 @@ def test_a_cell_of_a_grid_is_one_token():
     with pytest.raises(DataError, match="image codec of 2 codebooks with a grid"):
         code_modality("image", 0, (2, 16), "x", (4, 4))
     assert code_modality("image", 0, (2, 16), "x").size == 32
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "\ufeff{", '{"kind": 1e999}', "[]"])
+def test_a_damaged_config_is_named(tmp_path, content):
+    (tmp_path / "codec.json").write_text(content)
+    with pytest.raises(DataError, match=r"codec\.json"):
+        load_codec(tmp_path)
+
+
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "codec.json").write_text('{"kind": "transformers-dac", "model": "model"}')
+    with pytest.raises(DataError, match="model: the DacModel there cannot be loaded"):
+        load_codec(tmp_path)
+
+
+def test_points_that_are_no_numbers_are_refused():
+    points = np.ones((9, 2))
+    points[3, 1] = np.nan
+    with pytest.raises(DataError, match="frames: some are NaN or infinite"):
+        kmeans(points, 2, 0, "frames")

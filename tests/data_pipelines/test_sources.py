@@ -182,14 +182,16 @@ def test_every_file_of_a_folder_is_read_or_told(tmp_path):
     assert sum(split.documents for split in built.dataset.splits.values()) == 2
     assert built.skipped.counts == {
         HIDDEN: 2,
-        "links to nothing": 1,
+        "links to nothing, or to no file": 1,
         "links to a folder (not followed)": 1,
         "not a file (a pipe, a socket or a device)": 1,
         "packed in a form that is not read (.xz; unpack them, or use gzip)": 1,
         "not UTF-8 but UTF-16": 1,
     }
     assert any("left out: 2 hidden" in line and "for example" in line for line in built.report.lines())
-    with pytest.raises(DataError, match=r"--strict(.|\n)*links to nothing, for example .*nowhere\.txt"):
+    with pytest.raises(
+        DataError, match=r"--strict(.|\n)*links to nothing, or to no file, for example .*nowhere\.txt"
+    ):
         build(folder, tmp_path / "strict", BuildOptions("bytes", strict=True))
     assert not (tmp_path / "strict").exists()
 

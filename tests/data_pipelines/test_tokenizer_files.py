@@ -71,6 +71,12 @@ def test_a_tokenizer_of_all_bytes_loses_nothing_and_one_that_folds_case_neither(
     folds.normalizer = normalizers.Lowercase()
     tokenizer = BpeTokenizer(folds.to_str(), "file")
     assert tokenizer.lost("DIE Grosse", tokenizer.encode("DIE Grosse")) == Counter()
+    assert tokenizer.rewrites("DIE Grosse") and not tokenizer.rewrites("die  grosse")
+    composes = Tokenizer.from_str(train_bpe(["abc"] * 3, 300)._content)
+    composes.normalizer = normalizers.NFC()
+    tokenizer = BpeTokenizer(composes.to_str(), "file")
+    assert tokenizer.rewrites("e\u0301") and not tokenizer.rewrites("\u00e9")
+    assert tokenizer.lost("e\u0301", tokenizer.encode("e\u0301")) == Counter()
     unigram = Tokenizer(models.Unigram())
     unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     special = trainers.UnigramTrainer(vocab_size=40, special_tokens=["</s>", "<unk>"], unk_token="<unk>")
@@ -99,6 +105,18 @@ def test_a_build_tells_what_is_lost_and_bits_per_byte_leave_it_out(tmp_path, unk
     assert build_pairs(folder, tmp_path / "out2", pairs).report.lost.examples == {
         "character(s) for which the tokenizer has no token": f"'B' in {folder}/B.png"
     }
+
+
+def test_texts_that_a_tokenizer_rewrites_are_told(tmp_path):
+    folds = Tokenizer.from_str(lowercase(True))
+    folds.normalizer = normalizers.Lowercase()
+    (tmp_path / "t.json").write_text(folds.to_str())
+    source = write_jsonl(tmp_path / "in.jsonl", ["Hello und", "hello und", "hello Und"])
+    built = build(source, tmp_path / "out", BuildOptions(str(tmp_path / "t.json"), validation_fraction=0))
+    assert (
+        built.report.changed.counts == {"rewritten by the tokenizer's normalizer": 2}
+        and not built.report.lost.counts
+    )
 
 
 def test_half_a_surrogate_pair_is_a_replacement_character_alone_and_in_batches():
@@ -159,6 +177,11 @@ def test_an_end_of_text_token_can_be_named_and_stays_so(tmp_path):
     run.path.mkdir()
     run.save_tokenizer(again)
     assert run.load_tokenizer().fingerprint == named.fingerprint
+    for spec in (
+        run.tokenizer,
+        run.tokenizer / "tokenizer.json",
+    ):  # as `triptych evaluate` says to rebuild with
+        assert tokenizer_from_spec(str(spec)).fingerprint == named.fingerprint
 
 
 @pytest.mark.parametrize(
