@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import shlex
 import struct
 import zlib
 from dataclasses import dataclass
@@ -221,10 +222,8 @@ def read_header(path: Path) -> IndexHeader:
             head = file.read(_HEADER.size)
             length = file.seek(0, 2)
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: the index is missing. `triptych data index {path.parent}` builds it from the shard."
-        ) from None
-    again = f"`triptych data index {path.parent}` builds it again."
+        raise DataError(f"{path}: the index is missing. {_build(path)} builds it from the shard.") from None
+    again = f"{_build(path)} builds it again."
     if len(head) < _HEADER.size or head[:8] != MAGIC:
         raise DataError(f"{path}: not a shard index (its magic bytes are wrong). {again}")
     fields = _HEADER.unpack(head)
@@ -249,7 +248,7 @@ def read_index(path: Path) -> Index:
     header = read_header(path)
     view = memoryview(map_file(path))[_HEADER.size :]
     if zlib.crc32(view) != header.arrays_crc:
-        again = f"`triptych data index {path.parent}` builds it again."
+        again = f"{_build(path)} builds it again."
         raise DataError(f"{path}: the index is damaged (checksum of its arrays). {again}")
     place = 0
 
@@ -278,3 +277,8 @@ def read_index(path: Path) -> Index:
         first_piece_D1=first,
         extensions=extensions,
     )
+
+
+def _build(path: Path) -> str:
+    """The command that builds an index, as a shell takes it."""
+    return f"`{shlex.join(['triptych', 'data', 'index', str(path.parent)])}`"

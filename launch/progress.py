@@ -48,15 +48,18 @@ def read_progress(run: Path) -> Progress:
     found: dict[str, Any] = {}
     for record in _last_records(run / "logs" / "metrics.jsonl"):
         found |= record
+    section = {
+        name: part if isinstance(part := values.get(name), dict) else {} for name in ("run", "checkpoint")
+    }
     return Progress(
-        steps=values.get("run", {}).get("steps", 0),
+        steps=section["run"].get("steps", 0),
         step=found.get("step", 0),
         loss=found.get("loss/train"),
         validation_loss=found.get("loss/validation"),
         tokens_per_second=found.get("speed/tokens_per_second"),
         step_seconds=found.get("speed/step_seconds"),
         saved_step=newest_step(run),
-        save_every=values.get("checkpoint", {}).get("save_every_steps"),
+        save_every=section["checkpoint"].get("save_every_steps"),
     )
 
 
@@ -76,7 +79,7 @@ def _records(lines: Iterable[str | bytes]) -> Iterator[dict[str, Any]]:
             yield orjson.loads(line)
         except ValueError:
             # orjson is strict: a NaN, which a log may hold, is none of JSON's numbers.
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 yield json.loads(line)
 
 

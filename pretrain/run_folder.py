@@ -118,13 +118,11 @@ class RunFolder:
     def load_tokenizer(self) -> Tokenizer:
         entry = self.tokenizer / "entry.json"
         if not entry.is_file():
-            raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
+            raise UserError(f"{entry}: missing; training this run again writes it")
         try:
             file = json.loads(entry.read_text(encoding="utf-8"))["file"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UserError(
-                f"{entry}: damaged ({error!r}); `triptych train` of this run writes it again"
-            ) from None
+            raise UserError(f"{entry}: damaged ({error!r}); training this run again writes it") from None
         if file is None:
             return BytesTokenizer()
         if file != TOKENIZER_FILE:
