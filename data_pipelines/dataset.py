@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,13 +132,13 @@ def read_dataset(folder: Path) -> Dataset:
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such dataset folder. `triptych data demo --out {folder}` makes one to try, "
-            f"`triptych data build SOURCE --out {folder}` makes one from your text."
+            f"{folder}: no such dataset folder. `{shlex.join(['triptych', 'data', 'demo', '--out', str(folder)])}` "
+            "makes one to try; `triptych data build --help` says how to make one from your text."
         )
     if not path.is_file():
         raise DataError(
-            f"{path}: missing, so {folder} is not a tokenised dataset. `triptych data build SOURCE "
-            "--out DIR` makes one from text, `triptych data tokenize` from raw shards."
+            f"{path}: missing, so {folder} is not a tokenised dataset. `triptych data build "
+            "--help` says how to make one from text, `triptych data tokenize --help` from raw shards."
         )
     try:
         content = json.loads(path.read_bytes())
@@ -238,7 +239,7 @@ def check_shard(shard: Path, record: ShardRecord, token_bytes: int) -> None:
     if header.content_id != record.content_id or header.token_bytes != token_bytes:
         raise DataError(
             f"{index_path(shard)}: this is the index of another shard than dataset.json names. "
-            f"`triptych data index {shard.parent}` builds the indices again from the shards."
+            f"`{shlex.join(['triptych', 'data', 'index', str(shard.parent)])}` builds the indices again."
         )
     if size != header.tar_bytes:
         state = "truncated" if size < header.tar_bytes else "too long"

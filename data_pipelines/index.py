@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import shlex
 import struct
 import zlib
 from dataclasses import dataclass
@@ -207,10 +208,8 @@ def read_header(path: Path) -> IndexHeader:
             head = file.read(_HEADER.size)
             length = file.seek(0, 2)
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: the index is missing. `triptych data index {path.parent}` builds it from the shard."
-        ) from None
-    again = f"`triptych data index {path.parent}` builds it again."
+        raise DataError(f"{path}: the index is missing. {_build(path)} builds it from the shard.") from None
+    again = f"{_build(path)} builds it again."
     if len(head) < _HEADER.size or head[:8] != MAGIC:
         raise DataError(f"{path}: not a shard index (its magic bytes are wrong). {again}")
     fields = _HEADER.unpack(head)
@@ -236,7 +235,7 @@ def read_index(path: Path) -> Index:
     header = read_header(path)
     view = memoryview(path.read_bytes())[_HEADER.size :]
     if len(view) != header.array_bytes or zlib.crc32(view) != header.arrays_crc:
-        again = f"`triptych data index {path.parent}` builds it again."
+        again = f"{_build(path)} builds it again."
         raise DataError(f"{path}: the index is damaged (checksum of its arrays). {again}")
     place = 0
 
@@ -269,7 +268,7 @@ def read_index(path: Path) -> Index:
     )
     problem = _what_cannot_be(index)
     if problem:
-        again = f"`triptych data index {path.parent}` builds it again."
+        again = f"{_build(path)} builds it again."
         raise DataError(f"{path}: {problem}, though its checksums are right. {again}")
     return index
 
@@ -305,3 +304,8 @@ def _what_cannot_be(index: Index) -> str | None:
     if pieces[0] != 0 or pieces[-1] != header.pieces or bool((pieces[1:] <= pieces[:-1]).any()):
         return "its documents are not made of its pieces"
     return None
+
+
+def _build(path: Path) -> str:
+    """The command that builds an index, as a shell takes it."""
+    return f"`{shlex.join(['triptych', 'data', 'index', str(path.parent)])}`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,8 @@ def open_sources(sources: Sequence[Source], split: str = "train") -> list[OpenSo
             raise DataError(
                 f"{here.path} was built with tokenizer {here.tokenizer['fingerprint'][:12]} "
                 f"({here.vocabulary:,} ids), {first.path} with {first.tokenizer['fingerprint'][:12]} "
-                f"({first.vocabulary:,} ids). Build one of them again: `triptych data build SOURCE "
-                f"--tokenizer {first.path}`."
+                f"({first.vocabulary:,} ids). Build one of them again, with "
+                f"`--tokenizer {shlex.quote(str(first.path))}`."
             )
     return opened
 

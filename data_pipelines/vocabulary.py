@@ -184,8 +184,8 @@ class Vocabulary:
                 "Build the dataset again."
             )
         try:
-            parts = {name: _modality(content[name]) for name in MODALITIES if name in content}
-            return cls(eot=int(content["eot"]), **parts)
+            parts = {name: _modality(name, content[name]) for name in MODALITIES if name in content}
+            return cls(eot=_typed(content, "eot", int), **parts)
         except (KeyError, TypeError, ValueError, AssertionError) as error:
             raise DataError(f"{origin}: damaged vocabulary ({error}). Build the dataset again.") from None
 
@@ -219,6 +219,23 @@ def load_vocabulary(folder: Path) -> Vocabulary | None:
     return Vocabulary.from_dict(content, str(path))
 
 
-def _modality(content: dict[str, Any]) -> Modality:
-    grid = content.get("grid")
-    return Modality(**{**content, "grid": None if grid is None else (int(grid[0]), int(grid[1]))})
+FIELDS = {"name": str, "first": int, "size": int, "codec": str, "codebooks": int, "delay": bool}
+
+
+def _modality(name: str, content: Any) -> Modality:
+    """Raises TypeError, KeyError or ValueError for what `asdict` of a Modality does not give."""
+    if not isinstance(content, dict) or content.keys() - FIELDS.keys() != {"grid"}:
+        raise ValueError(f"{name} is {str(content)[:100]}")
+    grid = content["grid"]
+    if grid is not None and not (isinstance(grid, list) and [type(one) for one in grid] == [int, int]):
+        raise ValueError(f"the grid of {name} is {str(grid)[:100]}")
+    values = {key: _typed(content, key, kind) for key, kind in FIELDS.items()}
+    if values["name"] != name or values["codebooks"] < 1:
+        raise ValueError(f"{name} is called {values['name'][:100]}, of {values['codebooks']} codebooks")
+    return Modality(**values, grid=None if grid is None else (grid[0], grid[1]))
+
+
+def _typed(content: dict[str, Any], key: str, kind: type) -> Any:
+    if type(content[key]) is not kind:
+        raise TypeError(f"{key} is {str(content[key])[:100]}")
+    return content[key]

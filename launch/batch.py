@@ -56,6 +56,7 @@ def begin(run: LaunchedRun, job: str) -> int:
     say(f"attempt {number} on {', '.join(nodes)}, from step {facts['step_before']}")
     settings = run.settings
     if settings.preflight.enabled:
+        run.launch.attempt(number).tell("checking the nodes")
         folder = run.launch.attempt(number).path / "preflight"
         verdict = when_there_is_room(
             run, lambda: _preflight(run, folder, nodes, settings.preflight.seconds, attempt=number)
@@ -64,6 +65,7 @@ def begin(run: LaunchedRun, job: str) -> int:
         when_there_is_room(run, lambda: run.launch.record("preflight", attempt=number, **facts))
         if not verdict.well:
             return when_there_is_room(run, lambda: _refuse(run, number, job, verdict))
+    run.launch.attempt(number).tell("starting the ranks")
     print(number)
     return 0
 
@@ -125,7 +127,7 @@ def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
         decision = with_enough_nodes(decision, _nodes_of_partition(), run.job()["nodes"])
     if decision.action == "again" and not settings.requeue and not _chain_goes_on(run, job):
         decision = Decision(
-            "stop", f"the chain's jobs are used up; `triptych launch` queues more ({decision.message})"
+            "stop", f"the chain's jobs are used up; {_again_by_hand(run)} queues more ({decision.message})"
         )
     if not _stands_in_ledger(run, attempt.number):  # the disk may have been full at what came after it
         _record_end(run, attempt, decision=decision.message)
@@ -136,6 +138,11 @@ def _act(run: LaunchedRun, job: str, attempt: Attempt) -> int:
         write_json(run.outcome_file, {"ending": attempt.ending, "message": decision.message})
         _cancel_the_rest(run, job)
     return 0 if decision.action == "finish" else 1
+
+
+def _again_by_hand(run: LaunchedRun) -> str:
+    command = run.job().get("command")
+    return f"`{command}`" if command else "launching the run again"
 
 
 def _again(run: LaunchedRun, job: str, decision: Decision, *, requeues: bool) -> int:

@@ -119,16 +119,19 @@ def status(
     sort: Annotated[
         str, typer.Option(help="name, loss or validation: of a sweep the best comes first.")
     ] = "name",
+    json_output: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """What runs, why it waits, step, loss, speed and goodput.
 
     triptych status
 
     triptych status "sigmoid-7b*" --watch 10
+
+    triptych status --json
     """
     from launch.watching import show_status
 
-    show_status(folder, runs or [], watch=watch, details=details, sort=sort)
+    show_status(folder, runs or [], watch=watch, details=details, sort=sort, json_output=json_output)
 
 
 @app.command()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +15,12 @@ from rich.console import Console
 
 from launch import slurm
 from launch.settings import ClusterSettings, load_settings
-from launch.status import find_runs, read_status, status_table
+from launch.status import find_runs, read_status
 from launch.submit import (
     Request,
     absolute,
     check_cluster,
+    check_data,
     check_shape,
     dependency_on,
     prepare,
@@ -27,10 +30,13 @@ from launch.submit import (
     sweep_configs,
     swept_keys,
 )
+from launch.watching import overview
 from pretrain.attempts import read_json
+from pretrain.commands.console import plain_console
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder
+from pretrain.typed import typed, typed_for_runs
 
 ASK_FOR_VERDICT_S = 0.5
 
@@ -52,7 +58,7 @@ class LaunchOptions:
 
 def launch_run(path: str, overrides: list[str], options: LaunchOptions) -> int:
     """Submit, or run here, or print what would be submitted. Returns the exit code."""
-    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console = plain_console(soft_wrap=True)
     request = _request(path, overrides, options)
     if options.preflight_only and (options.local or request.is_sweep):
         raise UserError(
@@ -66,6 +72,7 @@ def launch_run(path: str, overrides: list[str], options: LaunchOptions) -> int:
         check_cluster(request)
     elif shutil.which("squeue"):
         refuse_a_second_job(request.runs[0])
+    check_data(request)
     for run in request.runs:
         RunFolder(run.run).create()
     prepare(request)
@@ -90,7 +97,7 @@ def _wait_for_verdict(request: Request, job: str, console: Console) -> int:
                 break
             time.sleep(ASK_FOR_VERDICT_S)
     if not path.is_file():
-        raise UserError(f"job {job} ended without a verdict; see {request.folder}/{job}_0_log.out")
+        raise UserError(f"job {job} ended without a verdict; see {request.folder / f'{job}_0_log.out'}")
     verdict = read_json(path)
     console.print(verdict["message"])
     return 0 if verdict["well"] else 1
@@ -118,6 +125,7 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
         else dependency_on(find_runs(Path(first.run.folder), [options.after])),
         preflight_only=options.preflight_only,
         swept=swept_keys(options.sweep),
+        command=f"cd {shlex.quote(str(Path.cwd()))} && {typed(*sys.argv[1:])}",
     )
 
 
@@ -150,14 +158,13 @@ def _say_submitted(request: Request, jobs: Sequence[str], console: Console) -> N
     if request.excluded:
         path = request.runs[0].excluded_file
         console.print(
-            f"without {', '.join(request.excluded)}, found bad before; to have them again, delete {path}"
+            f"without {', '.join(request.excluded)}, found bad before; to have them again: rm {shlex.quote(str(path))}"
         )
     if request.is_sweep:
         statuses, _ = read_status(request.runs)
-        console.print(status_table(statuses))
-    name = f"'{request.name}-*'" if request.is_sweep else request.name
-    folder = request.runs[0].run.parent
-    runs = "" if folder == Path("runs").resolve() else f" --runs {folder}"
-    for verb, what in (("status", "where it is:"), ("logs -f", "its output: "), ("cancel", "to end it:  ")):
-        target = request.runs[0].run.name if verb == "logs -f" else name
-        console.print(f"{what}  triptych {verb} {target}{runs}")
+        console.print(overview(statuses, console))
+    first = request.runs[0].run
+    name = f"{request.name}-*" if request.is_sweep else request.name
+    console.print(f"where it is:  {typed_for_runs('status', name, first.parent)}")
+    console.print(f"its output:   {typed_for_runs('logs', first.name, first.parent, '-f')}")
+    console.print(f"to end it:    {typed_for_runs('cancel', name, first.parent)}")

@@ -52,10 +52,12 @@ class LaunchedRun:
         name: str,
         jobs: list[str],
         swept: Mapping[str, Any] | None = None,
+        command: str = "",
     ) -> None:
-        """The attempts that begin from here on are this launch's. swept: what tells the run from others of a sweep."""
+        """The attempts that begin from here on are this launch's. swept: what tells the run from others of a sweep.
+        command: what launches it again."""
         facts = {"name": name, "nodes": nodes, "jobs": jobs, "settings": settings.model_dump(mode="json")}
-        facts |= {"swept": swept or {}, "first_attempt": self.launch.current + 1}
+        facts |= {"swept": swept or {}, "first_attempt": self.launch.current + 1, "command": command}
         write_json(self.job_file, facts)
 
     def write_jobs(self, jobs: list[str]) -> None:
@@ -68,7 +70,7 @@ class LaunchedRun:
             found: dict[str, Any] = read_json(self.job_file)
         except FileNotFoundError:
             raise UserError(
-                f"{self.run}: was not launched on Slurm; `triptych launch CONFIG` does that"
+                f"{self.run}: was not launched; `triptych launch --help` says how to do that"
             ) from None
         return found
 

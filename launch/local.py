@@ -15,6 +15,7 @@ from launch.submit import Request
 from pretrain.attempts import ATTEMPT_VARIABLE, write_json
 from pretrain.errors import UserError
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
+from pretrain.typed import typed_for_runs
 
 MINUTES = 60 * 24 * 365
 
@@ -47,7 +48,9 @@ def run_here(request: Request, say: Callable[[str], None]) -> int:
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = executor.submit(TrainJob(str(run.run)))
     signal.signal(signal.SIGINT, previous)
-    say(f"{request.ranks} ranks here; follow them with: triptych logs -f {run.run}")
+    say(
+        f"{request.ranks} ranks here; follow them with: {typed_for_runs('logs', run.run.name, run.run.parent, '-f')}"
+    )
     try:
         job.wait()
     except KeyboardInterrupt:

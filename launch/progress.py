@@ -44,15 +44,18 @@ def read_progress(run: Path) -> Progress:
     found: dict[str, Any] = {}
     for record in metric_records(_last_lines(run / "logs" / "metrics.jsonl")):
         found |= record
+    section = {
+        name: part if isinstance(part := values.get(name), dict) else {} for name in ("run", "checkpoint")
+    }
     return Progress(
-        steps=values.get("run", {}).get("steps", 0),
+        steps=section["run"].get("steps", 0),
         step=found.get("step", 0),
         loss=found.get("loss/train"),
         validation_loss=found.get("loss/validation"),
         tokens_per_second=found.get("speed/tokens_per_second"),
         step_seconds=found.get("speed/step_seconds"),
         saved_step=newest_step(run),
-        save_every=values.get("checkpoint", {}).get("save_every_steps"),
+        save_every=section["checkpoint"].get("save_every_steps"),
     )
 
 

@@ -80,6 +80,8 @@ def train(run: LaunchedRun, folder: AttemptFolder, rank: int) -> int:
             print(f"error: {error}", file=sys.stderr)
         return record(code, _first_line(error))
 
+    if rank == 0:
+        folder.tell("importing libraries")
     try:
         code = run_training(str(run.config), [], print_config=False, quiet=False, resolved=True)
         for number in EARLY_SIGNALS:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from launch import slurm
 from launch.job import LaunchedRun
+from launch.policy import Ending
 from launch.progress import Goodput, Progress, goodput, read_ledger, read_metrics, read_progress
 from pretrain.attempts import read_json
 from pretrain.errors import UserError
@@ -30,15 +33,56 @@ class RunStatus:
     """What the accounting says of a job that squeue has forgotten."""
     swept: Mapping[str, Any] = field(default_factory=dict)
     """Of a run of a sweep: the values that are its own, by key."""
+    was_cancelled: bool = False
+    """By its own ledger."""
+    slurm_answers: bool = True
+    stage: tuple[str, float] | None = None
+    """What its start-up is doing, and for how many seconds; None once it trains."""
 
     @property
     def state(self) -> str:
         """Slurm's word where it has one; else what the run says of itself."""
-        if self.jobs and self.outcome is None:
+        if self.outcome is not None:
+            return self.outcome
+        if self.jobs:
             return self.jobs[0].state
-        if self.outcome is None and self.past is not None:
+        if self.past is not None:
             return self.past
-        return self.outcome or ("not in the queue" if self.run.job()["jobs"] else "not on slurm")
+        if not self.run.job()["jobs"]:
+            return "not on slurm"
+        if self.was_cancelled:
+            return "cancelled"
+        return "not in the queue" if self.slurm_answers else "unknown"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it runs, or will. A run here, without Slurm, is told by its stage or by nothing."""
+        return self.outcome is None and any(job.is_live for job in self.jobs)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """None for a run that does not go on."""
+        return self.progress.seconds_left if self.is_live else None
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as plain values, for `--json`."""
+        job, progress = (self.jobs[0] if self.jobs else None), self.progress
+        return {
+            "run": self.run.run.name,
+            "folder": str(self.run.run),
+            "job": job.job if job else None,
+            "state": self.state.lower(),
+            "reason": reason(self),
+            "nodes": job.nodes if job else None,
+            "attempts": self.attempts,
+            "stage": self.stage[0] if self.stage else None,
+            "stage_seconds": self.stage[1] if self.stage else None,
+            **{key: value for key, value in asdict(progress).items() if value is None or _is_finite(value)},
+            "seconds_left": self.seconds_left,
+            "goodput": self.goodput.share if self.goodput.total else None,
+            "seconds": asdict(self.goodput),
+            "swept": dict(self.swept),
+        }
 
 
 def find_runs(folder: Path, names: Sequence[str]) -> list[LaunchedRun]:
@@ -72,17 +116,68 @@ def read_status(runs: Sequence[LaunchedRun]) -> tuple[list[RunStatus], str | Non
     forgotten = [run for run in runs if not known[run.run] and not run.outcome_file.is_file()]
     past = slurm.past_states([job for run in forgotten for job in jobs[run.run]]) if problem is None else {}
     last = {run.run: [past[job] for job in jobs[run.run] if job in past] for run in forgotten}
-    return [_status(run, known[run.run], last.get(run.run, [])) for run in runs], problem
+    return [
+        _status(run, known[run.run], last.get(run.run, []), slurm_answers=problem is None) for run in runs
+    ], problem
 
 
-def _status(run: LaunchedRun, jobs: list[slurm.QueuedJob], past: Sequence[str]) -> RunStatus:
+def _status(
+    run: LaunchedRun, jobs: list[slurm.QueuedJob], past: Sequence[str], *, slurm_answers: bool
+) -> RunStatus:
     live = sorted(jobs, key=lambda job: job.state != "RUNNING")
     outcome = read_json(run.outcome_file)["ending"] if run.outcome_file.is_file() else None
     ledger = read_ledger(run.run)
     used = goodput(ledger, read_metrics(run.run), now=_last_moment(ledger, live))
     progress, last = read_progress(run.run), past[-1] if past else None
     swept = run.job().get("swept", {})  # which a launch by an older version did not write
-    return RunStatus(run, live, run.launch.current, progress, used, outcome, last, swept)
+    attempts = run.launch.current
+    return RunStatus(
+        run,
+        live,
+        attempts,
+        progress,
+        used,
+        outcome,
+        last,
+        swept,
+        was_cancelled=_was_cancelled(ledger, [str(job) for job in run.job()["jobs"]]),
+        slurm_answers=slurm_answers,
+        stage=_stage(run, ledger, attempts) if outcome is None and any(job.is_live for job in live) else None,
+    )
+
+
+def _was_cancelled(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[str]) -> bool:
+    """Whether these jobs were cancelled, by `triptych cancel` or, as their last attempt found, by Slurm."""
+    for event in reversed(ledger):
+        if event["event"] == "cancel":
+            return not set(jobs).isdisjoint(map(str, event.get("jobs", [])))
+        if event["event"] == "attempt_end":
+            return event.get("ending") == Ending.cancelled
+        if event["event"] in ("attempt", "launch"):
+            return False
+    return False
+
+
+def _stage(run: LaunchedRun, ledger: Sequence[Mapping[str, Any]], attempt: int) -> tuple[str, float] | None:
+    """What the newest attempt does before its first step is done, and for how long."""
+    own = [event["event"] for event in ledger if event.get("attempt") == attempt]
+    told = run.launch.attempt(attempt).told()
+    if told is None or "attempt_end" in own:
+        return None
+    stage, since = told
+    if "start" in own and _newest_record(run.run) > since:
+        return None
+    return stage, max(0.0, time.time() - since)
+
+
+def _newest_record(run: Path) -> float:
+    """When the run last logged a step, seconds since 1970; 0 if it never did."""
+    path = run / "logs" / "metrics.jsonl"
+    return path.stat().st_mtime if path.is_file() and path.stat().st_size else 0.0
+
+
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _last_moment(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[slurm.QueuedJob]) -> float:
@@ -133,29 +228,74 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             justify="right" if name in ("step", "loss", "validation", "tokens/s", "attempts") else "left",
         )
     for status in statuses:
-        progress = status.progress
+        found = _cells(status)
         table.add_row(
-            status.run.run.name,
+            found["run"],
             *(str(status.swept.get(key, "-")) for key in swept),
-            status.jobs[0].job if status.jobs else "-",
-            status.state.lower(),
-            _reason(status),
-            str(status.attempts),
-            f"{progress.step:,}/{progress.steps:,}",
-            "-" if progress.loss is None else f"{progress.loss:.4f}",
-            "-" if progress.validation_loss is None else f"{progress.validation_loss:.4f}",
-            "-" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
-            f"{status.goodput.share:.0%}" if status.goodput.total else "-",
-            _saved(progress),
-            "-" if progress.seconds_left is None else duration(progress.seconds_left),
+            *(text for key, text in found.items() if key != "run"),
         )
     return table
 
 
-def _reason(status: RunStatus) -> str:
+def _cells(status: RunStatus) -> dict[str, str]:
+    """The texts of a row, by column."""
+    progress = status.progress
+    return {
+        "run": status.run.run.name,
+        "job": status.jobs[0].job if status.jobs else "-",
+        "state": status.state.lower(),
+        "reason": reason(status),
+        "attempts": str(status.attempts),
+        "step": f"{progress.step:,}/{progress.steps:,}",
+        "loss": "-" if progress.loss is None else f"{progress.loss:.4f}",
+        "validation": "-" if progress.validation_loss is None else f"{progress.validation_loss:.4f}",
+        "tokens/s": "-" if progress.tokens_per_second is None else f"{progress.tokens_per_second:,.0f}",
+        "goodput": f"{status.goodput.share:.0%}" if status.goodput.total else "-",
+        "saved": _saved(status),
+        "left": "-" if status.seconds_left is None else duration(status.seconds_left),
+    }
+
+
+def status_text(statuses: Sequence[RunStatus], width: int) -> Text:
+    """The same where a table does not fit: some lines per run, none longer than `width`, nothing left out."""
+    lines: list[str] = []
+    for status in statuses:
+        found = _cells(status)
+        parts = [f"{key} {value}" for key, value in status.swept.items()]
+        parts += [f"job {found['job']}"] if status.jobs else []
+        parts += [found["state"], *([found["reason"]] if found["reason"] else [])]
+        shown = ("attempts", "step", "loss", "validation", "tokens/s", "goodput", "saved", "left")
+        parts += [f"{key} {found[key]}" for key in shown if found[key] != "-"]
+        lines.append(found["run"])
+        lines += _filled(parts, width)
+    return Text("\n".join(lines))
+
+
+def _filled(parts: Sequence[str], width: int) -> list[str]:
+    """The parts with commas between them, each whole where a line can hold it, and indented."""
+    lines, indent = [""], "  "
+    for number, part in enumerate(parts):
+        piece = part + ("," if number + 1 < len(parts) else "")
+        longer = f"{lines[-1]} {piece}" if lines[-1] else indent + piece
+        if len(longer) > width and lines[-1]:
+            lines.append(indent + piece)
+        else:
+            lines[-1] = longer
+    return [
+        piece
+        for line in lines
+        for piece in (textwrap.wrap(line, max(20, width), subsequent_indent=indent * 2) or [line])
+    ]
+
+
+def reason(status: RunStatus) -> str:
+    """Why it waits, where it runs and what its start-up is doing, or why it ended."""
     if not status.jobs or status.outcome is not None:
         return ""
     job = status.jobs[0]
+    if job.state == "RUNNING" and status.stage is not None:
+        stage, seconds = status.stage
+        return f"{job.nodes}: {stage} ({duration(seconds)})"
     if job.state == "PENDING":
         until = "" if job.eligible in ("N/A", "") else f", from {job.eligible}"
         return f"{job.reason}{until}"
@@ -165,9 +305,13 @@ def _reason(status: RunStatus) -> str:
     return f"{job.reason}{unseen}"
 
 
-def _saved(progress: Progress) -> str:
-    following = progress.seconds_to_save
-    soon = "" if following is None or progress.step >= progress.steps else f", next in {duration(following)}"
+def _saved(status: RunStatus) -> str:
+    progress, following = status.progress, status.progress.seconds_to_save
+    soon = (
+        ""
+        if following is None or not status.is_live or progress.step >= progress.steps
+        else f", next in {duration(following)}"
+    )
     return f"{progress.saved_step:,}{soon}"
 
 

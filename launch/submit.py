@@ -26,6 +26,7 @@ from pretrain.config import Config, SourceSection, load_config
 from pretrain.config_yaml import parse_yaml
 from pretrain.errors import ConfigError, UserError
 from pretrain.parallel.nearest import check_layout
+from pretrain.typed import typed_for_runs
 
 LEAST_SECONDS_BEFORE_SIGNAL = 30
 """A job must have at least this long between its start and the request to save, or no step is ever saved."""
@@ -46,6 +47,8 @@ class Request:
     preflight_only: bool = False
     swept: tuple[str, ...] = ()
     """Keys of the config in which the runs differ."""
+    command: str = ""
+    """What was typed, to be typed again."""
 
     @property
     def ranks(self) -> int:
@@ -295,6 +298,20 @@ def check_shape(request: Request) -> None:
         )
 
 
+def check_data(request: Request) -> None:
+    """Raises DataError for a dataset that is not there, which every rank would find after the queue.
+
+    In a container, paths are the container's.
+    """
+    from data_pipelines.dataset import read_dataset
+
+    if request.settings.container is None:
+        for path in dict.fromkeys(
+            source.path for config in request.configs for source in config.data.sources
+        ):
+            read_dataset(Path(path)).split("train")
+
+
 def check_cluster(request: Request) -> None:
     """What Slurm would refuse only after a while, or in its own words. Raises UserError."""
     slurm.require()
@@ -345,8 +362,8 @@ def refuse_a_second_job(run: LaunchedRun) -> None:
     if alive:
         states = ", ".join(f"{job.job} ({job.state.lower()})" for job in alive)
         raise UserError(
-            f"{run.run}: launched already, job {states}; `triptych cancel {run.run.name}` ends it, or choose another "
-            "run.name"
+            f"{run.run}: launched already, job {states}; "
+            f"`{typed_for_runs('cancel', run.run.name, run.run.parent)}` ends it, or choose another run.name"
         )
 
 
@@ -358,7 +375,14 @@ def prepare(request: Request) -> None:
         if not request.preflight_only:
             run.outcome_file.unlink(missing_ok=True)
         swept = {key: _setting(config, key) for key in request.swept}
-        run.write_job(request.settings, nodes=request.nodes, name=request.name, jobs=[], swept=swept)
+        run.write_job(
+            request.settings,
+            nodes=request.nodes,
+            name=request.name,
+            jobs=[],
+            swept=swept,
+            command=request.command,
+        )
     if request.is_sweep:
         request.folder.mkdir(parents=True, exist_ok=True)
         lines = "".join(f"{run.run}\n" for run in request.runs)

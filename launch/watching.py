@@ -3,49 +3,90 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
 
 from launch import slurm
 from launch.durations import minutes_of
 from launch.job import LaunchedRun
-from launch.status import find_runs, goodput_table, read_status, sorted_by, status_table
+from launch.status import (
+    RunStatus,
+    find_runs,
+    goodput_table,
+    read_status,
+    sorted_by,
+    status_table,
+    status_text,
+)
+from pretrain.commands.console import WIDE, plain_console
 from pretrain.errors import UserError
+from pretrain.typed import RUNS, typed
 
 FOLLOW_S = 0.5
 ASK_SLURM_S = 15
 
 
-def show_status(folder: Path, names: list[str], *, watch: float | None, details: bool, sort: str) -> None:
-    # Names, reasons and errors come from elsewhere: their brackets and colons are no markup.
-    console = Console(highlight=False, markup=False, emoji=False)
+def show_status(
+    folder: Path,
+    names: list[str],
+    *,
+    watch: float | None,
+    details: bool,
+    sort: str,
+    json_output: bool = False,
+) -> None:
+    if json_output:
+        if watch is not None:
+            raise UserError("--json with --watch: one answer is one JSON value; leave --watch out")
+        _print_json(folder, names, sort)
+        return
+    console = plain_console()
     if not find_runs(folder, names):
-        console.print(f"no launched runs under {folder}; `triptych launch CONFIG` makes one")
+        console.print(f"no launched runs under {folder}; `triptych launch --help` says how to make one")
         return
     if watch is None:
-        console.print(_view(folder, names, details, sort))
+        console.print(_view(folder, names, details, sort, console))
         return
-    with Live(_view(folder, names, details, sort), console=console, auto_refresh=False) as live:
+    with Live(_view(folder, names, details, sort, console), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(watch)
-                live.update(_view(folder, names, details, sort), refresh=True)
+                live.update(_view(folder, names, details, sort, console), refresh=True)
         except KeyboardInterrupt:
             return
 
 
-def _view(folder: Path, names: list[str], details: bool, sort: str) -> Group:
+def _print_json(folder: Path, names: list[str], sort: str) -> None:
+    statuses, problem = read_status(find_runs(folder, names))
+    facts = [status.facts() for status in sorted_by(sort, statuses)]
+    print(json.dumps({"runs": facts, "problem": problem}, indent=1))
+
+
+def overview(statuses: Sequence[RunStatus], console: Console) -> Table | Text:
+    """A table where there is room for all of it, else some lines per run: nothing is cut off."""
+    table = status_table(statuses)
+    options = console.options.update(width=WIDE)
+    needed = Measurement.get(console, options, table).maximum
+    return table if needed <= console.width else status_text(statuses, console.width)
+
+
+def _view(folder: Path, names: list[str], details: bool, sort: str, console: Console) -> Group:
     statuses, problem = read_status(find_runs(folder, names))
     statuses = sorted_by(sort, statuses)
-    parts: list[Any] = [status_table(statuses)]
+    parts: list[Any] = [overview(statuses, console)]
     if problem is not None:
         parts.append(f"Slurm's part is missing: {problem}")
     for status in statuses if details else []:
@@ -113,7 +154,8 @@ def _print_new(path: Path, start: int, lines: int | None) -> int:
 def cancel_runs(folder: Path, names: list[str]) -> None:
     """scancel of the runs' jobs that still live. Raises UserError if none is named."""
     if not names:
-        raise UserError("name the runs to cancel, e.g. `triptych cancel demo`; `triptych status` lists them")
+        where = [] if folder == RUNS else ["--runs", str(folder)]
+        raise UserError(f"name the runs to cancel; `{typed('status', *where)}` lists them")
     for run in find_runs(folder, names):
         alive = [job.job for job in slurm.queue(run.job()["jobs"]) if job.is_live]
         if not alive:

@@ -8,6 +8,7 @@ has made Slurm kill the others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -17,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.errors import CheckpointError
+from pretrain.errors import CheckpointError, UserError
 from pretrain.json_text import to_json
 
+STAGE_FILE = "stage.json"
 ATTEMPT_VARIABLE = "TRIPTYCH_ATTEMPT"
 """Number of the attempt, set by the launcher for every rank."""
 
@@ -47,6 +49,19 @@ class AttemptFolder:
     def exits(self) -> list[RankExit]:
         """By rank."""
         return [RankExit(**read_json(path)) for path in sorted(self.path.glob("exit.*.json"))]
+
+    def tell(self, stage: str) -> None:
+        """What the start-up is doing now, for `triptych status`. A full disk is no reason to end it."""
+        with contextlib.suppress(OSError):
+            write_json(self.path / STAGE_FILE, {"stage": stage, "since": time.time()})
+
+    def told(self) -> tuple[str, float] | None:
+        """The stage that was told last, and since when; None if there is none."""
+        try:
+            found = read_json(self.path / STAGE_FILE)
+            return str(found["stage"]), float(found["since"])
+        except (OSError, UserError, KeyError, TypeError, ValueError):
+            return None
 
     @property
     def heartbeats(self) -> Path:
@@ -143,4 +158,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises UserError for a file that is no JSON; FileNotFoundError where there is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{path}: damaged ({reason}); put it back from a copy, or move it away") from None
+
+
+def tell_stage(run: Path, stage: str, attempt: int | None) -> None:
+    """`AttemptFolder.tell` of a launched run; of others nothing."""
+    if attempt is not None:
+        Launch(run).attempt(attempt).tell(stage)

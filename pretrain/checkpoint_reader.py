@@ -20,6 +20,7 @@ from pretrain.config import Config, config_from_dict
 from pretrain.errors import CheckpointError, UserError
 from pretrain.parallel.ranks import choose_device, ranks_from_environment
 from pretrain.run_folder import RunFolder
+from pretrain.typed import typed
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class TrainedModel:
             name = (self.config.data.task or {}).get("name")
             raise UserError(
                 f"{self.path}: this model was trained on the synthetic task {name}, not on text; "
-                "`triptych evaluate` of this run measures its accuracy"
+                f"`{typed('evaluate', self.path.parent.parent)}` measures its accuracy"
             )
         return self.text_tokenizer
 
@@ -64,7 +65,7 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
         wanted = "no whole checkpoint" if step is None else f"no checkpoint of step {step}"
         raise CheckpointError(f"{folder.checkpoints}: {wanted}; steps there: {there}")
     if step is not None:
-        with telling_how_to_restore():
+        with telling_how_to_restore(path):
             verify_step(path, checksums=False)
     meta = as_of_today(store.read_meta(path))
     check_meta(meta, path)

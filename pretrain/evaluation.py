@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def evaluate(
         raise UserError(
             f"{paths[0]}: built with tokenizer {theirs.fingerprint[:12]} ({theirs.describe()}), "
             f"the run has {trained.tokenizer.fingerprint[:12]} ({trained.tokenizer.describe()}); rebuild the dataset "
-            f"with `triptych data build ... --tokenizer {trained.path.parent.parent / 'tokenizer'}/tokenizer.json`"
+            f"with `--tokenizer {shlex.quote(str(trained.path.parent.parent / 'tokenizer' / 'tokenizer.json'))}`"
         )
     length = trained.config.data.sequence_length
     objective = build_objective(trained.config)

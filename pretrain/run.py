@@ -21,7 +21,7 @@ from data_pipelines.rows import ORDER
 from data_pipelines.stream import open_stream
 from data_pipelines.vocabulary import MODALITIES, Vocabulary
 from models import families
-from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt
+from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt, tell_stage
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.checkpoint_meta import as_of_today, check_meta
 from pretrain.engine.base import Engine
@@ -129,6 +129,17 @@ class Run:
         )
 
 
+@dataclass(frozen=True)
+class Stages:
+    """Says what the start-up of a launched run is doing; `triptych status` shows it. attempt: None says nothing."""
+
+    run: Path
+    attempt: int | None
+
+    def __call__(self, stage: str) -> None:
+        tell_stage(self.run, stage, self.attempt)
+
+
 @contextlib.contextmanager
 def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
     """Bring a run up, resumed from its newest whole checkpoint if it has one, and take it down again."""
@@ -136,8 +147,11 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         ranks = ranks_from_environment()
         device = choose_device(config.run.device, ranks)
         check_layout(config, ranks.world)
+        stage = Stages(Path(config.run.folder) / config.run.name, own_attempt() if ranks.is_main else None)
+        stage("opening the data")
         data = open_run_data(config)
         config = data.config
+        stage("meeting the other ranks")
         start_process_group(ranks, device)
         if device.type == "cuda":
             torch.set_float32_matmul_precision(
@@ -148,9 +162,11 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         _enter_folder(folder, mesh, stack)
 
         store = _open_store(config, folder, mesh)
+        stage("verifying the newest checkpoint")
         latest = store.latest()
         if latest is not None:
             refuse_another_run(data, store.read_meta(latest), latest)
+        stage("building the model and its engine")
         engine = build_engine(config, mesh, device)
         bytes_per_token = data.bytes_per_token if isinstance(data, TextData) else None
         evaluation = EvaluationHook(config.monitor.evaluate_every_steps, bytes_per_token)
@@ -158,6 +174,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         hooks = Hooks(_hooks(config, data, finite, evaluation, folder))
         clock = Clock(config.run.steps)
         if latest is not None:
+            stage(f"loading {latest.name}")
             _resume(store, latest, engine, hooks, clock)
         engine.before_update(store.wait_staged)
         stack.push(lambda error, *_: finish_save(store) if error else None)
@@ -166,6 +183,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         stream = stack.enter_context(_open_stream(config, rows, mesh, clock, device))
         # Everything that could refuse this start has had its say: only now do the run's files change.
         _write_folder(folder, config, data, clock, mesh)
+        stage("at its first steps")
         stop = stack.enter_context(StopRequest(mesh.control))
         stream.stop_when(lambda: stop.signal is not None, alone=ranks.world == 1)
         stack.callback(hooks.close)

@@ -136,7 +136,7 @@ class RunFolder:
     def load_tokenizer(self) -> Tokenizer:
         entry = self.tokenizer / "entry.json"
         if not entry.is_file():
-            raise UserError(f"{entry}: missing; `triptych train` of this run writes it again")
+            raise UserError(f"{entry}: missing; training this run again writes it")
         try:
             content = json.loads(entry.read_text(encoding="utf-8"))
             kind, file, eot = content["kind"], content["file"], content["eot"]
@@ -144,7 +144,7 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
-            raise UserError(f"{entry}: damaged; `triptych train` of this run writes it again")
+            raise UserError(f"{entry}: damaged; training this run again writes it")
         return (
             BytesTokenizer()
             if file is None

@@ -25,6 +25,7 @@ from pretrain.checkpoint.manifest import (
     read_manifest,
 )
 from pretrain.errors import CheckpointError
+from pretrain.typed import typed
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +93,14 @@ def step_folders(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def telling_how_to_restore() -> Iterator[None]:
-    """Within it a CheckpointError of a step that was asked for, and is damaged, says what to do."""
+def telling_how_to_restore(step: Path) -> Iterator[None]:
+    """Within it a CheckpointError of the step folder that was asked for, and is damaged, says what to do."""
     try:
         yield
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error}. Put the files back from a copy, or take another step: `triptych checkpoint verify` says which "
-            "are whole"
+            f"{error}. Put the files back from a copy, or take another step: "
+            f"`{typed('checkpoint', 'verify', step.parent.parent)}` says which are whole"
         ) from error
 
 

@@ -404,7 +404,7 @@ class CheckpointStore:
             is_known = self._is_own(path) and step_of(path) in self._known_whole
             return read_manifest(path) if is_known else None
 
-        with telling_how_to_restore():
+        with telling_how_to_restore(path):
             return self._ranks.on_first(known) or self._verify(path)
 
     def _is_own(self, path: Path) -> bool:

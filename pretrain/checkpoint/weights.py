@@ -38,7 +38,7 @@ def load_weights(path: Path, names_to_tensors: dict[str, Tensor], *, checksums: 
     """
     path = Path(path)
     try:
-        with telling_how_to_restore():
+        with telling_how_to_restore(path):
             verify_step(path, checksums=checksums)
         check_parameters(
             {name: tuple(tensor.shape) for name, tensor in names_to_tensors.items()},

@@ -46,6 +46,7 @@ def verify(
     """
     from pretrain.checkpoint.steps import list_steps, step_info, step_name
     from pretrain.errors import CheckpointError
+    from pretrain.typed import typed
 
     folder = checkpoint_folder(run)
     if step is None:
@@ -54,7 +55,7 @@ def verify(
         path = folder / step_name(step)
         info = step_info(path, checksums=True)
         if info is None:
-            raise CheckpointError(f"{path} does not exist; see `triptych checkpoint list {run}`")
+            raise CheckpointError(f"{path} does not exist; see `{typed('checkpoint', 'list', run)}`")
         steps = [info]
     _report(steps)
     if any(info.is_damaged for info in steps) or all(info.is_torn for info in steps):

@@ -321,7 +321,17 @@ def _print_built(built: Built) -> None:
     if built.vocabulary_shortfall:
         typer.echo(f"  {built.vocabulary_shortfall}")
     if "validation" in dataset.splits:
-        typer.echo(f"Train on it: triptych train configs/sigmoid/demo.yaml data.path={dataset.path}")
+        from pretrain.typed import override, typed
+
+        example = Path("configs/sigmoid/demo.yaml")
+        if not example.is_file():  # beside the packages, where they were installed from a checkout
+            example = Path(__file__).resolve().parents[2] / example
+        if example.is_file():
+            typer.echo(f"Train on it: {typed('train', example, override('data.path', dataset.path))}")
+        else:
+            typer.echo(
+                f"Train on it: give {override('data.path', dataset.path)} to `triptych train`, with a config"
+            )
     else:
         typer.echo(
             "Training needs a validation split, and this dataset has none. To get one, build again with "

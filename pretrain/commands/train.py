@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,15 +57,11 @@ def run_training(
     return code
 
 
-def runnable(program: str) -> str:
-    """The program as the user can type it: by name, or from this environment's folder."""
-    return program if shutil.which(program) else str(Path(sys.executable).parent / program)
-
-
 def print_summary(run: Run) -> None:
     from rich.console import Console
 
     from pretrain.checkpoint.steps import step_name
+    from pretrain.typed import typed
 
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     if run.clock.cursor is None:
@@ -87,8 +81,9 @@ def print_summary(run: Run) -> None:
         console.print(f"validation loss: {losses} ({steps}; {run.data.validated})")
     console.print(f"checkpoint:      {run.folder.checkpoints / step_name(run.clock.step)}")
     if run.config.data.task is None:
-        console.print(f"more text:       {runnable('triptych')} generate {run.folder.path}")
+        console.print(f"more text:       {typed('generate', run.folder.path)}")
     else:
-        console.print(f"again, longer:   {runnable('triptych')} evaluate {run.folder.path} --length 1000")
+        console.print(f"again, longer:   {typed('evaluate', run.folder.path, '--length', '1000')}")
     if run.config.monitor.tensorboard:
-        console.print(f"watch:           {runnable('tensorboard')} --logdir {run.folder.path.parent}")
+        watch = typed("--logdir", run.folder.path.parent, program="tensorboard")
+        console.print(f"watch:           {watch}")

@@ -1,0 +1,42 @@
+"""Commands that are printed to be typed: pasted into a shell they do what is said, whatever is in a name or a path."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from pretrain.config_yaml import parse_yaml
+from pretrain.errors import ConfigError
+
+RUNS = Path("runs")
+"""Where commands look for runs by themselves."""
+
+
+def typed(*words: str | Path, program: str = "triptych") -> str:
+    """A command line; each word is one word to the shell."""
+    return shlex.join([runnable(program), *map(str, words)])
+
+
+def typed_for_runs(verb: str, name: str, folder: Path, *options: str) -> str:
+    """A command on launched runs: `name` is a run's, or a pattern, under `folder`."""
+    where = [] if folder.resolve() == RUNS.resolve() else ["--runs", str(folder)]
+    return typed(verb, *options, name, *where)
+
+
+def override(key: str, value: str | Path) -> str:
+    """`key=value` with a text that is read back as this text."""
+    text = str(value)
+    try:
+        is_plain = parse_yaml(text, key) == text
+    except ConfigError:
+        is_plain = False
+    text = text if is_plain else json.dumps(text, ensure_ascii=False)
+    return f"{key}={text.replace('${', chr(92) + '${' if is_plain else chr(92) * 2 + '${')}"
+
+
+def runnable(program: str) -> str:
+    """The program as the user can type it: by name, or from this environment's folder."""
+    return program if shutil.which(program) else str(Path(sys.executable).parent / program)
