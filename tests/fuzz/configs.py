@@ -321,7 +321,7 @@ def codec_files(seed: int, folder: Path) -> None:
     files[name] = altered(files[name], random) if name.endswith("json") else mutated(files[name], random)
     write_files(folder, files)
     with refusals_name(folder):
-        codec = load_codec(folder / "codecs" / "image")
+        codec = load_codec(folder / "run-codecs" / "image")
         codec.decode([np.zeros(4, np.int64)])
     require(files[name] == tokenizer_folder()[name] or json.loads(
         (folder / "codecs/image/codec.json").read_bytes()) == json.loads(tokenizer_folder()["codecs/image/codec.json"]),
@@ -351,6 +351,6 @@ FUZZERS = [
     Fuzzer("metas", metas),
     Fuzzer("metadata", metadata_files),
     Fuzzer("vocabularies", vocabularies),
-    Fuzzer("codecs", codec_files),
+    Fuzzer("run-codecs", codec_files),
     Fuzzer("run-folders", run_folders),
 ]
