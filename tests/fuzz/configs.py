@@ -82,20 +82,16 @@ def config_values(seed: int, folder: Path) -> None:
     """A valid config of which some settings have another value, of any kind."""
     random = np.random.default_rng(seed)
     values = json.loads(json.dumps(resolved(chosen(random, DEMOS))))
-    keys = []
     for _ in range(int(random.integers(1, 4))):
-        place, path = values, []
-        while isinstance(place, dict) and place and (not path or random.random() < 0.9):
+        place = values
+        while True:
             key = chosen(random, list(place))
-            path.append(key)
-            if not isinstance(place[key], dict):
+            if not isinstance(place[key], dict) or not place[key] or random.random() >= 0.9:
                 break
             place = place[key]
-        if path and isinstance(place, dict):
-            before = place[path[-1]]
-            near = type(before) in (int, float) and random.random() < 0.7
-            place[path[-1]] = before * chosen(random, [2, 1, 3, 100]) if near else chosen(random, VALUES)
-            keys.append(path[0])
+        before = place[key]
+        near = type(before) in (int, float) and random.random() < 0.7
+        place[key] = before * chosen(random, [2, 1, 3, 100]) if near else chosen(random, VALUES)
     with refusals_name("here"):
         config = config_from_dict(values, "here")
     reads_back(config)
@@ -321,7 +317,7 @@ def codec_files(seed: int, folder: Path) -> None:
     files[name] = altered(files[name], random) if name.endswith("json") else mutated(files[name], random)
     write_files(folder, files)
     with refusals_name(folder):
-        codec = load_codec(folder / "run-codecs" / "image")
+        codec = load_codec(folder / "codecs" / "image")
         codec.decode([np.zeros(4, np.int64)])
     require(files[name] == tokenizer_folder()[name] or json.loads(
         (folder / "codecs/image/codec.json").read_bytes()) == json.loads(tokenizer_folder()["codecs/image/codec.json"]),
