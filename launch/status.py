@@ -77,7 +77,7 @@ class RunStatus:
             "attempts": self.attempts,
             "stage": self.stage[0] if self.stage else None,
             "stage_seconds": self.stage[1] if self.stage else None,
-            **{key: value for key, value in asdict(progress).items() if value is None or _is_finite(value)},
+            **asdict(progress),
             "seconds_left": self.seconds_left,
             "goodput": self.goodput.share if self.goodput.total else None,
             "seconds": asdict(self.goodput),
@@ -174,10 +174,6 @@ def _newest_record(run: Path) -> float:
     """When the run last logged a step, seconds since 1970; 0 if it never did."""
     path = run / "logs" / "metrics.jsonl"
     return path.stat().st_mtime if path.is_file() and path.stat().st_size else 0.0
-
-
-def _is_finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _last_moment(ledger: Sequence[Mapping[str, Any]], jobs: Sequence[slurm.QueuedJob]) -> float:

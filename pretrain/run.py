@@ -210,22 +210,26 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             finite=finite,
         )
         stack.push(lambda _, error, __: record_crash(run, error))
-        if ranks.is_main:
-            for warning in engine.scaled.warnings:
-                logger.warning("%s", warning)
-        if clock.step > clock.steps:
-            logger.warning(
-                "step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps
-            )
-        run.record(
-            "start",
-            step=clock.step,
-            world=ranks.world,
-            zero=config.parallel.zero,
-            device=str(device),
-            attempt=own_attempt(),
-        )
+        _tell_start(run)
         yield run
+
+
+def _tell_start(run: Run) -> None:
+    """What is odd about it, and a line in the ledger."""
+    clock = run.clock
+    if run.ranks.is_main:
+        for warning in run.engine.scaled.warnings:
+            logger.warning("%s", warning)
+    if clock.step > clock.steps:
+        logger.warning("step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps)
+    run.record(
+        "start",
+        step=clock.step,
+        world=run.ranks.world,
+        zero=run.config.parallel.zero,
+        device=str(run.device),
+        attempt=own_attempt(),
+    )
 
 
 def import_engine(config: Config) -> None:

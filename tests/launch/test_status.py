@@ -165,7 +165,7 @@ def test_as_json(tmp_path: Path, queue: list[Any], capsys: Any) -> None:
     (one,) = found["runs"]
     assert found["problem"] is None
     assert (one["run"], one["job"], one["state"], one["step"]) == ("some-run", "7", "running", 100)
-    assert one["validation_loss"] == 2.4 and one["seconds_left"] == 900 and "loss" not in one
+    assert one["validation_loss"] == 2.4 and one["seconds_left"] == 900 and one["loss"] is None
     with pytest.raises(UserError, match="--json with --watch"):
         show_status(tmp_path, [], watch=1.0, details=False, sort="name", json_output=True)
     show_status(tmp_path / "nothing", [], watch=None, details=False, sort="name", json_output=True)
