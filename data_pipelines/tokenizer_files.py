@@ -68,7 +68,7 @@ def end_of_text_name(
         DataError: there is none, several could be it, or the wanted one is not there or not special.
     """
     special = [token["content"] for token in spec.get("added_tokens", []) if token.get("special")]
-    special = [token for token in special if token in ids]
+    special = [token for token in dict.fromkeys(special) if token in ids]
     usual = _usual(special)
     if isinstance(wanted, int):
         recorded = [token for token in special if ids[token] == wanted]

@@ -214,6 +214,8 @@ def test_what_cannot_end_a_text(tmp_path, monkeypatch, spec, name, message):
 def test_a_recorded_end_of_text_must_still_be_special():
     spec = {"added_tokens": [{"content": "a", "special": True}]}
     assert end_of_text_name(spec, {"a": 5}, "f", 5) == ("a", True)
+    twice = {"added_tokens": [{"content": "</s>", "special": True}] * 2}
+    assert end_of_text_name(twice, {"</s>": 5}, "f", 5) == end_of_text_name(twice, {"</s>": 5}, "f", None)
     with pytest.raises(DataError, match="its token 6, recorded as end-of-text, is no special one"):
         end_of_text_name(spec, {"a": 5, "b": 6}, "f", 6)
 
