@@ -115,7 +115,8 @@ def test_a_full_disk_is_tried_again_until_there_is_room(
     failed = ledger(run, "save_failed")
     assert failed[0]["step"] == 3 and "No space left on device" in failed[0]["reason"]
     assert all(line["again"] for line in failed)
-    assert 8 <= ledger(run, "save")[0]["step"] <= 12 and ledger(run, "save")[-1]["step"] == 12
+    # One that was begun before there was room may have been written after.
+    assert 3 < ledger(run, "save")[0]["step"] <= 12 and ledger(run, "save")[-1]["step"] == 12
     assert losses(run) == pytest.approx(whole, abs=1e-5)
     assert run_ranks(ranks, train_rank, config, overrides)[0].first_step == 12
 
