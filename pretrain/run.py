@@ -203,13 +203,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             evaluation=evaluation,
         )
         stack.push(lambda _, error, __: record_crash(run, error))
-        if ranks.is_main:
-            for warning in engine.scaled.warnings:
-                logger.warning("%s", warning)
-        if clock.step > clock.steps:
-            logger.warning(
-                "step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps
-            )
+        _warn(run)
         run.record(
             "start",
             step=clock.step,
@@ -219,6 +213,18 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             attempt=own_attempt(),
         )
         yield run
+
+
+def _warn(run: Run) -> None:
+    """Of settings that are followed, but may not be meant."""
+    if not run.ranks.is_main:
+        return
+    for warning in run.engine.scaled.warnings:
+        logger.warning("%s", warning)
+    if run.clock.step > run.clock.steps:
+        logger.warning(
+            "step %d is saved already, run.steps = %d: nothing to train", run.clock.step, run.clock.steps
+        )
 
 
 def import_engine(config: Config) -> None:
