@@ -220,8 +220,10 @@ def _tell_start(run: Run) -> None:
     if run.ranks.is_main:
         for warning in run.engine.scaled.warnings:
             logger.warning("%s", warning)
-    if clock.step > clock.steps:
-        logger.warning("step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps)
+        if clock.step > clock.steps:
+            logger.warning(
+                "step %d is saved already, run.steps = %d: nothing to train", clock.step, clock.steps
+            )
     run.record(
         "start",
         step=clock.step,

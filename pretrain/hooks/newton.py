@@ -111,7 +111,7 @@ class NewtonHook(Hook):
         still = acted[worst][RESIDUAL] > self._solver.limit
         logger.warning(
             "step %d: Newton's method left %s above model.newton.limit = %g, and on_exceed: %s had to act "
-            "(worst: %s, residual %.3g %s)",
+            "(worst: %s, residual %.3g %s; states may be off by some times that)",
             step,
             ", ".join(acted),
             self._solver.limit,
