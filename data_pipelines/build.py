@@ -31,6 +31,8 @@ SAMPLE_CHARACTERS = 8_000_000  # of text to train a BPE on: under ten seconds on
 SAMPLE_PART = 100_000  # characters; every document's first part is taken before further parts of long ones
 BATCH_CHARACTERS = 2_000_000  # tokenised at a time
 SPLITS = ("train", "validation")
+BLANK_MARK = "\u2581"
+"""What normalizers of SentencePiece put for a blank."""
 
 Progress = Callable[[str, int, int], None]  # (what is being done, files done, files in all)
 
@@ -259,17 +261,25 @@ def _write(
 
 
 def held_bytes(tokenizer: Tokenizer, text: str, ids: np.ndarray, told: Report, where: str) -> int:
-    """UTF-8 bytes of a text that its tokens hold: what bits per byte are reckoned by.
+    """UTF-8 bytes of a text that its tokens hold: what bits per byte are reckoned by. Of a text that the tokenizer's
+    normalizer rewrites, the fewer of its own and of what is left of them then.
 
     Characters that the tokenizer has no token for are counted in `told`, and texts that it rewrites.
     """
     lost = tokenizer.lost(text, ids)
-    if tokenizer.rewrites(text):
+    rewritten = tokenizer.rewrites(text)
+    if rewritten:
         told.changed.add(where, "rewritten by the tokenizer's normalizer")
     if lost:
         example = f"{''.join(lost)[:20]!r} in {where}"
         told.lost.add(example, "character(s) for which the tokenizer has no token", lost.total())
-    return len(text.encode()) - sum(len(character.encode()) * count for character, count in lost.items())
+    without = sum(len(character.encode()) * count for character, count in lost.items())
+    held = len(text.encode()) - without
+    if rewritten:  # what is lost was counted in what the normalizer made
+        held = min(
+            len(text.encode()), len(tokenizer.normalized(text).replace(BLANK_MARK, " ").encode()) - without
+        )
+    return max(0, held)
 
 
 def _placed(texts: Iterable[str], options: BuildOptions, survey: Survey) -> Iterator[tuple[str, str]]:

@@ -39,7 +39,9 @@ def file_documents(path: Path, report: Report) -> Iterator[str]:
 
 def text_documents(raw: RawFile, report: Report) -> Iterator[str]:
     """The documents of one raw file. Raises DataError: see `file_documents`."""
-    if raw.ending in NOT_UNPACKED:
+    if raw.replaced:
+        report.left_out.add(raw.where, "replaced by a later member of the same name in their tar")
+    elif raw.ending in NOT_UNPACKED:
         report.left_out.add(
             raw.where, f"packed in a form that is not read ({raw.ending}; unpack them, or use gzip)"
         )
@@ -81,13 +83,17 @@ def _is_filled(text: str, name: str, report: Report) -> bool:
 def _line_texts(raw: RawFile, report: Report) -> Iterator[str]:
     with raw.open_unpacked() as file:
         records = json_lines(file, lambda number: f"{raw.where}:{number}")
+        count = 0
         while True:
             try:
                 where, record = next(records)
             except StopIteration:
+                if not count:
+                    report.left_out.add(raw.where, "empty")
                 return
             except DAMAGED_GZIP as error:
                 raise damaged_gzip(raw.where, error) from None
+            count += 1
             yield from _record_text(record, where, report)
 
 
@@ -106,6 +112,8 @@ def _json_texts(raw: RawFile, report: Report) -> Iterator[str]:
     if not isinstance(found, list):
         yield from _record_text(found, raw.where, report)
         return
+    if not found:
+        report.left_out.add(raw.where, "empty")
     for number, record in enumerate(found):
         yield from _record_text(record, f"{raw.where}, element {number}", report)
 

@@ -1,22 +1,71 @@
-"""The rows of an evaluation: fixed, in stored order, each token scored once."""
+"""The rows of an evaluation: fixed, in stored order, each token scored once; and the bytes of text that they hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
 from data_pipelines.order import TokenStream, join_runs
-from data_pipelines.packing import pack
+from data_pipelines.packing import gather, pack
 from data_pipelines.rows import OpenSource
+
+if TYPE_CHECKING:
+    from data_pipelines.tokenizers import Tokenizer
 
 
 def evaluation_rows(sources: Sequence[OpenSource], sequence_length: int) -> int:
     """How many rows an evaluation has: the first token to be predicted in each source is its first one, and its last
     row is padded."""
     return sum(_rows_of(source, sequence_length) for source in sources)
+
+
+def shared_rows(have: np.ndarray, limit: int | None) -> np.ndarray:
+    """How many rows of each source, which has so many, make up `limit`; all of them if they are fewer, or without a
+    limit. In proportion to what each has, and at least one where the limit allows."""
+    total = int(have.sum())
+    if limit is None or total <= limit:
+        return have
+    exact = have * limit / total
+    take = np.floor(exact).astype(np.int64)
+    take[np.argsort(take - exact, kind="stable")[: limit - int(take.sum())]] += 1
+    while limit >= len(have) and take.min() == 0:  # a source that would not be seen at all
+        take[take.argmax()] -= 1
+        take[take.argmin()] += 1
+    return take
+
+
+def _taken(sources: Sequence[OpenSource], sequence_length: int, limit_rows: int | None) -> np.ndarray:
+    return shared_rows(
+        np.asarray([_rows_of(source, sequence_length) for source in sources], np.int64), limit_rows
+    )
+
+
+def bytes_per_token(
+    sources: Sequence[OpenSource], tokenizer: Tokenizer, sequence_length: int, limit_rows: int | None = None
+) -> float | None:
+    """UTF-8 bytes of text per token, end-of-text tokens counted, of the rows that `evaluation_batches` gives: what
+    turns nats per token into bits per byte. None where these hold no text.
+
+    Of a source of which only some rows are taken, their bytes are counted token by token; of a tokenizer whose tokens
+    are not made of bytes, they are taken in proportion.
+    """
+    text_bytes = tokens = 0.0
+    for source, rows in zip(sources, _taken(sources, sequence_length, limit_rows).tolist(), strict=True):
+        count = min(rows * sequence_length, source.tokens)
+        lengths = tokenizer.byte_lengths()
+        if count == source.tokens:
+            text_bytes += source.text_bytes
+        elif lengths is None:
+            text_bytes += source.text_bytes * count / source.tokens
+        elif count:
+            stream = TokenStream(source.dataset, source.split, None, 1)
+            text_bytes += int(lengths[gather(stream.runs(np.zeros(1, np.int64), count))].sum())
+        tokens += count
+    return text_bytes / tokens if text_bytes and tokens else None
 
 
 def _rows_of(source: OpenSource, length: int) -> int:
@@ -35,15 +84,16 @@ def evaluation_batches(
 
     Args:
         rows_per_batch: rows of one rank's batch.
-        limit_rows: at most so many rows over all ranks, from the beginning; None for all.
+        limit_rows: at most so many rows over all ranks: the first ones of each source, in proportion to what it has;
+            None for all.
     """
     if rows_per_batch < 1 or sequence_length < 1:
         raise DataError(
             f"rows_per_batch {rows_per_batch} and sequence_length {sequence_length} must be positive."
         )
     streams = [TokenStream(source.dataset, source.split, None, 1) for source in sources]
-    first = np.cumsum([0, *(_rows_of(source, sequence_length) for source in sources)])
-    total = int(first[-1]) if limit_rows is None else min(int(first[-1]), limit_rows)
+    first = np.cumsum([0, *_taken(sources, sequence_length, limit_rows)])
+    total = int(first[-1])
     group = rows_per_batch * world
     for begin in range(0, total, group):
         mine = np.arange(begin + rank * rows_per_batch, begin + (rank + 1) * rows_per_batch)

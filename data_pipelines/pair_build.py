@@ -204,9 +204,7 @@ def _first_pass(
     threshold = int(options.validation_fraction * 2**64)
     learns_text = options.vocabulary is None and bool(bpe_size(options.tokenizer or "bpe:8192"))
     for sample in read_samples(source, told.left_out, found):
-        if not sample.modalities:
-            raise DataError(f"{sample.where}: a caption without an image or a sound. Remove it, or add one.")
-        caption = sample.caption()
+        caption = _caption_of(sample, told.left_out)
         used = options.modalities().intersection(sample.modalities)
         if not used:
             told.left_out.add(sample.where, f"without what --tasks {','.join(options.tasks)} needs")
@@ -226,6 +224,16 @@ def _first_pass(
     _refuse_no_samples(source, survey, threshold, told.left_out)
     report("reading", survey.samples, survey.samples)
     return survey
+
+
+def _caption_of(sample: Sample, left_out: Tally) -> str:
+    """Raises DataError where the sample is not whole, with what was left out so far: the other half may be there."""
+    try:
+        if not sample.modalities:
+            raise DataError(f"{sample.where}: a caption without an image or a sound. Remove it, or add one.")
+        return sample.caption()
+    except DataError as error:
+        raise DataError("\n  ".join([str(error), *left_out.lines("left out")])) from None
 
 
 def _refuse_no_samples(source: Source, survey: _Survey, threshold: int, left_out: Tally) -> None:

@@ -154,8 +154,8 @@ def open_stream(
     if start is not None and start.fingerprint != rows.fingerprint:
         raise DataError(
             f"the checkpoint's data cursor has fingerprint {start.fingerprint[:12]}, this run's data has "
-            f"{rows.fingerprint[:12]}: the dataset, mixture, sequence length, window or seed changed. "
-            "Restore them, or begin a new run."
+            f"{rows.fingerprint[:12]}: the dataset, mixture, sequence length, window, data.shuffle_rows or seed "
+            "changed. Restore them, or begin a new run."
         )
     if prefetch < 1 or workers < 0:
         raise DataError(f"prefetch {prefetch} must be at least 1 and workers {workers} at least 0.")

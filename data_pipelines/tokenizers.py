@@ -63,6 +63,13 @@ class Tokenizer(Protocol):
     def rewrites(self, text: str) -> bool:
         """Whether it makes another text of this one before it looks for tokens (small letters, composed accents)."""
 
+    def normalized(self, text: str) -> str:
+        """The text in which it looks for tokens."""
+
+    def byte_lengths(self) -> np.ndarray | None:
+        """(V,) int64: UTF-8 bytes that each id stands for, 0 for end-of-text; None where tokens are not made of
+        bytes."""
+
     def describe(self) -> str:
         """One line for people."""
 
@@ -97,6 +104,14 @@ class BytesTokenizer:
     def rewrites(self, text: str) -> bool:
         """Never."""
         return False
+
+    def normalized(self, text: str) -> str:
+        """The text itself."""
+        return text
+
+    def byte_lengths(self) -> np.ndarray:
+        """One each."""
+        return np.append(np.ones(256, np.int64), 0)
 
     def describe(self) -> str:
         """One line for people."""
@@ -191,8 +206,7 @@ class BpeTokenizer:
         """
         if self._complete:
             return Counter()
-        normalizer = self._reference.normalizer
-        wanted = repaired(text) if normalizer is None else normalizer.normalize_str(repaired(text))
+        wanted = self.normalized(text)
         held = self._held_text(ids)
         if not self._byte_level:
             wanted, held = _without_blanks(wanted), _without_blanks(held)
@@ -200,11 +214,24 @@ class BpeTokenizer:
 
     def rewrites(self, text: str) -> bool:
         """Whether its normalizer makes another text of this one; white space and marks for it do not count."""
-        normalizer = self._reference.normalizer
-        if normalizer is None:
+        if self._reference.normalizer is None:
             return False
-        told, made = repaired(text), normalizer.normalize_str(repaired(text))
-        return bool(_without_blanks(told) != _without_blanks(made))
+        return _without_blanks(repaired(text)) != _without_blanks(self.normalized(text))
+
+    def normalized(self, text: str) -> str:
+        """What its normalizer makes of the text."""
+        normalizer = self._reference.normalizer
+        return repaired(text) if normalizer is None else str(normalizer.normalize_str(repaired(text)))
+
+    def byte_lengths(self) -> np.ndarray | None:
+        """Of a byte-level tokenizer."""
+        if not self._byte_level:
+            return None
+        bytes_of = _byte_of_character()
+        names = [self._reference.id_to_token(number) or "" for number in range(self.vocabulary)]
+        found = np.asarray([sum(one in bytes_of for one in name) for name in names], np.int64)
+        found[[self.eot, *([self._unknown] if self._unknown >= 0 else [])]] = 0
+        return found
 
     def _held_text(self, ids: np.ndarray) -> str:
         """The text that ids hold, those of the unknown token left out."""

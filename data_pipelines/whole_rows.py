@@ -20,6 +20,7 @@ from data_pipelines.best_fit import Pattern, best_fit, count_rows
 from data_pipelines.dataset import OpenShard, Shard
 from data_pipelines.document_checks import check_pairs, check_text, member_documents
 from data_pipelines.errors import DataError
+from data_pipelines.evaluation import shared_rows
 from data_pipelines.mixing import Mixture
 from data_pipelines.order import LruCache, Runs, expand, join_runs, permutation
 from data_pipelines.packing import gather, segments_and_positions
@@ -476,7 +477,7 @@ class WholeEvaluation:
         have = np.asarray([stream.rows for stream in self._streams], np.int64)
         self.all_rows = int(have.sum())
         """Without the limit."""
-        take = have if limit_rows is None else _shares(have, limit_rows)
+        take = shared_rows(have, limit_rows)
         source = np.repeat(np.arange(len(take)), take)
         draw = expand(np.zeros_like(take), take)
         order = np.lexsort((source, (draw + 0.5) / take[source]))  # evenly mixed
@@ -498,17 +499,3 @@ class WholeEvaluation:
             cursor = Cursor(min(int(rows[-1]) + 1, self.rows), "evaluation")
             form = (self._length, self.vocabulary.pad, cursor)
             yield _batch(self._streams, source, self._draw[there], rows, form)
-
-
-def _shares(have: np.ndarray, limit: int) -> np.ndarray:
-    """How many rows of each source make up `limit`, or all of them if they are fewer."""
-    total = int(have.sum())
-    if total <= limit:
-        return have
-    exact = have * limit / total
-    take = np.floor(exact).astype(np.int64)
-    take[np.argsort(take - exact, kind="stable")[: limit - int(take.sum())]] += 1
-    while limit >= len(have) and take.min() == 0:  # a source that would not be seen at all
-        take[take.argmax()] -= 1
-        take[take.argmin()] += 1
-    return take

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from data_pipelines.batch import Batch
-from data_pipelines.evaluation import evaluation_batches, evaluation_rows
+from data_pipelines.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
 from data_pipelines.rows import Source, open_sources
 from data_pipelines.tasks import TaskRows, build_task, task_batches
 from data_pipelines.tokenizers import load_tokenizer
@@ -20,7 +20,6 @@ from pretrain.checkpoint_reader import TrainedModel
 from pretrain.engine.base import Evaluation
 from pretrain.errors import UserError
 from pretrain.objectives import build_objective
-from pretrain.run_data import bytes_per_token
 
 Watch = Callable[[Iterator[Batch], int], Iterable[Batch]]
 """Wraps the batches, of which there are so many, for a progress bar."""
@@ -35,7 +34,8 @@ def just_batches(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
 class Result:
     tokens: int
     nats_per_token: float
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where the rows hold no text that their tokens stand for."""
 
     @property
     def perplexity(self) -> float:
@@ -63,6 +63,12 @@ def evaluate_task(
     return accuracy_of(count_right(trained.model, watch(batches, -(-rows // rows_per_batch)), trained.device))
 
 
+def _spec_of(trained: TrainedModel) -> str:
+    """What names the run's tokenizer to `triptych data build`."""
+    file = trained.path.parent.parent / "tokenizer" / "tokenizer.json"
+    return shlex.quote(str(file)) if file.is_file() else "bytes"
+
+
 @torch.no_grad()
 def evaluate(
     trained: TrainedModel,
@@ -83,7 +89,7 @@ def evaluate(
         raise UserError(
             f"{paths[0]}: built with tokenizer {theirs.fingerprint[:12]} ({theirs.describe()}), "
             f"the run has {trained.tokenizer.fingerprint[:12]} ({trained.tokenizer.describe()}); rebuild the dataset "
-            f"with `--tokenizer {shlex.quote(str(trained.path.parent.parent / 'tokenizer' / 'tokenizer.json'))}`"
+            f"with `--tokenizer {_spec_of(trained)}`"
         )
     length = trained.config.data.sequence_length
     objective = build_objective(trained.config)
@@ -95,4 +101,5 @@ def evaluate(
         loss_sum += float(objective(trained.model, on_device).loss)
         weight += float(objective.weight(on_device))
     nats = Evaluation(loss_sum, weight).loss
-    return Result(int(weight), nats, nats / math.log(2) / bytes_per_token(sources))
+    per_token = bytes_per_token(sources, trained.tokenizer, length, limit_rows)
+    return Result(int(weight), nats, None if per_token is None else nats / math.log(2) / per_token)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipelines.evaluation import evaluation_batches, evaluation_rows
+from data_pipelines.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
 from data_pipelines.modalities import Modalities, codec_folders, load_modalities
 from data_pipelines.pair_lengths import refuse_long_pairs
 from data_pipelines.rows import OpenSource, RowReader, Source, open_sources
@@ -72,8 +72,8 @@ class TextData(RunData):
 
     tokenizer: Tokenizer
     validation: list[OpenSource]
-    bytes_per_token: float
-    """UTF-8 bytes of text per token of the validation split, for bits per byte."""
+    bytes_per_token: float | None
+    """UTF-8 bytes of text per token of the validation rows, for bits per byte; None where they hold none."""
 
     @property
     def fingerprint(self) -> str:
@@ -217,7 +217,7 @@ def _open_text(config: Config) -> TextData:
             shuffle_rows=config.data.shuffle_rows,
         ),
         validation=validation,
-        bytes_per_token=bytes_per_token(validation),
+        bytes_per_token=bytes_per_token(validation, tokenizer, length, config.monitor.evaluate_rows),
     )
 
 
@@ -259,8 +259,3 @@ def modalities_of(paths: list[str], vocabulary: Vocabulary) -> Modalities:
 
 def rounded_vocabulary(size: int) -> int:
     return -(-size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-
-
-def bytes_per_token(sources: list[OpenSource]) -> float:
-    """UTF-8 bytes of text per token, end-of-text tokens counted: what turns nats per token into bits per byte."""
-    return sum(source.text_bytes for source in sources) / sum(source.tokens for source in sources)

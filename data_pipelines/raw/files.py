@@ -55,6 +55,7 @@ class RawFile:
     folder: what comes before its name, from the source's folder or in the tar; "" or it ends in a slash.
     name: the last part.
     tar: the tar it is in.
+    replaced: whether a later member of its tar has the same name: unpacked, this one would be gone.
     """
 
     where: str
@@ -62,6 +63,7 @@ class RawFile:
     name: str
     tar: Path | None
     opened: Callable[[], IO[bytes]]
+    replaced: bool = False
 
     @property
     def key(self) -> str:
@@ -132,6 +134,8 @@ def find_source(source: Path, out: Path | None = None, left_out: Tally | None = 
     left_out = Tally() if left_out is None else left_out
     if source.is_file():
         return Source(source.parent, (source,))
+    if source.exists() and not source.is_dir():
+        raise DataError(f"{source}: a pipe, a socket or a device. Save what it gives to a file first.")
     if not source.is_dir():
         raise DataError(f"{source}: no such file or folder.")
     own = out.resolve() if out else None
@@ -218,7 +222,9 @@ def tar_view(path: Path) -> memoryview:
 
 def _tar_files(path: Path, left_out: Tally) -> Iterator[RawFile]:
     view = tar_view(path)
-    table: dict[str, Member] | None = None
+    table = _table(path, view)
+    if not table:
+        left_out.add(str(path), "tars with nothing in them")
     for member in walk_all(path, view):
         where = printable(f"{path}:{member.name}")
         if member.kind == b"5" or member.name.endswith("/"):
@@ -228,10 +234,9 @@ def _tar_files(path: Path, left_out: Tally) -> Iterator[RawFile]:
             continue
         target: Member | None = member
         if member.kind in b"12":
-            table = _table(path, view) if table is None else table
             target = _followed(member, table)
             if target is None:
-                left_out.add(where, "links to nothing in their tar")
+                left_out.add(where, "links to no file in their tar")
                 continue
         elif member.kind not in REGULAR + b"S":
             left_out.add(
@@ -241,8 +246,9 @@ def _tar_files(path: Path, left_out: Tally) -> Iterator[RawFile]:
         folder, slash, name = member.name.rpartition("/")
         folder = folder.removeprefix("./") if folder != "." else ""
         assert target is not None
+        replaced = table[posixpath.normpath(member.name)].header_offset != member.header_offset
         yield RawFile(
-            where, f"{folder}/" if slash and folder else "", name, path, _reader(path, view, target)
+            where, f"{folder}/" if slash and folder else "", name, path, _reader(path, view, target), replaced
         )
 
 

@@ -44,7 +44,7 @@ def _wav_damage(data: bytes) -> str:
     end = promised if promised < UNKNOWN_LENGTH else len(data)
     if end > len(data) + 1:
         return f"its header promises {end:,} bytes, the file has {len(data):,}"
-    place, block = 12, 0
+    place, block, sounds = 12, 0, 0
     while place + 8 <= end:
         name, size = data[place : place + 4], int.from_bytes(data[place + 4 : place + 8], "little")
         body, place = place + 8, place + 8 + size
@@ -58,6 +58,9 @@ def _wav_damage(data: bytes) -> str:
             kind, _, rate, byte_rate, block, _ = struct.unpack_from("<HHIIHH", data, body)
             if kind == PCM and byte_rate != rate * block:
                 return f"its header has {rate:,} samples of {block} bytes and {byte_rate:,} bytes a second"
+        sounds += name == b"data"
+        if sounds > 1:
+            return "it has two parts of sound, of which only the first would be read"
         if name == b"data" and _inside_a_sample(size, block):
             return _inside_a_sample(size, block)
         place += size % 2

@@ -334,6 +334,6 @@ def _print_built(built: Built) -> None:
             )
     else:
         typer.echo(
-            "Training needs a validation split, and this dataset has none. To get one, build again with "
-            "--force --validation-fraction 0.05."
+            "Training needs a validation split, and this dataset has none. To get one, build again with more documents "
+            "or a longer text, and a --validation-fraction that holds some of it out (--force replaces this one)."
         )

@@ -113,10 +113,8 @@ def print_evaluation(
         print(to_json(facts))
         return
     print(f"{run}, step {trained.step}, {split} split of {', '.join(paths)}: {result.tokens:,} tokens")
-    print(
-        f"{result.nats_per_token:.4f} nats/token   perplexity {result.perplexity:.2f}   "
-        f"{result.bits_per_byte:.4f} bits/byte"
-    )
+    per_byte = "" if result.bits_per_byte is None else f"   {result.bits_per_byte:.4f} bits/byte"
+    print(f"{result.nats_per_token:.4f} nats/token   perplexity {result.perplexity:.2f}{per_byte}")
 
 
 def _print_bounds(

@@ -119,8 +119,8 @@ def test_links_in_tars_are_read_or_told(tmp_path, ending):
     path = tar_of(tmp_path / f"a.{ending}", [("a.txt", b"one"), ("c.txt", b"two")], **links, **more)
     report = Report()
     assert texts_of(path, report) == ["one", "two", "one", "two", "two"]
-    assert report.left_out.counts == {"links to nothing in their tar": 2, "no file but a pipe": 1}
-    assert report.left_out.examples["links to nothing in their tar"].endswith(":e.txt")
+    assert report.left_out.counts == {"links to no file in their tar": 2, "no file but a pipe": 1}
+    assert report.left_out.examples["links to no file in their tar"].endswith(":e.txt")
 
 
 @pytest.mark.parametrize("form", ["gnu", "posix"])
@@ -315,3 +315,26 @@ def test_shards_are_told_apart_from_other_files(tmp_path):
     tar_of(tmp_path / "in" / "a.TAR", [("a.txt", b"one"), ("b.txt", b"two")])
     text = run("tokenize", tmp_path / "in", "--out", tmp_path / "out", "--tokenizer", "bytes")
     assert "left out: 1 no tar shard" in text and "b.jsonl" in text
+
+
+def test_files_that_hold_no_document_are_told(tmp_path):
+    folder = put(tmp_path / "in", [("a.jsonl", b'{"text": "one"}\n'), ("b.jsonl", b""), ("c.json", b"[]")])
+    put(folder, [("d.JSONL", b"\n \n"), ("e.txt", b"")])
+    tar_of(folder / "f.tar", [])
+    report = Report()
+    assert [text for path in find_source(folder).files for text in texts_of(path, report)] == ["one"]
+    assert report.left_out.counts == {"empty": 4, "tars with nothing in them": 1}
+
+
+def test_a_member_that_a_later_one_replaces_is_told(tmp_path):
+    path = tar_of(tmp_path / "t.tar", [("a.txt", b"old"), ("b.txt", b"b"), ("./a.txt", b"new")])
+    report = Report()
+    assert texts_of(path, report) == ["b", "new"]
+    (line,) = report.lines()
+    assert "1 replaced by a later member" in line and line.endswith("t.tar:a.txt")
+
+
+def test_what_was_left_out_stands_beside_a_half_sample(tmp_path):
+    folder = put(tmp_path / "in", [*samples("a", "b"), ("k.txt", b"caption"), ("k.v2.png", png(3))])
+    with pytest.raises(DataError, match=r"(?s)k.txt: a caption without an image.*with a dot.*k.v2.png"):
+        build_pairs(folder, tmp_path / "out", PairOptions(image_codec="patch:8:2", tokenizer="bytes"))

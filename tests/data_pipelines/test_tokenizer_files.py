@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from data_pipelines.build import BuildOptions, build
+from data_pipelines.build import BuildOptions, build, held_bytes
 from data_pipelines.dataset import open_dataset
 from data_pipelines.errors import DataError
 from data_pipelines.modalities import load_modalities
 from data_pipelines.pair_build import PairOptions, build_pairs
+from data_pipelines.raw.report import Report
 from data_pipelines.tokenizer_files import end_of_text_name
 from data_pipelines.tokenizers import (
     UNBROKEN,
@@ -117,6 +118,27 @@ def test_texts_that_a_tokenizer_rewrites_are_told(tmp_path):
         built.report.changed.counts == {"rewritten by the tokenizer's normalizer": 2}
         and not built.report.lost.counts
     )
+
+
+def test_bytes_of_a_text_that_a_normalizer_takes_apart_or_shortens(tmp_path):
+    apart = Tokenizer.from_str(lowercase(True))
+    apart.normalizer = (
+        normalizers.NFKD()
+    )  # one character of three bytes becomes eighteen, of which three blanks have a token
+    shorter = Tokenizer.from_str(lowercase(True))
+    shorter.normalizer = normalizers.Replace("z", "")
+    for made, text, held in ((apart, "ab \ufdfa", 6), (shorter, "abzzz", 2)):
+        tokenizer = BpeTokenizer(made.to_str(), "file")
+        assert held_bytes(tokenizer, text, tokenizer.encode(text), Report(), "here") == held
+
+
+def test_byte_lengths_are_those_of_the_text():
+    text = "Grüße 日本 and more words"
+    for tokenizer in (BytesTokenizer(), train_bpe([text] * 3, 300)):
+        lengths = tokenizer.byte_lengths()
+        assert len(lengths) == tokenizer.vocabulary and lengths[tokenizer.eot] == 0
+        assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
+    assert BpeTokenizer(lowercase(True), "file").byte_lengths() is None
 
 
 def test_half_a_surrogate_pair_is_a_replacement_character_alone_and_in_batches():

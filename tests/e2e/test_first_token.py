@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from data_pipelines.build import BuildOptions, build
+from data_pipelines.evaluation import bytes_per_token, evaluation_batches
+from data_pipelines.rows import Source, open_sources
 from data_pipelines.tokenizers import load_tokenizer
 from models.layers.head import Head
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
@@ -47,6 +49,12 @@ def write_documents(folder: Path, beginning: str, letters: int, documents: int) 
     return folder / "data"
 
 
+def build_from(folder: Path, texts: list[str]) -> None:
+    source = folder.with_suffix(".jsonl")
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    build(source, folder, BuildOptions(tokenizer="bytes", validation_fraction=0))
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_a_fixed_beginning_is_learned_and_said_unasked(tmp_path, model):
     beginning, letters = "Name: ", 6
@@ -64,7 +72,7 @@ def test_a_fixed_beginning_is_learned_and_said_unasked(tmp_path, model):
     assert said.code == 0 and said.output.strip().startswith(beginning)
 
 
-class Source(nn.Module):
+class Oracle(nn.Module):
     """The source of `write_documents` itself: letters with equal chances, then the end of text."""
 
     def __init__(self, letters: int, vocabulary: int, eot: int) -> None:
@@ -89,8 +97,27 @@ def test_bits_per_byte_of_the_source_itself_are_its_entropy(tmp_path, letters):
     # Rows of whole documents: the source counts its letters from the row's first token.
     loaded = load_config(config, [f"data.sequence_length={3 * (letters + 1)}"])
     tokenizer = load_tokenizer(data)
-    model = Source(letters, tokenizer.vocabulary, tokenizer.eot)
+    model = Oracle(letters, tokenizer.vocabulary, tokenizer.eot)
     trained = TrainedModel(model, tokenizer, loaded, 0, tmp_path / "named/checkpoints/s", torch.device("cpu"))
     result = evaluate(trained, [str(data)], "validation")
     assert result.bits_per_byte == pytest.approx(math.log2(len(LETTERS)), rel=1e-6)
     assert result.tokens % (letters + 1) == 0
+    few = evaluate(trained, [str(data)], "validation", limit_rows=2)
+    assert (
+        few.bits_per_byte == pytest.approx(math.log2(len(LETTERS)), rel=1e-6) and few.tokens < result.tokens
+    )
+
+
+def test_bits_per_byte_of_some_rows_are_of_their_own_bytes(tmp_path):
+    """Of two sources, and of one whose documents become longer: not of the bytes of what was left out."""
+    build_from(tmp_path / "short", ["ab"] * 90)
+    build_from(tmp_path / "mixed", ["ab"] * 60 + ["abcdefgh" * 60] * 9)
+    tokenizer = load_tokenizer(tmp_path / "short")
+    for name, rows, wanted in (("mixed", 10, 2 / 3), ("mixed", None, (120 + 9 * 480) / (180 + 9 * 481))):
+        sources = open_sources([Source(tmp_path / name)], "train")
+        assert bytes_per_token(sources, tokenizer, 3, rows) == pytest.approx(wanted)
+    both = open_sources([Source(tmp_path / "short"), Source(tmp_path / "mixed")], "train")
+    tokens = [batch.targets[batch.weights] for batch in evaluation_batches(both, 3, 4, limit_rows=500)]
+    per_token = float((torch.cat(tokens) != tokenizer.eot).double().mean())
+    assert bytes_per_token(both, tokenizer, 3, 500) == pytest.approx(per_token)
+    assert bytes_per_token(both, tokenizer, 3, 500) > 0.7, "both sources have their share"
