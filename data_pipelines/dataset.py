@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,14 @@ from data_pipelines.index import Index, index_path, probe, read_header, read_ind
 from data_pipelines.mapped import map_file
 from data_pipelines.shards import ShardRecord
 from data_pipelines.tarwalk import crc32
+from data_pipelines.typed import typed
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "triptych-tokens"
 VERSION = 1
 MOST_IDS = 2**31
-BUILD_AGAIN = "Copy it again from its origin, or build the dataset again with `triptych data build`."
+BUILD_AGAIN = "Copy it again from its origin, or build the dataset again."
 
 
 @dataclass(frozen=True)
@@ -132,13 +132,13 @@ def read_dataset(folder: Path) -> Dataset:
     path = folder / "dataset.json"
     if not folder.is_dir():
         raise DataError(
-            f"{folder}: no such dataset folder. `{shlex.join(['triptych', 'data', 'demo', '--out', str(folder)])}` "
-            "makes one to try; `triptych data build --help` says how to make one from your text."
+            f"{folder}: no such dataset folder. `{typed('data', 'demo', '--out', folder)}` "
+            f"makes one to try; `{typed('data', 'build', '--help')}` says how to make one from your text."
         )
     if not path.is_file():
         raise DataError(
-            f"{path}: missing, so {folder} is not a tokenised dataset. `triptych data build "
-            "--help` says how to make one from text, `triptych data tokenize --help` from raw shards."
+            f"{path}: missing, so {folder} is not a tokenised dataset. `{typed('data', 'build', '--help')}` "
+            f"says how to make one from text, `{typed('data', 'tokenize', '--help')}` from raw shards."
         )
     try:
         content = json.loads(path.read_bytes())
@@ -239,7 +239,7 @@ def check_shard(shard: Path, record: ShardRecord, token_bytes: int) -> None:
     if header.content_id != record.content_id or header.token_bytes != token_bytes:
         raise DataError(
             f"{index_path(shard)}: this is the index of another shard than dataset.json names. "
-            f"`{shlex.join(['triptych', 'data', 'index', str(shard.parent)])}` builds the indices again."
+            f"`{typed('data', 'index', shard.parent)}` builds the indices again."
         )
     if size != header.tar_bytes:
         state = "truncated" if size < header.tar_bytes else "too long"

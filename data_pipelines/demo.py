@@ -9,6 +9,7 @@ from pathlib import Path
 from data_pipelines.build import BuildOptions, Built, Progress, build_from_files
 from data_pipelines.errors import DataError
 from data_pipelines.raw.files import find_files
+from data_pipelines.typed import typed
 
 # Installed packages, and folders of generated tables that are no text to learn from.
 SKIPPED = {"site-packages", "dist-packages", "__pycache__", "encodings", "lib2to3", "idlelib"}
@@ -32,7 +33,10 @@ def library_files(megabytes: float) -> list[Path]:
             break
         files.append(path)
     if not files:
-        raise DataError(f"{folder}: no Python sources here; use `triptych data build` with your own text.")
+        raise DataError(
+            f"{folder}: no Python sources here; build a dataset of your own text: "
+            f"`{typed('data', 'build', '--help')}`."
+        )
     return files
 
 

@@ -16,7 +16,7 @@ from data_pipelines.vocabulary import SPECIALS, TASKS, Modality, Vocabulary
 
 PAIR_SPECIALS = 5
 """`<task> <begin X> x ... <end X> <begin Y> y ... <end Y>`."""
-REPAIR = "Build the dataset again with `triptych data pairs`."
+REPAIR = "Build the dataset again."
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def check_text(documents: Documents, vocabulary: int) -> None:
         document = int(np.searchsorted(documents.begin_D, wrong[0], side="right")) - 1
         raise DataError(
             f"{documents.name(document)}: id {int(documents.tokens_N[wrong[0]])} is outside of the text vocabulary "
-            f"of {vocabulary}. `triptych data lint` lists all damage."
+            f"of {vocabulary}. `data lint` of the dataset lists all damage."
         )
 
 

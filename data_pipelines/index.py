@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-import shlex
 import struct
 import zlib
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.mapped import map_file
 from data_pipelines.tarwalk import Member, crc32, walk
+from data_pipelines.typed import typed
 
 MAGIC = b"TRIPTIDX"
 VERSION = 1
@@ -308,4 +308,4 @@ def _what_cannot_be(index: Index) -> str | None:
 
 def _build(path: Path) -> str:
     """The command that builds an index, as a shell takes it."""
-    return f"`{shlex.join(['triptych', 'data', 'index', str(path.parent)])}`"
+    return f"`{typed('data', 'index', path.parent)}`"

@@ -105,8 +105,7 @@ def _check_ends(tokens: np.ndarray, runs: Runs, width: int, eot: int) -> None:
     if wrong.any():
         shard = runs.shards[int(runs.shard_R[later[wrong.argmax()] - 1])]
         raise DataError(
-            f"{shard.path}: a document does not end with the end-of-text token {eot}. Build the dataset again with "
-            "`triptych data build`."
+            f"{shard.path}: a document does not end with the end-of-text token {eot}. Build the dataset again."
         )
 
 

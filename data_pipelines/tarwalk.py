@@ -186,9 +186,7 @@ def _after_sparse_headers(path: Path, view: memoryview, block: bytes, data: int)
     return data
 
 
-_MEND = (
-    "Copy the shard again from its origin or build the dataset again; `triptych data lint` lists all damage."
-)
+_MEND = "Copy the shard again from its origin or build the dataset again; `data lint` of it lists all damage."
 
 
 def _check_end(path: Path, view: memoryview, offset: int) -> None:

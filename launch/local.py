@@ -15,6 +15,7 @@ from launch.submit import Request
 from pretrain.attempts import ATTEMPT_VARIABLE, write_json
 from pretrain.errors import UserError
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
+from pretrain.terminal import outlive_terminal
 from pretrain.typed import typed_for_runs
 
 MINUTES = 60 * 24 * 365
@@ -43,17 +44,22 @@ def run_here(request: Request, say: Callable[[str], None]) -> int:
         gpus_per_node=request.settings.gpus_per_node,
         timeout_min=MINUTES,
     )
-    # Ctrl-C reaches every process of the terminal: the ranks install a handler that saves, and submitit's own
-    # process must leave them the time.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    outlive_terminal()  # the ranks go on and the verdict is written, whoever stops to read what is said here
+    # Ctrl-C and the end of a terminal reach every process of it: the ranks install handlers that save, and submitit's
+    # own process must leave them the time.
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
     job = executor.submit(TrainJob(str(run.run)))
-    signal.signal(signal.SIGINT, previous)
+    signal.signal(signal.SIGINT, previous[signal.SIGINT])
+    if previous[signal.SIGHUP] is not signal.SIG_IGN:  # under nohup it stays ignored
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     say(
         f"{request.ranks} ranks here; follow them with: {typed_for_runs('logs', run.run.name, run.run.parent, '-f')}"
     )
     try:
         job.wait()
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGHUP):  # once is enough: the ranks are saving
+            signal.signal(number, signal.SIG_IGN)
         say("asking the ranks to stop; they save first")
         os.kill(int(job.job_id), signal.SIGTERM)  # submitit's process passes it on to the ranks
         job.wait()

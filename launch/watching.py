@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -33,6 +32,7 @@ from launch.status import (
 )
 from pretrain.commands.console import WIDE, plain_console
 from pretrain.errors import UserError
+from pretrain.json_text import to_json
 from pretrain.typed import RUNS, typed
 
 FOLLOW_S = 0.5
@@ -72,7 +72,7 @@ def show_status(
 def _print_json(folder: Path, names: list[str], sort: str) -> None:
     statuses, problem = read_status(find_runs(folder, names))
     facts = [status.facts() for status in sorted_by(sort, statuses)]
-    print(json.dumps({"runs": facts, "problem": problem}, indent=1))
+    print(to_json({"runs": facts, "problem": problem}, indent=1))
 
 
 def overview(statuses: Sequence[RunStatus], console: Console) -> Table | Text:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint.steps import STEP_PATTERN
 from pretrain.errors import CheckpointError
+from pretrain.records import is_count
 
 KINDS: Mapping[str, type] = {"step": int, "config": dict}
 """What a trained model is made from."""
@@ -27,6 +29,11 @@ def as_of_today(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {**meta, "config": {**config, "model": model}}
 
 
+def _counts_that_are_none(meta: Mapping[str, Any]) -> list[str]:
+    counts = {"tokens": meta["tokens"], "cursor.row": meta["cursor"].get("row")}
+    return [f"{key} is {value!r}"[:80] for key, value in counts.items() if not is_count(value)]
+
+
 def check_meta(meta: Mapping[str, Any], path: Path, *, resumed: bool = False) -> None:
     """Raises CheckpointError naming what is missing in `path`/meta.json, or of another kind."""
     wanted = {**KINDS, **(RESUMED if resumed else {})}
@@ -39,6 +46,11 @@ def check_meta(meta: Mapping[str, Any], path: Path, *, resumed: bool = False) ->
         wrong.append("config has no model section")
     if isinstance(meta.get("step"), int) and meta["step"] < 0:
         wrong.append(f"step is {meta['step']}")
+    named = STEP_PATTERN.fullmatch(path.name)
+    if named and type(meta.get("step")) is int and meta["step"] != int(named[1]):
+        wrong.append(f"step is {meta['step']}")
+    if resumed and not wrong:
+        wrong += _counts_that_are_none(meta)
     if wrong:
         raise CheckpointError(
             f"{path}/meta.json is not what a save of a run writes: {'; '.join(wrong)}. Put the file back from a copy, "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import pickle
 import platform
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -434,12 +436,16 @@ def random_state() -> bytes:
 def set_random_state(saved: bytes, path: Path) -> None:
     """Raises CheckpointError for bytes that `random_state` did not write; they are read as tensors alone."""
     try:
-        states = torch.load(io.BytesIO(saved), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own of a foreign pickle say how to run it
+            states = torch.load(io.BytesIO(saved), weights_only=True)
         torch.set_rng_state(states["cpu"])
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(states["cuda"])
     except Exception as error:  # what a pickle of foreign bytes raises is anything
-        reason = str(error).split("\n", 1)[0]
+        foreign = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds something other than tensors; nothing of it was run" if foreign else str(error)
+        reason = reason.split("\n", 1)[0]
         raise CheckpointError(
             f"{path}: a rank's random state cannot be read ({type(error).__name__}: {reason}); put the file back from "
             "a copy, or remove it and its line in MANIFEST.json to go on without"

@@ -140,11 +140,13 @@ class RunFolder:
         try:
             content = json.loads(entry.read_text(encoding="utf-8"))
             kind, file, eot = content["kind"], content["file"], content["eot"]
-            known = kind == "bytes" if file is None else file == TOKENIZER_FILE
+            known = kind == "bytes" or file is not None
         except (ValueError, KeyError, TypeError, RecursionError):
             known = False
         if not known:
             raise UserError(f"{entry}: damaged; training this run again writes it")
+        if file not in (None, TOKENIZER_FILE):
+            raise UserError(f"{entry}: its file is {file!r}, and only {TOKENIZER_FILE} beside it is read")
         return (
             BytesTokenizer()
             if file is None

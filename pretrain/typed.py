@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-import sys
 from pathlib import Path
 
+from data_pipelines.typed import runnable, typed
 from pretrain.config_yaml import parse_yaml
 from pretrain.errors import ConfigError
 
+__all__ = ["RUNS", "override", "runnable", "typed", "typed_for_runs"]
+
 RUNS = Path("runs")
 """Where commands look for runs by themselves."""
-
-
-def typed(*words: str | Path, program: str = "triptych") -> str:
-    """A command line; each word is one word to the shell."""
-    return shlex.join([runnable(program), *map(str, words)])
 
 
 def typed_for_runs(verb: str, name: str, folder: Path, *options: str) -> str:
@@ -33,10 +28,5 @@ def override(key: str, value: str | Path) -> str:
         is_plain = parse_yaml(text, key) == text
     except ConfigError:
         is_plain = False
-    text = text if is_plain else json.dumps(text, ensure_ascii=False)
+    text = text if is_plain else json.dumps(text, ensure_ascii=False, allow_nan=False)
     return f"{key}={text.replace('${', chr(92) + '${' if is_plain else chr(92) * 2 + '${')}"
-
-
-def runnable(program: str) -> str:
-    """The program as the user can type it: by name, or from this environment's folder."""
-    return program if shutil.which(program) else str(Path(sys.executable).parent / program)

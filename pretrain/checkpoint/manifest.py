@@ -28,7 +28,7 @@ RECORD_TYPES: dict[str, type] = {"bytes": int, "crc32": int}
 
 
 class ManifestMissingError(CheckpointError):
-    """A step folder has no manifest: its save was interrupted, or is still going on."""
+    """A step folder has no manifest, though a folder gets a step's name only once it has one: it was lost."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
         _check_values(manifest)
     except FileNotFoundError:
         raise ManifestMissingError(
-            f"no {MANIFEST_NAME}: the save was interrupted, or is still going on"
+            f"{MANIFEST_NAME} is gone: this step was whole once; put the file back from a copy"
         ) from None
     except RecursionError:
         raise CheckpointError(f"{MANIFEST_NAME} cannot be read: its JSON is nested too deep") from None

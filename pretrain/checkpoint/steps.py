@@ -46,7 +46,7 @@ class StepInfo:
         written_at: time of the commit; None without a readable manifest.
         world_size: ranks that wrote it; None without a readable manifest.
         problem: what is wrong with it; None when it is whole.
-        is_torn: there is no manifest, so the save was interrupted or is still going on; `problem` says so.
+        is_torn: its manifest is gone; `problem` says so.
     """
 
     step: int
@@ -59,8 +59,8 @@ class StepInfo:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether a step that was once whole is not any more."""
-        return self.problem is not None and not self.is_torn
+        """Whether the step, which was whole when it got its name, is so no more."""
+        return self.problem is not None
 
 
 def step_name(step: int) -> str:

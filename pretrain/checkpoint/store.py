@@ -309,7 +309,7 @@ class CheckpointStore:
         return kind(
             f"{folder} could not be saved: {describe(error)}. {_free_bytes(self.folder)}, "
             f"about {_bytes_of(job.views.leaves):,} bytes are needed{on_each}; {kept}. "
-            "Make room or mend the cause, then start again"
+            "Make room or mend the cause"
         )
 
     # ---- finding

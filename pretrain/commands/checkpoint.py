@@ -22,8 +22,8 @@ RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its name un
 def list_command(run: RunArgument) -> None:
     """List the steps of a run: size, time, and whether all files are there.
 
-    Files are compared by size; `verify` reads them. The exit code is 1 if a step is damaged; one without a
-    manifest, whose save was interrupted or is still going on, is not counted as such.
+    Files are compared by size; `verify` reads them. The exit code is 1 if a step is damaged; saves that go
+    on, or were interrupted, have no step's name yet.
     """
     from pretrain.checkpoint.steps import list_steps
 
@@ -42,7 +42,7 @@ def verify(
 ) -> None:
     """Read every file and compare its checksum with the manifest.
 
-    The exit code is 1 if a step is damaged, or if none is whole.
+    The exit code is 1 if a step is damaged.
     """
     from pretrain.checkpoint.steps import list_steps, step_info, step_name
     from pretrain.errors import CheckpointError
@@ -58,7 +58,7 @@ def verify(
             raise CheckpointError(f"{path} does not exist; see `{typed('checkpoint', 'list', run)}`")
         steps = [info]
     _report(steps)
-    if any(info.is_damaged for info in steps) or all(info.is_torn for info in steps):
+    if not steps or any(info.is_damaged for info in steps):
         raise typer.Exit(1)
 
 
@@ -85,11 +85,7 @@ def _report(steps: list[StepInfo]) -> None:
     table = Table("step", "size", "ranks", "saved", "state")
     for info in steps:
         # Text, not str: a message may hold brackets, which rich would take for markup
-        state = (
-            Text("whole", "green")
-            if info.problem is None
-            else Text(info.problem, "yellow" if info.is_torn else "red")
-        )
+        state = Text("whole", "green") if info.problem is None else Text(info.problem, "red")
         saved = info.written_at.astimezone().strftime("%Y-%m-%d %H:%M:%S") if info.written_at else "-"
         ranks = "-" if info.world_size is None else str(info.world_size)
         table.add_row(f"{info.step:,}", _size(info.bytes), ranks, saved, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,10 +194,10 @@ def tokenize(
     files = find_source(source, out, told.left_out).files
     shards = [path for path in files if is_tar(path)]
     if not shards:
-        raise DataError(f"{source}: no .tar shards here. `triptych data build` reads text and .jsonl files.")
+        raise DataError(f"{source}: no .tar shards here. Text and .jsonl files are for data build.")
     for path in files:
         if not is_tar(path):
-            told.left_out.add(str(path), "no tar shard (`triptych data build` reads all files)")
+            told.left_out.add(str(path), "no tar shard (data build reads all files)")
     options = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force, strict, end_of_text)
     with _progress() as report:
         built = build_from_files(shards, out, options, report, told)
@@ -330,7 +331,8 @@ def _print_built(built: Built) -> None:
             typer.echo(f"Train on it: {typed('train', example, override('data.path', dataset.path))}")
         else:
             typer.echo(
-                f"Train on it: give {override('data.path', dataset.path)} to `triptych train`, with a config"
+                f"Train on it: give {shlex.quote(override('data.path', dataset.path))} to a config's "
+                f"`{typed('train', '--help')}`"
             )
     else:
         typer.echo(

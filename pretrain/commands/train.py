@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def print_summary(run: Run) -> None:
             losses += f", {first['bits_per_byte']:.4f} -> {last['bits_per_byte']:.4f} bits/byte"
         steps = f"step {first['step']:.0f} -> {last['step']:.0f}"
         console.print(f"validation loss: {losses} ({steps}; {run.data.validated})")
-    console.print(f"checkpoint:      {run.folder.checkpoints / step_name(run.clock.step)}")
+    console.print(f"checkpoint:      {shlex.quote(str(run.folder.checkpoints / step_name(run.clock.step)))}")
     if run.config.data.task is None:
         console.print(f"more text:       {typed('generate', run.folder.path)}")
     else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pretrain.errors import UserError
 from pretrain.hooks.base import Hook
+from pretrain.records import is_count
 
 if TYPE_CHECKING:
     from pretrain.engine.base import StepReport
@@ -108,4 +109,6 @@ class FiniteHook(Hook):
         return {"skipped": self.skipped}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        if not is_count(state["skipped"]):
+            raise ValueError(f"skipped is {state['skipped']!r}")
         self.skipped = state["skipped"]

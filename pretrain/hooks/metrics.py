@@ -77,8 +77,11 @@ class MetricsHook(Hook):
         return {"loss_sum": loss, "weight": weight, "parts": self._reduced_parts().tolist()}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self._carried = (number_of(state["loss_sum"]), number_of(state["weight"]))
-        self._carried_parts = state.get("parts", [])  # checkpoints before there were parts have none
+        sums = (number_of(state["loss_sum"]), number_of(state["weight"]))
+        parts = state.get("parts", [])  # checkpoints before there were parts have none
+        if not all(isinstance(number, int | float) for pair in (sums, *parts) for number in pair):
+            raise ValueError(f"sums that are no numbers: {sums}, {parts}"[:80])
+        self._carried, self._carried_parts = sums, parts
 
     def _reduced(self) -> tuple[float, float]:
         """Loss over all ranks and weight, since the last log. Collective; the host waits for the device."""

@@ -239,7 +239,7 @@ def test_a_start_without_manifests_is_refused_and_changes_nothing(
         manifest.unlink()
     before = sorted((p, p.read_bytes()) for p in run.rglob("*") if p.is_file() and "run." not in p.name)
     done = run_command(config, "run.steps=20")
-    assert done.returncode == EXIT_USER_ERROR and "step_00000012: no MANIFEST.json" in done.stderr
+    assert done.returncode == EXIT_USER_ERROR and "step_00000012: MANIFEST.json is gone" in done.stderr
     assert "Put the files back" in done.stderr
     assert before == sorted(
         (p, p.read_bytes()) for p in run.rglob("*") if p.is_file() and "run." not in p.name

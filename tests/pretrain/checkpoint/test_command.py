@@ -55,16 +55,15 @@ def test_a_flipped_bit_is_found_by_verify(run: Path) -> None:
     assert invoke("verify", "demo", "--step", "4")[0] == 1
 
 
-def test_a_step_without_a_manifest_is_told_and_is_no_damage(run: Path) -> None:
+def test_a_step_whose_manifest_is_gone_is_damaged(run: Path) -> None:
     (run / "checkpoints" / "step_00000004" / "MANIFEST.json").unlink()
     for command in ("list", "verify"):
         code, output = invoke(command, "demo")
-        assert code == 0 and "the save was interrupted, or is still going on" in output
-        assert output.count("whole") == 1
+        assert code == 1 and "MANIFEST.json is gone: this step was whole once" in output
+        assert output.count("whole") == 2, "the other is whole"
     assert invoke("verify", "demo", "--step", "4")[0] == 1
-    (run / "checkpoints" / "step_00000002" / "MANIFEST.json").unlink()
-    assert invoke("list", "demo")[0] == 0
-    assert invoke("verify", "demo")[0] == 1, "no step is whole"
+    (run / "checkpoints" / "step_00000004").rename(run / "checkpoints" / "step_00000004.partial")
+    assert invoke("list", "demo")[0] == invoke("verify", "demo")[0] == 0, "a save that goes on is no step"
 
 
 def test_values_of_a_wrong_type_are_damage_of_their_step(run: Path) -> None:

@@ -247,7 +247,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "meta.json").write_text('{\n "step": 5\n}'),
         r"meta\.json has been altered",
     ),
-    "missing manifest": (lambda folder: (folder / "MANIFEST.json").unlink(), "save was interrupted"),
+    "missing manifest": (lambda folder: (folder / "MANIFEST.json").unlink(), "this step was whole once"),
     "empty manifest": (lambda folder: (folder / "MANIFEST.json").write_text(""), "cannot be read"),
     "strange manifest": (lambda folder: (folder / "MANIFEST.json").write_text("[]"), "cannot be read"),
     "step in words": (lambda folder: edit_manifest(folder, "step", "4"), "step is '4', not of type int"),
@@ -382,7 +382,7 @@ def test_without_manifests_nothing_begins_anew(tmp_path: Path) -> None:
     save_all(open_alone(tmp_path), 2, 4)
     for step in (2, 4):
         (tmp_path / step_name(step) / "MANIFEST.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no step .* is whole.*step_00000004: no MANIFEST.json"):
+    with pytest.raises(CheckpointError, match=r"no step .* is whole.*step_00000004: MANIFEST.json is gone"):
         open_alone(tmp_path).latest()
 
 
@@ -590,7 +590,7 @@ def test_a_rank_killed_in_mid_save_leaves_the_step_before(
     with caplog.at_level(logging.WARNING):
         assert open_alone(tmp_path).latest() == tmp_path / "step_00000002"
     if (tmp_path / "step_00000004").exists():  # else the surviving rank 0 has removed it
-        assert "step_00000004 is passed over: no MANIFEST.json" in caplog.text
+        assert "step_00000004 is passed over: MANIFEST.json is gone" in caplog.text
     save_all(open_alone(tmp_path), 6)
     assert [info.step for info in open_alone(tmp_path).steps(checksums=True)] == [2, 6]
 
