@@ -244,7 +244,8 @@ def config_from_dict(raw: Mapping[str, Any], origin: str, world: int | None = No
     problems += found
     if model is not None:
         sections["model"] = model
-    problems += _cross_checks(sections)
+    told_of = {problem.path for problem in problems}
+    problems += [problem for problem in _cross_checks(sections) if problem.path not in told_of]
     of_layout, nearest = _check_layout(sections, world)
     problems += of_layout
     if problems:
@@ -288,7 +289,7 @@ def _together(wrong: list[Problem], others: Iterator[Problem]) -> list[Problem]:
 
 def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
     from models import families
-    from models.layers.limits import beyond_limits
+    from models.layers.limits import beyond_limits, too_large
 
     if raw is not None and not isinstance(raw, dict):
         return None, [
@@ -317,8 +318,8 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
         Problem(f"model.{key}", message, attrgetter(key)(model), True)
         for key, message in beyond_limits(model)
     ]
-    # What else is wrong with such a model would only repeat it, or take as long as building it.
-    return (None if beyond else model), problems + _together(wrong, iter(beyond))
+    # What else is wrong with a model that is too large could take as long as building it.
+    return (None if too_large(model) else model), problems + _together(wrong, iter(beyond))
 
 
 def _nested_names(kind: type) -> list[str]:

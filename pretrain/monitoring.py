@@ -37,7 +37,8 @@ SCALARS: Mapping[str, str] = {
     "memory/resident_gib": "Resident memory of rank 0's process.",
     "memory/gpu_peak_gib": "Peak GPU memory of rank 0 since the last log.",
     "progress/tokens": "Tokens trained since the run began, in millions.",
-    "newton/residual_max": "Greatest residual of the recurrences since the last log. Per layer, and the worst.",
+    "newton/residual_max": "Greatest residual of the recurrences since the last log; states may be off by some times "
+    "it. Per layer, and the worst.",
     "newton/residual_mean": "Mean residual of the recurrences. Per layer, and the greatest.",
     "newton/iterations": "Most Newton iterations taken; 0 where a recurrence is solved in time order.",
     "newton/jacobian_norm": "Greatest norm of a recurrence's Jacobian. Above 1 a state can grow.",

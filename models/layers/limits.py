@@ -59,5 +59,10 @@ def beyond_limits(config: Any) -> list[Problem]:
     return found
 
 
+def too_large(config: Any) -> bool:
+    """Whether a number is above its limit."""
+    return any(value > LIMITS[key][1] for key, value in numbers_in(config).items() if key in LIMITS)
+
+
 def _shown(number: float) -> str:
     return f"{number:,}" if isinstance(number, int) else f"{number:g}"

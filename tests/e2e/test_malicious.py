@@ -468,12 +468,12 @@ def test_a_codec_that_is_code_in_the_folder(pictures: Scene, kind: str) -> None:
         "data lint": ["data", "lint", str(pictures.folder / "data" / "text-to-image")],
     }
     for name, arguments in commands.items():
-        for place in (places[0], places[-1]):
-            ended = triptych(*arguments, folder=place, PYTHONPATH=f"{Path.cwd()}:{place}")
-            assert not pictures.marker.exists(), f"{name} executed it"
-            assert "Traceback" not in ended.errors, ended
-            if not name.startswith("data"):
-                assert ended.code == EXIT_USER_ERROR and "export TRIPTYCH_CODECS=evil" in ended.errors, ended
+        place = places[0] if name in ("evaluate", "generate", "resume") else places[-1]
+        ended = triptych(*arguments, folder=place, PYTHONPATH=f"{Path.cwd()}:{place}")
+        assert not pictures.marker.exists(), f"{name} executed it"
+        assert "Traceback" not in ended.errors, ended
+        if not name.startswith("data"):
+            assert ended.code == EXIT_USER_ERROR and "export TRIPTYCH_CODECS=evil" in ended.errors, ended
     module = kind.partition(":")[0]
     ended = triptych(
         *commands["evaluate"],

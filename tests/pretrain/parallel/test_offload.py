@@ -8,7 +8,15 @@ import pytest
 
 from tests.e2e.training import train_rank
 from tests.harness import run_ranks
-from tests.pretrain.parallel.runs import Datasets, References, agree, read_curve, train_in, write_run
+from tests.pretrain.parallel.runs import (
+    Datasets,
+    References,
+    agree,
+    difference,
+    read_curve,
+    train_in,
+    write_run,
+)
 
 OFFLOAD = "parallel.offload=optimizer"
 STEPS = 6
@@ -35,7 +43,10 @@ def test_bf16_is_bf16_without_it(tmp_path: Path, data: Datasets, zero: int) -> N
     curves = [
         train_in(tmp_path / str(len(more)), data, "sigmoid", 2, settings + more) for more in ([], [OFFLOAD])
     ]
-    agree(*curves)
+    # Norms are summed in another precision there: a last digit, which bf16's rounding of the weights then enlarges.
+    losses, norms = difference(*curves)
+    assert losses < 1e-3 and norms < 5e-3, (losses, norms)
+    assert curves[0].gradient_norms[0] == pytest.approx(curves[1].gradient_norms[0], rel=1e-6)
 
 
 def test_a_checkpoint_moves_there_and_back(tmp_path: Path, data: Datasets, alone: References) -> None:
