@@ -247,10 +247,14 @@ def riff(data: bytes, size: int, promised: int | None = None) -> bytes:
         (riff(bytes(999), 999), "end inside a sample of 2"),
         (riff(bytes(1000), 2000), "promises 2,044 bytes, the file has 1,044"),
         (riff(b"\1" * 2000, 1000), "1,000 bytes stand behind its end"),
+        (
+            riff(b"\1" * 2000 + b"data" + struct.pack("<I", 400) + b"\2" * 400, 2000, 36 + 2000 + 8 + 400),
+            "two parts of sound",
+        ),
         (b"RIFF no sound", "cannot be decoded .Format not recognised"),
         (b"", "cannot be decoded"),
     ],
-    ids=range(10),  # the bytes hold the time at which they were made, and workers must agree on the names
+    ids=range(11),  # the bytes hold the time at which they were made, and workers must agree on the names
 )
 def test_sounds_that_say_nothing_are_named(data, message):
     with pytest.raises(DataError, match=rf"z\.wav: .*({message})"):

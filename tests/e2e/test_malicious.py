@@ -384,6 +384,29 @@ def test_a_meta_that_a_run_cannot_go_on_from(scene: Scene, key: str, value: Any)
     refused_by(scene, ["train"])
 
 
+COUNTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "a row that no number holds": lambda meta: {"cursor": {**meta["cursor"], "row": 10**30}},
+    "fewer tokens than none": lambda meta: {"tokens": -5},
+    "another step than its name": lambda meta: {"step": meta["step"] + 1},
+    "sums that are lists": lambda meta: {
+        "hooks": {**meta["hooks"], "metrics": {**meta["hooks"]["metrics"], "loss_sum": []}}
+    },
+    "a count that is text": lambda meta: {"hooks": {**meta["hooks"], "finite": {"skipped": "a"}}},
+}
+
+
+@pytest.mark.parametrize("change", COUNTS.values(), ids=COUNTS)
+def test_numbers_that_no_save_writes(
+    scene: Scene, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    def alter(step: Path) -> None:
+        meta = json.loads((step / "meta.json").read_text())
+        (step / "meta.json").write_text(json.dumps({**meta, **change(meta)}))
+
+    scene.alter_all(alter)
+    refused_by(scene, ["train"], "meta.json")
+
+
 EVIL_YAML = "run: !!python/object/apply:os.system ['touch {marker}']\n"
 
 
