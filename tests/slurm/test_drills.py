@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -205,7 +206,11 @@ def test_a_crash_loop_is_ended_with_a_clear_last_line(drill: Drill) -> None:
 
 
 def test_a_configuration_error_is_not_repeated(drill: Drill) -> None:
-    run = drill.launch(f"data.path={drill.folder}/nothing")
+    # A dataset that is not there is told at launch; of this one a rank finds that a shard is missing.
+    broken = drill.folder / "nothing"
+    shutil.copytree(drill.corpus, broken)
+    (broken / "train-000000.tar").unlink()
+    run = drill.launch(f"data.path={broken}")
     drill.wait(run.outcome_file.is_file, 60, "the end", run)
     outcome = json.loads(run.outcome_file.read_text())
     assert outcome["ending"] == "configuration" and "nothing" in outcome["message"]
