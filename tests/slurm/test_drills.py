@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
@@ -205,12 +206,16 @@ def test_a_crash_loop_is_ended_with_a_clear_last_line(drill: Drill) -> None:
     assert drill.cluster.wait_state(drill.job(run), "FAILED")
 
 
-def test_a_configuration_error_is_not_repeated(drill: Drill) -> None:
-    # A dataset that is not there is told at launch; of this one a rank finds that a shard is missing.
+def broken_dataset(drill: Drill) -> Path:
+    """A dataset that is not there is told at launch; of this one only a rank finds that a shard is missing."""
     broken = drill.folder / "nothing"
     shutil.copytree(drill.corpus, broken)
     (broken / "train-000000.tar").unlink()
-    run = drill.launch(f"data.path={broken}")
+    return broken
+
+
+def test_a_configuration_error_is_not_repeated(drill: Drill) -> None:
+    run = drill.launch(f"data.path={broken_dataset(drill)}")
     drill.wait(run.outcome_file.is_file, 60, "the end", run)
     outcome = json.loads(run.outcome_file.read_text())
     assert outcome["ending"] == "configuration" and "nothing" in outcome["message"]
@@ -307,7 +312,7 @@ def test_the_preflight_names_the_node_of_a_rank_that_hangs_in_it(drill: Drill, u
 
 
 def test_the_preflight_stops_a_run_that_no_node_could_run(drill: Drill) -> None:
-    run = drill.launch("--preflight", f"data.path={drill.folder}/nothing")
+    run = drill.launch("--preflight", f"data.path={broken_dataset(drill)}")
     drill.wait(run.outcome_file.is_file, 90, "the end", run)
     outcome = json.loads(run.outcome_file.read_text())
     assert outcome["ending"] == "configuration" and "nothing" in outcome["message"]
