@@ -49,7 +49,7 @@ def test_build_says_what_training_still_needs(tmp_path):
         "build", source, "--out", tmp_path / "out", "--tokenizer", "bpe:9000", "--validation-fraction", 0
     )
     assert "instead of 9,000" in text and "Train on it" not in text
-    assert "Training needs a validation split" in text and "--validation-fraction 0.05" in text
+    assert "Training needs a validation split" in text and "a --validation-fraction that holds some" in text
 
 
 def test_demo_and_tokenize_with_its_tokenizer(tmp_path):

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batch import Batch, Corruption, Cursor
@@ -43,6 +43,7 @@ def batch(rows: int, time: int, seed: int) -> Batch:
     )
 
 
+@settings(deadline=None)  # of a busy machine
 @given(orders, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9))
 def test_every_position_is_in_one_part(
     order: Literal["contiguous", "balanced"], count: int, length: int, rows: int, seed: int
@@ -62,6 +63,7 @@ def test_every_position_is_in_one_part(
     assert sorted(seen) == list(range(time))
 
 
+@settings(deadline=None)  # of a busy machine
 @given(orders, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 9))
 def test_every_masked_token_is_in_one_part(
     order: Literal["contiguous", "balanced"], count: int, length: int, rows: int, seed: int
