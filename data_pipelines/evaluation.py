@@ -53,10 +53,12 @@ def bytes_per_token(
     Of a source of which only some rows are taken, their bytes are counted token by token; of a tokenizer whose tokens
     are not made of bytes, they are taken in proportion.
     """
-    text_bytes = tokens = 0.0
-    for source, rows in zip(sources, _taken(sources, sequence_length, limit_rows).tolist(), strict=True):
-        count = min(rows * sequence_length, source.tokens)
-        lengths = tokenizer.byte_lengths()
+    taken = _taken(sources, sequence_length, limit_rows).tolist()
+    counts = [min(rows * sequence_length, s.tokens) for rows, s in zip(taken, sources, strict=True)]
+    is_whole = all(count == source.tokens for count, source in zip(counts, sources, strict=True))
+    lengths = None if is_whole else tokenizer.byte_lengths()  # a look at every id, for nothing
+    text_bytes = 0.0
+    for source, count in zip(sources, counts, strict=True):
         if count == source.tokens:
             text_bytes += source.text_bytes
         elif lengths is None:
@@ -64,8 +66,7 @@ def bytes_per_token(
         elif count:
             stream = TokenStream(source.dataset, source.split, None, 1)
             text_bytes += int(lengths[gather(stream.runs(np.zeros(1, np.int64), count))].sum())
-        tokens += count
-    return text_bytes / tokens if text_bytes and tokens else None
+    return text_bytes / sum(counts) if text_bytes else None
 
 
 def _rows_of(source: OpenSource, length: int) -> int:

@@ -222,10 +222,12 @@ def tar_view(path: Path) -> memoryview:
 
 def _tar_files(path: Path, left_out: Tally) -> Iterator[RawFile]:
     view = tar_view(path)
-    table = _table(path, view)
+    members = list(walk_all(path, view))
+    # By name; of equal names the last one, which is what unpacking leaves.
+    table = {posixpath.normpath(member.name): member for member in members}
     if not table:
         left_out.add(str(path), "tars with nothing in them")
-    for member in walk_all(path, view):
+    for member in members:
         where = printable(f"{path}:{member.name}")
         if member.kind == b"5" or member.name.endswith("/"):
             continue
@@ -254,11 +256,6 @@ def _tar_files(path: Path, left_out: Tally) -> Iterator[RawFile]:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
-
-
-def _table(path: Path, view: memoryview) -> dict[str, Member]:
-    """The members by name; of equal names the last one, which is what unpacking leaves."""
-    return {posixpath.normpath(member.name): member for member in walk_all(path, view)}
 
 
 def _followed(member: Member, table: dict[str, Member]) -> Member | None:
