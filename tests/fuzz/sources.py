@@ -82,7 +82,7 @@ def jsonl(seed: int, folder: Path) -> None:
         found = list(file_documents(path, report))
     wanted = _wanted_texts(data)
     require(found == [text for text in wanted if text.strip()], f"{found} of {data[:500]!r}")
-    empty = sum(not text.strip() for text in wanted)
+    empty = sum(not text.strip() for text in wanted) if wanted else 1  # the file itself
     require(
         report.left_out.counts.get("empty", 0) == empty, f"{empty} empty ones, told {report.left_out.counts}"
     )
