@@ -18,16 +18,19 @@ NUMBERS = ("attempt", "step", "last_step", "step_before", "ended", "exit_code")
 NEEDED = {"attempt": ("attempt",), "attempt_end": ("attempt", "step"), "save": ("step",), "start": ("step",)}
 
 
+def read_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | None]:
+    """The JSON object of each line that is not empty; None for one that is no object."""
+    for line in filter(None, lines):
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError):
+            found = None
+        yield found if isinstance(found, dict) else None
+
+
 def objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The JSON objects among some lines."""
-    for line in lines:
-        if line:
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(found, dict):
-                yield found
+    return (found for found in read_lines(lines) if found is not None)
 
 
 def metric_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ from pretrain.attempts import append_ledger
 from pretrain.config_yaml import read_yaml
 from pretrain.errors import UserError, of_storage, writing
 from pretrain.json_text import to_json
-from pretrain.records import is_count
+from pretrain.records import is_count, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -246,15 +246,11 @@ def _owner(path: Path) -> dict[str, Any]:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a file of lines; of others, such as the half line of a killed process, one warning counts."""
     passed_over = 0
-    for line in path.read_bytes().split(b"\n"):
-        try:
-            found = json.loads(line) if line else None
-        except (ValueError, RecursionError):
-            found = line
-        if isinstance(found, dict):
-            yield found
-        elif line:
+    for found in read_lines(path.read_bytes().split(b"\n")):
+        if found is None:
             passed_over += 1
+        else:
+            yield found
     if passed_over:
         logger.warning("%s: %d lines that are no JSON objects are passed over", path, passed_over)
 
