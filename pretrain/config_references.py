@@ -102,7 +102,7 @@ class _Resolver:
             return parts[0]
         if any(isinstance(part, dict | list) for part in parts):
             raise _ReferenceError("a list or a mapping cannot stand inside of a text")
-        joined = "".join(map(_as_text, parts))
+        joined = "".join(map(str, parts))
         self.characters += len(joined)
         if self.characters > MOST_CHARACTERS:
             raise _ReferenceError(f"comes, with the others, to more than {MOST_CHARACTERS:,} characters")
@@ -113,7 +113,7 @@ class _Resolver:
         if self.steps > MOST_STEPS:
             raise _ReferenceError(f"more than {MOST_STEPS:,} references are followed, which no config needs")
         if "${" in inside:
-            inside = _as_text(self.pieces(inside, path))
+            inside = str(self.pieces(inside, path))
         call = RESOLVER.fullmatch(inside)
         if call is not None:
             return self.environment(call[1], call[2])
@@ -195,13 +195,6 @@ def _until_closed(text: str) -> tuple[str, str]:
 
 def _parts(names: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"[.\[\]]+", names) if part]
-
-
-def _as_text(value: Any) -> str:
-    """As YAML writes it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def _shown(path: Path) -> str:
