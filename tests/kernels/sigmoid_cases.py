@@ -92,7 +92,19 @@ def relative_errors(attention: Attention, case: Case, dtype: torch.dtype, seed: 
     doubles = [x.detach().double().requires_grad_() for x in tensors]
     right = results(sigmoid_attention_reference, doubles, **options(case, seed))
     # A result that is 0 by the definition must be 0: a tiny number instead of its norm shows any other.
-    return [float((a.double() - b).norm() / (b.norm() + 1e-30)) for a, b in zip(actual, right, strict=True)]
+    return [((a.double() - b).norm() / (b.norm() + 1e-30)).item() for a, b in zip(actual, right, strict=True)]
+
+
+def excess(attention: Attention, case: Case, floor: float, seed: int = 0) -> float:
+    """The largest error in float32, in units of what is allowed: 1 and below is right.
+
+    Allowed is `floor`, or four times what the definition itself is off in float32: the gradients of bias and
+    slopes are sums over all pairs, and how much of them cancels differs from case to case (as the order in
+    which a matrix product adds differs from processor to processor).
+    """
+    ours = relative_errors(attention, case, torch.float32, seed)
+    plain = relative_errors(sigmoid_attention_reference, case, torch.float32, seed)
+    return max(error / max(floor, 4 * usual) for error, usual in zip(ours, plain, strict=True))
 
 
 def cases() -> st.SearchStrategy[Case]:

@@ -20,6 +20,7 @@ from tests.kernels.sigmoid_cases import (
     Case,
     cases,
     draw,
+    excess,
     grid,
     grid_errors,
     inputs,
@@ -48,12 +49,12 @@ CASES = {
     "few queries": replace(ONE, heads=4, queries=5, keys=150, alibi="constant", window=60, trained_bias=True),
     "few queries, packed": replace(ONE, batch=2, queries=5, keys=90, segments=True),
 }
-TOLERANCE = {torch.float32: 3e-6, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_outputs_and_gradients(case: Case) -> None:
-    assert max(relative_errors(sigmoid_attention, case, torch.float32)) < TOLERANCE[torch.float32]
+    assert excess(sigmoid_attention, case, floor=3e-6) <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -73,8 +74,7 @@ def test_head_widths(width: int) -> None:
 @given(case=cases())
 def test_any_shape_and_mask(case: Case) -> None:
     # In batch 2 so that a tile past the end of one row would read the next one's.
-    errors = relative_errors(sigmoid_attention, replace(case, width=16), torch.float32, seed=case.keys)
-    assert max(errors) < 1e-5
+    assert excess(sigmoid_attention, replace(case, width=16), floor=1e-5, seed=case.keys) <= 1
 
 
 @pytest.mark.parametrize("polynomial", [True, False], ids=["polynomial", "exact"])
@@ -83,8 +83,7 @@ def test_any_tile_gives_the_same(tile: Tile, polynomial: bool, monkeypatch: pyte
     tile = replace(tile, polynomial=polynomial)
     monkeypatch.setattr(triton_launch, "tile_for", lambda *_: tile)
     case = replace(ONE, segments=True, window=30, heads=4)
-    errors = relative_errors(sigmoid_attention, case, torch.float32)
-    assert max(errors) < (1e-4 if polynomial else 3e-6)
+    assert excess(sigmoid_attention, case, floor=1e-4 if polynomial else 3e-6) <= 1
 
 
 @pytest.mark.parametrize("length", [4096, 16384, 65536])
