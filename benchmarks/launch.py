@@ -2,8 +2,9 @@
 
 python -m benchmarks.launch --out benchmarks/results/launch.json
 
-Three figures: the start of the cluster that the drills run on; `triptych status` beside a queue of 200 jobs; and the
-time from `kill -9` of a rank until the run trains again, cut where the batch script hands over to Slurm and back.
+Four figures: the start of the cluster that the drills run on; `triptych status` beside a queue of 200 jobs; the time
+from `triptych launch` to the first step, without and with the preflight; and the time from `kill -9` of a rank until
+the run trains again, cut where the batch script hands over to Slurm and back.
 """
 
 from __future__ import annotations
@@ -128,6 +129,33 @@ class Restart:
         return self.noticed + self.slurm + self.started
 
 
+@dataclass(frozen=True)
+class Start:
+    """Seconds from the command to the first step."""
+
+    command: float
+    """`triptych launch` itself."""
+    ranks: float
+    """From its return to the first logged step: Slurm, the preflight if there is one, the ranks."""
+
+    @property
+    def total(self) -> float:
+        return self.command + self.ranks
+
+
+def start_seconds(cluster: Cluster, corpus: Path, folder: Path, *, preflight: bool) -> Start:
+    """Of a run of 2 nodes x 2 ranks."""
+    folder.mkdir()
+    drill = Drill(cluster, corpus, folder)
+    began = time.perf_counter()
+    run = drill.launch("--preflight" if preflight else "--no-preflight")
+    launched = time.perf_counter()
+    drill.wait_step(run, 1, timeout_s=200)
+    stepped = time.perf_counter()
+    drill.wait_finished(run)
+    return Start(launched - began, stepped - launched)
+
+
 def restart_seconds(cluster: Cluster, corpus: Path, folder: Path) -> Restart:
     """Of a run of 2 nodes x 2 ranks, one of which is killed."""
     drill = Drill(cluster, corpus, folder)
@@ -155,13 +183,23 @@ def measure() -> dict[str, Any]:
         status = status_seconds(cluster, Path(folder) / "many")
         for name in ("drill", "corpus"):
             (Path(folder) / name).mkdir()
-        restart = restart_seconds(
-            cluster, build_corpus(Path(folder) / "corpus", documents=20), Path(folder) / "drill"
-        )
+        corpus = build_corpus(Path(folder) / "corpus", documents=20)
+        firsts = {
+            name: [
+                start_seconds(cluster, corpus, Path(folder) / f"{name}-{number}", preflight=preflight)
+                for number in range(STARTS)
+            ]
+            for name, preflight in (("without", False), ("with", True))
+        }
+        restart = restart_seconds(cluster, corpus, Path(folder) / "drill")
     return {
         "cluster_start_seconds": starts,
         "status_seconds": status,
         "status_jobs": JOBS,
+        "first_step": {
+            name: [{**vars(start), "total": start.total} for start in starts]
+            for name, starts in firsts.items()
+        },
         "restart": {**vars(restart), "total": restart.total},
     }
 
@@ -175,6 +213,12 @@ def show(found: dict[str, Any]) -> None:
     table.add_row(
         f"status with {JOBS} jobs, median", f"{statistics.median(found['status_seconds']):.2f}", "1"
     )
+    for name, starts in found["first_step"].items():
+        totals, commands = ([start[key] for start in starts] for key in ("total", "command"))
+        table.add_row(
+            f"launch to first step {name} preflight, median", f"{statistics.median(totals):.1f}", ""
+        )
+        table.add_row("  of that, the command", f"{statistics.median(commands):.1f}", "")
     table.add_row("kill -9 to training again", f"{restart['total']:.1f}", "25")
     table.add_row("  until the verdict", f"{restart['noticed']:.1f}", "")
     table.add_row("  in Slurm's hands", f"{restart['slurm']:.1f}", "")

@@ -35,7 +35,8 @@ from pretrain.objectives import build_objective
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.ranks import ranks_from_environment, start_process_group
 from pretrain.plan.estimate import Layout as PlannedLayout
-from pretrain.plan.estimate import plan_layout, resolved
+from pretrain.plan.estimate import plan_layout
+from pretrain.plan.parameters import resolved
 from pretrain.plan.simulate import axis_names
 from pretrain.plan.tracker import TensorTracker
 from pretrain.run import build_engine

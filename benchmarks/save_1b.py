@@ -41,7 +41,7 @@ from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingSt
 from pretrain.checkpoint.fragments import TENSOR_KINDS
 from pretrain.config import load_config
 from pretrain.json_text import to_json
-from pretrain.plan.estimate import resolved
+from pretrain.plan.parameters import resolved
 
 POOL_ELEMENTS = 64 << 20  # 256 MB: more than a processor's cache
 WINDOW_STEP = 1_000_003  # a prime, so that windows of equal length differ

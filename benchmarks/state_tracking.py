@@ -28,7 +28,7 @@ from rich.table import Table
 
 from benchmarks.common import save
 from pretrain.config import config_from_dict, load_config
-from pretrain.plan.estimate import count_parameters, resolved
+from pretrain.plan.parameters import count_parameters, resolved
 
 CONFIGS = Path("configs/tasks")
 

@@ -32,9 +32,9 @@ from launch.verdict import (
 from pretrain.config import Config, load_resolved
 from pretrain.errors import TransientError, UserError, may_pass
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
-from pretrain.plan.estimate import count_parameters, resolved
 from pretrain.plan.memory import FP32_BYTES
-from pretrain.run import library_versions
+from pretrain.plan.parameters import count_parameters, resolved
+from pretrain.versions import library_versions
 
 GEMM_SIZE = 8192
 GEMM_SIZE_CPU = 512
@@ -73,13 +73,18 @@ def _all_stages(run: LaunchedRun, folder: Path, report: Report) -> None:
     start_process_group(ranks, device, timeout_s=run.settings.preflight.seconds)
     report.write(folder, MET_STAGE)
     _together(report, folder, settings, device)
-    if settings.dry_step and not report.problems:
+    if _tries_a_step(settings, device) and not report.problems:
         dry_step(report, config)
     if not report.problems and not report.everywhere:
         report.write(folder, LAST_STAGE)
     else:
         report.write(folder, TRIED_STAGE)
     dist.barrier()
+
+
+def _tries_a_step(settings: PreflightSettings, device: torch.device) -> bool:
+    """Without a word in the settings: on GPUs."""
+    return device.type == "cuda" if settings.dry_step is None else settings.dry_step
 
 
 def _alone(report: Report, *checks: Callable[[], None]) -> None:

@@ -24,8 +24,9 @@ class PreflightSettings(Section):
     least_gemm_teraflops: float | None = Field(default=None, gt=0, le=1e6)
     """A GPU whose bf16 matrix product is slower than this is bad. null: no limit."""
     most_clock_skew_seconds: float = Field(default=5.0, gt=0, le=86_400)
-    dry_step: bool = True
-    """Build the model and train one step of it, which is kept nowhere."""
+    dry_step: bool | None = None
+    """Build the model and train one step of it, which is kept nowhere. null: on GPUs. A CPU's first step finds the
+    same, and comes as soon."""
 
 
 class ClusterSettings(Section):

@@ -1,14 +1,29 @@
-"""The networks, one folder per family. `families[name]` is all that other rooms need of one."""
+"""The networks, one folder per family.
 
-from models.family import Family
-from models.mamba2.family import mamba2
-from models.pararnn.family import pararnn
-from models.sigmoid.family import sigmoid
-from models.softmax.family import softmax
-from models.trimodal.family import trimodal
+`families[name]` is all that other rooms need of one, `configs[name]` its settings alone: these need no torch, which
+`families`, imported when it is asked for, does.
+"""
 
-families: dict[str, Family] = {
-    family.name: family for family in (sigmoid, softmax, pararnn, mamba2, trimodal)
-}
+from __future__ import annotations
 
-__all__ = ["Family", "families"]
+from typing import TYPE_CHECKING, Any
+
+from models.configs import configs
+
+if TYPE_CHECKING:
+    from models.family import Family
+    from models.registry import families
+
+__all__ = ["Family", "configs", "families"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "families":
+        from models.registry import families
+
+        return families
+    if name == "Family":
+        from models.family import Family
+
+        return Family
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

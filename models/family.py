@@ -23,7 +23,6 @@ class Family:
     flops_per_token: (config, sequence length) to training FLOPs, forward and backward.
     parameter_group: parameter name to "embedding", "attention" or "recurrence", "mlp", "norm" or "head".
     recipe: recommended settings of the optimizer.
-    causal: whether a token sees only those before it: what next-token prediction needs, and masked diffusion not.
     """
 
     name: str
@@ -33,4 +32,3 @@ class Family:
     flops_per_token: Callable[[Any, int], float]
     parameter_group: Callable[[str], str]
     recipe: Mapping[str, Any]
-    causal: bool = True

@@ -288,7 +288,7 @@ def _together(wrong: list[Problem], others: Iterator[Problem]) -> list[Problem]:
 
 
 def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
-    from models import families
+    from models import configs
     from models.layers.limits import beyond_limits, too_large
 
     if raw is not None and not isinstance(raw, dict):
@@ -296,11 +296,11 @@ def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:
             Problem("model", "should be settings of its own: {family: ..., layers: ...}", raw, True)
         ]
     if not isinstance(raw, dict) or "family" not in raw:
-        return None, [Problem("model.family", f"missing; choose one of {', '.join(families)}")]
-    if not isinstance(raw["family"], str) or raw["family"] not in families:
-        near = _did_you_mean(str(raw["family"]), list(families)) or f"; choose one of {', '.join(families)}"
+        return None, [Problem("model.family", f"missing; choose one of {', '.join(configs)}")]
+    if not isinstance(raw["family"], str) or raw["family"] not in configs:
+        near = _did_you_mean(str(raw["family"]), list(configs)) or f"; choose one of {', '.join(configs)}"
         return None, [Problem("model.family", "no such family" + near, raw["family"], True)]
-    kind = families[raw["family"]].config
+    kind = configs[raw["family"]]
     names = [field.name for field in dataclasses.fields(kind)]
     # A misspelt key is reported by us: a plain dataclass has nowhere to say `extra="forbid"`.
     problems = [
@@ -448,9 +448,7 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
 
 
 def _check_objective(objective: ObjectiveSection, model: Any, data: DataSection) -> Iterator[Problem]:
-    from models import families
-
-    causal = families[model.family].causal
+    causal = model.causal
     if isinstance(objective, NextTokenSection):
         if not causal:
             message = f"a {model.family} model sees the token it is to predict; use masked_diffusion"

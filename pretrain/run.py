@@ -6,12 +6,10 @@ import contextlib
 import io
 import logging
 import pickle
-import platform
 import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +40,7 @@ from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
-from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state
+from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state, needs_parallel_state
 from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
@@ -50,6 +48,7 @@ from pretrain.parallel.stages import build_parts, whole_model
 from pretrain.run_data import DiffusionData, RunData, TaskData, TextData, open_run_data
 from pretrain.run_folder import RunFolder, write_config
 from pretrain.signals import StopRequest
+from pretrain.versions import library_versions
 
 if TYPE_CHECKING:
     from data_pipelines.stream import Rows, Stream
@@ -238,8 +237,6 @@ def _tell_start(run: Run) -> None:
 
 def import_engine(config: Config) -> None:
     """The libraries that `open_run` imports late, at once, for a process in which that is quicker."""
-    import torch._dynamo  # noqa: F401  # which torch's optimizers import when they are made
-
     if config.parallel.chosen_engine == "megatron":
         import pretrain.engine.megatron
         import pretrain.parallel.stages  # noqa: F401
@@ -247,7 +244,8 @@ def import_engine(config: Config) -> None:
         from pretrain.engine.deepspeed import import_deepspeed
 
         import_deepspeed(choose_device(config.run.device, ranks_from_environment()))
-    import_parallel_state()
+    if needs_parallel_state(config.parallel):
+        import_parallel_state()
 
 
 def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
@@ -501,11 +499,3 @@ def _sinks(config: Config, folder: RunFolder, clock: Clock, validated: str, quie
     if not quiet:
         sinks.append(ProgressSink(Console(), clock.step, clock.steps, validated))
     return sinks
-
-
-def library_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("triptych", "torch", "deepspeed", "megatron-core"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found

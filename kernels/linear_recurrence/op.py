@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.devices import runs_triton
 from kernels.linear_recurrence.chunked import chunked_linear_recurrence
 from kernels.linear_recurrence.reference import apply, transpose
+from kernels.ops import operator
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,7 +53,7 @@ def linear_recurrence(a: Tensor, b: Tensor, state: Tensor | None = None, *, reve
     return y
 
 
-@torch.library.custom_op("triptych::linear_recurrence", mutates_args=())
+@operator("triptych::linear_recurrence")
 def _recur(a: Tensor, b: Tensor, state: Tensor, reverse: bool) -> Tensor:
     a, b, state = a.contiguous(), b.contiguous(), state.contiguous()
     if b.dtype != torch.float64 and runs_triton(b):

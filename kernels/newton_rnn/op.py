@@ -16,6 +16,7 @@ from kernels.newton_rnn.forms import backward, forward
 from kernels.newton_rnn.solver import Report, Solution, Solver
 from kernels.newton_rnn.split import Exchange, split_recurrence
 from kernels.newton_rnn.torch_forms import Call
+from kernels.ops import operator
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -106,7 +107,7 @@ def _solve(
     return Solution(output, final, Report.of(numbers, solver))
 
 
-@torch.library.custom_op("triptych::newton_rnn", mutates_args=())
+@operator("triptych::newton_rnn")
 def _newton_rnn(
     gates: Tensor,
     recurrent: Tensor,
@@ -124,7 +125,7 @@ def _newton_rnn(
     return result.output_BTD, cells, result.final_state.clone(), result.numbers
 
 
-@torch.library.custom_op("triptych::newton_rnn_backward", mutates_args=())
+@operator("triptych::newton_rnn_backward")
 def _newton_rnn_backward(
     grads: list[Tensor],
     states: list[Tensor],

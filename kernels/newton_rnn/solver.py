@@ -1,4 +1,4 @@
-"""How a recurrence is to be solved, and what came of it.
+"""How a recurrence is to be solved, and what came of it. Imports no torch: settings are read with it.
 
 Shape suffixes: B batch, T time, D channels.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Method = Literal["auto", "newton", "sequential"]
 Policy = Literal["iterate", "sequential", "error"]
@@ -100,6 +101,18 @@ class Solver:
             project=bool(project),
             window=int(window) or None,
         )
+
+
+def split_problems(solver: Solver) -> list[tuple[str, str]]:
+    """(field, what is wrong with it) of every setting with which parts cannot be solved."""
+    found = []
+    if solver.method == "sequential":
+        found.append(("method", "must be auto or newton where sequences are split, got 'sequential'"))
+    if solver.on_exceed == "sequential":
+        found.append(("on_exceed", "must be iterate or error where sequences are split, got 'sequential'"))
+    if solver.window is not None:
+        found.append(("window", f"must be null where sequences are split, got {solver.window}"))
+    return found
 
 
 @dataclass(frozen=True)

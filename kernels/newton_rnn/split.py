@@ -35,7 +35,7 @@ from kernels.newton_rnn.newton import (
     step_gradients,
     transposed_jacobians,
 )
-from kernels.newton_rnn.solver import Report, Solution, Solver
+from kernels.newton_rnn.solver import Report, Solution, Solver, split_problems
 
 
 class Exchange(Protocol):
@@ -86,18 +86,6 @@ def split_recurrence(
     states, numbers = _SplitRecurrence.apply(cell, solver, exchange, keep_BT, inputs_BTD, *parameters)
     output_BTD = states[:, :, 1] if cell.block else states
     return Solution(output_BTD, states[:, -1], Report.of(numbers, solver))
-
-
-def split_problems(solver: Solver) -> list[tuple[str, str]]:
-    """(field, what is wrong with it) of every setting with which parts cannot be solved."""
-    found = []
-    if solver.method == "sequential":
-        found.append(("method", "must be auto or newton where sequences are split, got 'sequential'"))
-    if solver.on_exceed == "sequential":
-        found.append(("on_exceed", "must be iterate or error where sequences are split, got 'sequential'"))
-    if solver.window is not None:
-        found.append(("window", f"must be null where sequences are split, got {solver.window}"))
-    return found
 
 
 def _keep(segment_ids: Tensor | None, time: int, exchange: Exchange) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.devices import interpreting, runs_triton
+from kernels.ops import operator
 from kernels.sigmoid_attention import checks
 from kernels.sigmoid_attention.blocked import blocked_backward, blocked_forward
 from kernels.sigmoid_attention.problem import UNBOUNDED, problem_of
@@ -150,7 +151,7 @@ class _Kept(torch.autograd.Function):
         return dq, dk, dv, *per_head, None, None, None, None, None
 
 
-@torch.library.custom_op("triptych::sigmoid_attention", mutates_args=())
+@operator("triptych::sigmoid_attention")
 def _attend(
     q: Tensor,
     k: Tensor,
@@ -172,7 +173,7 @@ def _attend(
     return blocked_forward(q, k, v, problem).to(out_dtype).contiguous()
 
 
-@torch.library.custom_op("triptych::sigmoid_attention_backward", mutates_args=())
+@operator("triptych::sigmoid_attention_backward")
 def _attend_backward(
     grad: Tensor,
     q: Tensor,

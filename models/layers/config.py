@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from models.layers.mlp import swiglu_width
 from models.layers.transfer import Transfer
 
 Problem = tuple[str, str]
@@ -126,6 +125,15 @@ class DecoderConfig:
             )
             found.append(("kv_heads", message))
         return found
+
+
+def swiglu_width(width: int) -> int:
+    """8/3 of the width, rounded up to a multiple of 256, or of 64 below a width of 768.
+
+    256 is the published recipe's; in a small model it would change the size of the layer by up to a half.
+    """
+    multiple = 256 if width >= 768 else 64
+    return -(-8 * width // (3 * multiple)) * multiple
 
 
 CHOICES: Mapping[str, Sequence[str]] = {

@@ -30,12 +30,3 @@ class SwiGLU(nn.Module):
     def _activated(self, gate: Tensor, up: Tensor) -> Tensor:
         out: Tensor = self.down(functional.silu(gate) * up)
         return out
-
-
-def swiglu_width(width: int) -> int:
-    """8/3 of the width, rounded up to a multiple of 256, or of 64 below a width of 768.
-
-    256 is the published recipe's; in a small model it would change the size of the layer by up to a half.
-    """
-    multiple = 256 if width >= 768 else 64
-    return -(-8 * width // (3 * multiple)) * multiple

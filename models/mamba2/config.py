@@ -26,6 +26,7 @@ class Mamba2Config:
     pararnn family.
     """
 
+    causal: ClassVar[bool] = True
     row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
 
     family: Literal["mamba2"] = "mamba2"

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from kernels.newton_rnn import Solver, split_problems
-from models.layers.config import Problem, divisors, not_positive, undivided, unknown_choices
-from models.layers.mlp import swiglu_width
-from models.pararnn.cells import CELLS
+from kernels.newton_rnn.solver import Solver, split_problems
+from models.layers.config import Problem, divisors, not_positive, swiglu_width, undivided, unknown_choices
+
+CELLS = ("gru", "lstm", "elman")
+"""The cells' names; `models.pararnn.cells` has their classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class NewtonConfig(Solver):
 class ParaRNNConfig:
     """A language model whose mixers are nonlinear recurrences.
 
-    `cell` is a name in `models.pararnn.cells.CELLS`. `heads` are input heads: each projects its part of the
+    `cell` is a name in `CELLS`. `heads` are input heads: each projects its part of the
     width to the gates of its part of the channels. `mlp_width` None means `swiglu_width(width)`, 0 no
     feed-forward layer. `vocabulary` None means that the dataset's tokenizer decides. `recurrent_clip` bounds
     the recurrent and peephole weights, None does not; three Newton iterations are enough up to 0.5.
@@ -37,6 +38,7 @@ class ParaRNNConfig:
     CHANGEABLE: ClassVar[tuple[str, ...]] = ("newton", "recurrent_clip")
     """Settings that a resumed run may change: how the recurrence is solved, and what the alarm advises."""
 
+    causal: ClassVar[bool] = True
     row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
 
     family: Literal["pararnn"] = "pararnn"
@@ -83,7 +85,7 @@ class ParaRNNConfig:
         whole = ("layers", "width", "heads", "vocabulary", "conv_width")
         found = not_positive(self, whole, ("norm_epsilon", "recurrent_clip"))
         choices = {
-            "cell": tuple(CELLS),
+            "cell": CELLS,
             "block": ("full", "mixer"),
             "initialisation": ("fan_in", "dclm", "small", "torch"),
         }

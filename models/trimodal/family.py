@@ -37,5 +37,4 @@ trimodal = Family(
     flops_per_token=flops_per_token,
     parameter_group=parameter_group,
     recipe=DECODER_RECIPE,
-    causal=False,
 )

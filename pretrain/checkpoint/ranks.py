@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.api import CheckpointException
 
 from pretrain.errors import CheckpointError, NoRoomError, may_pass
 
@@ -55,27 +52,12 @@ class Ranks:
         outcomes = self.gather((result, failure))
         failures = {rank: text for rank, (_, text) in enumerate(outcomes) if text is not None}
         if failures:
-            raise _joined(failures, self.size)
+            raise joined(failures, self.size)
         return [value for value, _ in outcomes]  # type: ignore[misc]  # a result is there where no failure is
 
     def on_first(self, function: Callable[[], T]) -> T:
         """Run `function` on rank 0 and give its result, or its failure, to all."""
         return self.agree(lambda: function() if self.rank == 0 else None)[0]  # type: ignore[return-value]
-
-
-@contextmanager
-def unwrapped(world_size: int) -> Iterator[None]:
-    """Turn DCP's failure, which is no Exception and holds one per rank, into a CheckpointError.
-
-    One process without torch.distributed is a supported way to run: DCP's warning of it is not shown.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
-            yield
-    except CheckpointException as error:
-        failures = {rank: (describe(cause), may_pass(cause)) for rank, (cause, _) in error.failures.items()}
-        raise _joined(failures, world_size) from error
 
 
 def describe(error: BaseException) -> str:
@@ -86,7 +68,7 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _joined(failures: dict[int, tuple[str, bool]], world_size: int) -> CheckpointError:
+def joined(failures: dict[int, tuple[str, bool]], world_size: int) -> CheckpointError:
     """Failures of ranks as one; the rank is named unless there is only one, or all say the same.
 
     failures: by rank, what happened and whether it may pass.

@@ -10,13 +10,11 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from pretrain.attempts import Fence, Launch
 from pretrain.checkpoint.boxes import Boxes, boxes_of_fragments, step_leaf
@@ -31,8 +29,7 @@ from pretrain.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from pretrain.checkpoint.planner import BoxesLoadPlanner, BoxesSavePlanner
-from pretrain.checkpoint.ranks import Ranks, describe, unwrapped
+from pretrain.checkpoint.ranks import Ranks, describe
 from pretrain.checkpoint.staging import Stager, Views, collect
 from pretrain.checkpoint.steps import (
     StepInfo,
@@ -50,10 +47,11 @@ from pretrain.checkpoint.steps import (
     telling_how_to_restore,
     verify_step,
 )
-from pretrain.checkpoint.storage import ChecksummingWriter, ChunkReader
-from pretrain.checkpoint.weights import check_parameters, load_weights, read_parameter_shapes
 from pretrain.errors import CheckpointError, NoRoomError, may_pass
 from pretrain.json_text import to_json
+
+if TYPE_CHECKING:
+    from pretrain.checkpoint.storage import ChecksummingWriter
 
 logger = logging.getLogger(__name__)
 
@@ -275,17 +273,11 @@ class CheckpointStore:
         fsync_folder(self.folder)
 
     def _write_files(self, folder: Path, job: _Job, leaves: dict[str, Any]) -> None:
-        writer = ChecksummingWriter(folder)
+        from pretrain.checkpoint.dcp import write_leaves
+
         if self._ranks.rank == 0:
             leaves[META_KEY] = job.meta
-        with unwrapped(self._ranks.size):
-            dcp_save(
-                leaves,
-                storage_writer=writer,
-                planner=BoxesSavePlanner(),
-                process_group=self._ranks.group,
-                no_dist=self._ranks.group is None,
-            )
+        writer = write_leaves(folder, leaves, self._ranks)
         records = self._ranks.agree(lambda: self._write_own_files(writer, job))
         self._ranks.on_first(lambda: self._commit(folder, job.step, records))
 
@@ -397,7 +389,13 @@ class CheckpointStore:
             raise CheckpointError(f"{path} cannot be loaded: {describe(error)}") from error
 
     read_meta = staticmethod(read_meta)
-    load_weights = staticmethod(load_weights)
+
+    @staticmethod
+    def load_weights(path: Path, names_to_tensors: dict[str, Tensor], *, checksums: bool = True) -> None:
+        """As `pretrain.checkpoint.weights.load_weights`."""
+        from pretrain.checkpoint.weights import load_weights
+
+        load_weights(path, names_to_tensors, checksums=checksums)
 
     def _manifest_of(self, path: Path) -> Manifest:
         def known() -> Manifest | None:
@@ -413,23 +411,20 @@ class CheckpointStore:
 
     def _check_model(self, path: Path, fragments: list[Fragment]) -> None:
         """Compare what all ranks have together with what is stored; one rank need not have everything."""
+        from pretrain.checkpoint.weights import check_parameters, read_parameter_shapes
+
         shares = self._ranks.agree(lambda: {f.name: tuple(f.placement.shape) for f in fragments})
         expected = {name: shape for share in shares for name, shape in share.items()}
         self._ranks.on_first(lambda: check_parameters(expected, read_parameter_shapes(path)))
 
     def _fill(self, path: Path, fragments: list[Fragment]) -> None:
+        from pretrain.checkpoint.dcp import read_leaves
+
         leaves = boxes_of_fragments(fragments)
         steps = {f.name: torch.zeros(1) for f in fragments if f.length}
         # Fragments may share a step counter, so each is read apart, to see whether they agree
         leaves.update({f"step.{name}": step_leaf(step) for name, step in steps.items()})
-        with unwrapped(self._ranks.size):
-            dcp_load(
-                leaves,
-                storage_reader=ChunkReader(path),
-                planner=BoxesLoadPlanner(),
-                process_group=self._ranks.group,
-                no_dist=self._ranks.group is None,
-            )
+        read_leaves(path, leaves, self._ranks)
         self._ranks.agree(lambda: _set_steps(fragments, steps))
 
     def _take_rank_bytes(self, path: Path, manifest: Manifest, state: TrainingState) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 
 from pretrain.checkpoint.boxes import Boxes
-from pretrain.checkpoint.planner import BoxesLoadPlanner, check_cover
-from pretrain.checkpoint.ranks import describe, unwrapped
+from pretrain.checkpoint.dcp import read_leaves
+from pretrain.checkpoint.planner import check_cover
+from pretrain.checkpoint.ranks import Ranks, describe
 from pretrain.checkpoint.steps import telling_how_to_restore, verify_step
 from pretrain.checkpoint.storage import ChunkReader
 from pretrain.errors import CheckpointError
@@ -50,8 +50,7 @@ def load_weights(path: Path, names_to_tensors: dict[str, Tensor], *, checksums: 
             )
             for name, tensor in names_to_tensors.items()
         }
-        with unwrapped(world_size=1):
-            load(leaves, storage_reader=ChunkReader(path), planner=BoxesLoadPlanner(), no_dist=True)
+        read_leaves(path, leaves, Ranks(group=None))
     except Exception as error:
         raise CheckpointError(f"the weights of {path} cannot be loaded: {describe(error)}") from error
 

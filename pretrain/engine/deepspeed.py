@@ -25,7 +25,7 @@ from pretrain.engine.fragments import (
 )
 from pretrain.engine.optimizer import Bounds, optimizer_groups, skip_if_not_finite
 from pretrain.imports import quiet_renamed_collectives, without_compiling
-from pretrain.optim import build_optimizer, set_learning_rate
+from pretrain.optim import UncompiledAdamW, build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
 from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.nodes import share_within_node
@@ -195,6 +195,10 @@ def import_deepspeed(device: torch.device) -> Any:
     with without_compiling():
         import deepspeed
         import deepspeed.runtime.zero.muon.muon_optimizer  # every optimizer looks for this one, and it compiles
+        from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
+
+    if UncompiledAdamW not in ZERO_SUPPORTED_OPTIMIZERS:  # it is torch's AdamW, which is
+        ZERO_SUPPORTED_OPTIMIZERS.append(UncompiledAdamW)
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # `deepspeed.comm.torch` as an attribute is torch itself; the module is found by its name only.

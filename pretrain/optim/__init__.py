@@ -2,6 +2,7 @@
 
 from pretrain.optim.adamw import (
     REFERENCE_WIDTH,
+    UncompiledAdamW,
     build_optimizer,
     matrix_lr_multiplier,
     parameter_groups,
@@ -12,6 +13,7 @@ from pretrain.optim.adamw import (
 
 __all__ = [
     "REFERENCE_WIDTH",
+    "UncompiledAdamW",
     "build_optimizer",
     "matrix_lr_multiplier",
     "parameter_groups",

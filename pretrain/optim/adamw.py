@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -109,8 +110,20 @@ def depth_multiplier(points: Sequence[float], name: str, layers: int) -> float:
     return points[before] + (place - before) * (points[after] - points[before])
 
 
+class UncompiledAdamW(torch.optim.AdamW):
+    """torch's AdamW without the wrappers that keep torch.compile out of its methods. The first call of any of them
+    imports torch._dynamo, with sympy and DTensor: a second of every rank's start, for an update that is never
+    compiled. What the wrapper of `step` does besides, is here done by `no_grad`."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
 def build_optimizer(groups: list[dict[str, Any]], optim: OptimSection) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.epsilon, fused=True)
+    return UncompiledAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.epsilon, fused=True)
 
 
 def schedule_factor(optim: OptimSection, step: int, steps: int) -> float:

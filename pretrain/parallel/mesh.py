@@ -1,4 +1,5 @@
-"""The run's process groups: made by Megatron-core, named here, and passed on from here."""
+"""The run's process groups, named here and passed on from here. Megatron-core makes those of layouts that share more
+than the data."""
 
 from __future__ import annotations
 
@@ -68,6 +69,8 @@ def build_mesh(parallel: ParallelSection, host_backend: str = "gloo") -> Mesh:
 
     host_backend: of the groups for agreements between hosts.
     """
+    if not needs_parallel_state(parallel):
+        return _data_parallel_mesh(host_backend)
     parallel_state = import_parallel_state()
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel(
@@ -93,6 +96,30 @@ def build_mesh(parallel: ParallelSection, host_backend: str = "gloo") -> Mesh:
         control=dist.new_group(backend=host_backend),
         storage=dist.new_group(backend=host_backend),
         mpu=_mpu(tensor, replicas),
+    )
+
+
+def needs_parallel_state(parallel: ParallelSection) -> bool:
+    """Whether Megatron's groups are needed, and Megatron, which takes a second to import, with them."""
+    alone = parallel.tensor == parallel.context == parallel.pipeline == 1
+    return not alone or parallel.chosen_engine == "megatron"
+
+
+def _data_parallel_mesh(host_backend: str) -> Mesh:
+    """Every rank has a whole model, and reads rows of its own."""
+    data = _axis(dist.new_group())
+    alone = _axis(dist.new_group([dist.get_rank()], use_local_synchronization=True))
+    return Mesh(
+        data=data,
+        tensor=alone,
+        context=alone,
+        pipeline=alone,
+        replicas=data,
+        contributors=data,
+        ends=alone.group,
+        control=dist.new_group(backend=host_backend),
+        storage=dist.new_group(backend=host_backend),
+        mpu=_mpu(alone, data),
     )
 
 

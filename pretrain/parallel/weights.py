@@ -52,5 +52,9 @@ def _allocate(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter not in made:
-                made[parameter] = nn.Parameter(torch.empty_like(parameter, device=device))
+                # Not `empty_like`: of a meta tensor it runs Python's own forms of torch, which import sympy.
+                assert parameter.is_contiguous(), name
+                made[parameter] = nn.Parameter(
+                    torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                )
             setattr(module, name, made[parameter])

@@ -16,8 +16,9 @@ from models import families
 from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
 from pretrain.parallel.nearest import overrides, problems_of
 from pretrain.parallel.stages import blocks_of_stages
-from pretrain.plan.estimate import Layout, layout_of, resolved
+from pretrain.plan.estimate import Layout, layout_of
 from pretrain.plan.memory import lone_replicas
+from pretrain.plan.parameters import resolved
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
 
 if TYPE_CHECKING:

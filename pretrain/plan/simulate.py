@@ -28,7 +28,7 @@ from pretrain.engine.buckets import small_parameter
 from pretrain.engine.stage import Continued
 from pretrain.imports import quiet_renamed_collectives
 from pretrain.objectives import Objective, build_objective
-from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state
+from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state, needs_parallel_state
 from pretrain.parallel.stages import Part, build_parts
 from pretrain.plan.tracker import TensorTracker, Traffic
 
@@ -75,12 +75,12 @@ def pretended_mesh(parallel: ParallelSection, world: int, rank: int = 0) -> Iter
 
     assert not dist.is_initialized(), "a plan is made outside of a run"
     quiet_renamed_collectives()
-    parallel_state = import_parallel_state()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     try:
         yield build_mesh(parallel, host_backend="fake")
     finally:
-        parallel_state.destroy_model_parallel()
+        if needs_parallel_state(parallel):
+            import_parallel_state().destroy_model_parallel()
         dist.destroy_process_group()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models import families
-from models.layers.mlp import swiglu_width
+from models.layers.config import swiglu_width
 
 BASE: dict[str, Any] = {"layers": 2, "width": 48, "heads": 12}
 ATTENTION = ("sigmoid", "softmax")

@@ -9,7 +9,7 @@ import torch
 
 from pretrain.config import load_config
 from pretrain.parallel.mesh import build_mesh
-from pretrain.plan.estimate import count_parameters, resolved
+from pretrain.plan.parameters import count_parameters, resolved
 from pretrain.run import build_engine
 from tests.e2e.training import write_config
 from tests.harness import run_ranks

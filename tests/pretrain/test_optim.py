@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -10,7 +11,13 @@ from torch import nn
 
 from models import families
 from pretrain.config_optim import OptimSection
-from pretrain.optim import build_optimizer, parameter_groups, schedule_factor, set_learning_rate
+from pretrain.optim import (
+    UncompiledAdamW,
+    build_optimizer,
+    parameter_groups,
+    schedule_factor,
+    set_learning_rate,
+)
 
 
 class Tiny(nn.Module):
@@ -81,3 +88,27 @@ def test_warmup_stable_decay() -> None:
 def test_constant() -> None:
     optim = OptimSection(lr=1, warmup_steps=2, schedule="constant")
     assert [schedule_factor(optim, step, 5) for step in range(5)] == [0.5, 1, 1, 1, 1]
+
+
+def test_updates_are_those_of_torchs_adamw() -> None:
+    """Bit for bit, without a graph; hooks run, and either takes the other's state."""
+    torch.manual_seed(0)
+    ours, theirs = Tiny(), Tiny()
+    theirs.load_state_dict(ours.state_dict())
+    settings = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1, "fused": True}
+    mine, stock = (
+        UncompiledAdamW(ours.parameters(), **settings),
+        torch.optim.AdamW(theirs.parameters(), **settings),
+    )
+    called: list[str] = []
+    mine.register_step_post_hook(lambda *_: called.append("after"))
+    for _ in range(3):
+        for model, optimizer in ((ours, mine), (theirs, stock)):
+            optimizer.zero_grad()
+            model.norm(model.linear(model.embedding(torch.arange(5)))).square().sum().backward()
+            optimizer.step()
+        kept = copy.deepcopy(stock.state_dict())  # a state that is loaded shares its tensors
+        stock.load_state_dict(copy.deepcopy(mine.state_dict()))
+        mine.load_state_dict(kept)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert len(called) == 3 and not any(p.grad_fn for p in ours.parameters())

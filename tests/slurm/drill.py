@@ -35,7 +35,7 @@ exclusive: false
 wait_seconds: 10
 signal_seconds: {signal_seconds}
 setup: ["export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu GLOO_SOCKET_IFNAME={interface}"]
-preflight: {{enabled: false, seconds: {preflight_seconds}}}
+preflight: {{enabled: false, seconds: {preflight_seconds}, dry_step: {dry_step}}}
 """
 
 
@@ -44,6 +44,8 @@ class Drill:
     cluster: Cluster
     corpus: Path
     folder: Path
+    dry_step: bool = False
+    """Whether a preflight tries a step."""
 
     # ------------------------------------------------------------------------------------------------- acting
 
@@ -67,7 +69,10 @@ class Drill:
         config.write_text(text, encoding="utf-8")
         interface = "eth0" if self.cluster.network else "lo"
         values = SETTINGS.format(
-            interface=interface, signal_seconds=signal_seconds, preflight_seconds=preflight_seconds
+            interface=interface,
+            signal_seconds=signal_seconds,
+            preflight_seconds=preflight_seconds,
+            dry_step=self.dry_step,
         )
         settings.write_text(values, encoding="utf-8")
         return self.command(

@@ -277,6 +277,7 @@ def test_a_cut_network_link(network_drill: Drill, undisturbed: Losses) -> None:
 
 
 def test_a_preflight_alone(drill: Drill) -> None:
+    drill.dry_step = True
     done = drill.launch_command("--preflight-only")
     assert done.returncode == 0 and "all nodes are well" in done.stdout and "dry_step_seconds" in done.stdout
     assert not (drill.folder / "runs" / "drill" / "checkpoints" / "step_00000060").exists()

@@ -9,8 +9,9 @@ import pytest
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS
-from pretrain.plan.estimate import count_parameters, make_plan, resolved
+from pretrain.plan.estimate import make_plan
 from pretrain.plan.memory import state_memory
+from pretrain.plan.parameters import count_parameters, resolved
 from pretrain.plan.timing import bandwidth
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.hardware import ACCELERATORS
-from pretrain.plan.estimate import plan_layout, resolved
+from pretrain.plan.estimate import plan_layout
 from pretrain.plan.layouts import GIB, ROOM, suggest_layouts
+from pretrain.plan.parameters import resolved
 
 MODEL = [
     "model.vocabulary=512",
