@@ -9,7 +9,7 @@ from typing import Any
 
 from pretrain.attempts import Launch
 from pretrain.config_yaml import read_yaml
-from pretrain.records import ledger_records, metric_records
+from pretrain.records import count_damaged, ledger_records, metric_records
 
 TAIL_BYTES = 1 << 14
 
@@ -80,6 +80,12 @@ def _last_lines(path: Path) -> list[bytes]:
         start = max(0, path.stat().st_size - TAIL_BYTES)
         file.seek(start)
         return file.read().split(b"\n")[1 if start else 0 :]
+
+
+def damaged_lines(run: Path) -> int:
+    """Lines of the run's ledger and log that nothing here could read."""
+    paths = (run / "ledger.jsonl", run / "logs" / "metrics.jsonl")
+    return sum(count_damaged(path.read_bytes()) for path in paths if path.is_file())
 
 
 def last_sign_of_life(run: Path, attempt: int) -> float | None:

@@ -16,7 +16,15 @@ from rich.text import Text
 from launch import slurm
 from launch.job import LaunchedRun
 from launch.policy import Ending
-from launch.progress import Goodput, Progress, goodput, read_ledger, read_metrics, read_progress
+from launch.progress import (
+    Goodput,
+    Progress,
+    damaged_lines,
+    goodput,
+    read_ledger,
+    read_metrics,
+    read_progress,
+)
 from pretrain.attempts import read_json
 from pretrain.errors import UserError
 
@@ -38,6 +46,8 @@ class RunStatus:
     slurm_answers: bool = True
     stage: tuple[str, float] | None = None
     """What its start-up is doing, and for how many seconds; None once it trains."""
+    damaged_lines: int = 0
+    """Of its ledger and log: what they said is not in the figures here."""
 
     @property
     def state(self) -> str:
@@ -82,6 +92,7 @@ class RunStatus:
             "goodput": self.goodput.share if self.goodput.total else None,
             "seconds": asdict(self.goodput),
             "swept": dict(self.swept),
+            "damaged_lines": self.damaged_lines,
         }
 
 
@@ -140,6 +151,7 @@ def _status(
         outcome,
         last,
         swept,
+        damaged_lines=damaged_lines(run.run),
         was_cancelled=_was_cancelled(ledger, [str(job) for job in run.job()["jobs"]]),
         slurm_answers=slurm_answers,
         stage=_stage(run, ledger, attempts) if outcome is None and any(job.is_live for job in live) else None,
@@ -285,7 +297,13 @@ def _filled(parts: Sequence[str], width: int) -> list[str]:
 
 
 def reason(status: RunStatus) -> str:
-    """Why it waits, where it runs and what its start-up is doing, or why it ended."""
+    """Why it waits, where it runs and what its start-up is doing, or why it ended; and what could not be read."""
+    damaged = status.damaged_lines
+    lines = f"{damaged:,} damaged log line{'s' if damaged > 1 else ''} left out" if damaged else ""
+    return "; ".join(filter(None, [_reason(status), lines]))
+
+
+def _reason(status: RunStatus) -> str:
     if not status.jobs or status.outcome is not None:
         return ""
     job = status.jobs[0]

@@ -397,6 +397,7 @@ def _cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
         (_check_batch, ("data",)),
         (_check_objective, ("objective", "model", "data")),
         (_check_task, ("data", "monitor")),
+        (_check_evaluation, ("data", "monitor")),
         (_check_optim, ("optim", "run")),
         (_check_scaling, ("optim", "model")),
     ]
@@ -491,6 +492,13 @@ def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]
         if length is not None:
             for option, message in build_task(data.task).problems(length):
                 yield Problem(f"data.task.{option}", f"{message} ({key} = {length})")
+
+
+def _check_evaluation(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]:
+    sources, rows = len(data.sources), monitor.evaluate_rows
+    if rows is not None and rows < sources:
+        message = f"some of the {sources} sources of data.path would not be evaluated; use at least {sources}"
+        yield Problem("monitor.evaluate_rows", message, rows, True)
 
 
 def _check_optim(optim: OptimSection, run: RunSection) -> Iterator[Problem]:

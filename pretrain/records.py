@@ -33,6 +33,12 @@ def objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     return (found for found in read_lines(lines) if found is not None)
 
 
+def count_damaged(text: bytes) -> int:
+    """Whole lines of a log that are no objects; the last one may be torn where a process died while it wrote it."""
+    *lines, _ = text.split(b"\n")
+    return sum(found is None for found in read_lines(lines))
+
+
 def metric_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Each with its step, and the scalars that are numbers."""
     for found in objects(lines):

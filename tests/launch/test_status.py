@@ -193,3 +193,19 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, queue: list[Any], name
 def test_cancel_without_a_name_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"triptych status --runs '.*a b'` lists them"):
         watching.cancel_runs(tmp_path / "a b", [])
+
+
+def test_lines_that_cannot_be_read_are_counted(tmp_path: Path, queue: list[Any]) -> None:
+    run = launched(tmp_path)
+    begun(run, **METRICS)
+    queue.append(running())
+    assert the_status(run).damaged_lines == 0
+    with (run.run / "logs" / "metrics.jsonl").open("ab") as file:
+        file.write(
+            b'{"step": 101, "loss\x00\n[1]\n{"step": 102, "lo'
+        )  # the last is torn, as a crash leaves it
+    with (run.run / "ledger.jsonl").open("ab") as file:
+        file.write(b"not JSON\n")
+    found = the_status(run)
+    assert found.damaged_lines == found.facts()["damaged_lines"] == 3
+    assert "3 damaged log lines left out" in status_text([found], 200).plain

@@ -72,6 +72,11 @@ MISTAKES: list[tuple[str, list[str], list[str]]] = [
     ),
     ("length for text", ["monitor.evaluate_length=150"], ["only synthetic tasks have it"]),
     (
+        "fewer rows than sources",
+        ["data.path=[{path: a, weight: 1}, {path: b, weight: 2}]", "monitor.evaluate_rows=1"],
+        ["monitor.evaluate_rows = 1: some of the 2 sources", "use at least 2"],
+    ),
+    (
         "misspelt key",
         ["optim.wieght_decay=0.1"],
         ["optim.wieght_decay: no such setting; did you mean optim.weight_decay?"],
