@@ -94,7 +94,7 @@ def bare_loop(shape: dict[str, Any], data: Path) -> float:
     model = families[config.model.family].build(model_config)
     initialise(model, 1)
     optimizer = build_optimizer(
-        parameter_groups(model.named_parameters(), config.optim, shape["width"]), config.optim
+        parameter_groups(model.named_parameters(), model.declared, config.optim, shape["width"]), config.optim
     )
     objective = build_objective(config)
     keep_freed_memory()  # triptych sets it too; without it the bare loop loses up to a tenth to page faults

@@ -1,14 +1,13 @@
-"""How a weight splits over tensor-parallel ranks: data beside each model, with no ranks in it.
+"""How a weight splits over tensor-parallel ranks: what a module declares of its layers, with no ranks in it.
 
-A table maps a module's name pattern (`*` stands for one component) to its split. Modules that no pattern
-names (norms) are replicated.
+Layers of which nothing is declared (norms) are replicated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -17,12 +16,12 @@ from torch import Tensor
 class Column:
     """The output features (rows of the weight) are divided over the ranks.
 
-    `by="heads"` marks a fused projection of stacked segments, as long as the config's `qkv_features` says: each
-    segment (q, k, v) is divided by itself, in whole heads, and a rank holds its part of each, in order. The
-    layer's `out_features` must then be the rank's own.
+    stacked: of a fused projection, how long the segments are that lie in it one after the other (q, k, v): each is
+        divided by itself, in whole heads, and a rank holds its part of each, in order. The layer's `out_features`
+        is then the rank's own. None: one segment.
     """
 
-    by: Literal["features", "heads"] = "features"
+    stacked: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

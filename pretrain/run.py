@@ -254,9 +254,8 @@ def build_engine(config: Config, mesh: Mesh, device: torch.device) -> Engine:
         return _build_megatron(config, mesh, device)
     from pretrain.engine.deepspeed import DeepSpeedEngine
 
-    sharding = families[config.model.family].sharding
     parallelized = parallelize(
-        whole_model(config), sharding, mesh, config.parallel, device=device, seed=config.run.seed
+        whole_model(config), mesh, config.parallel, device=device, seed=config.run.seed
     )
     return DeepSpeedEngine(parallelized, config, mesh, device)
 

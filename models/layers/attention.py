@@ -6,6 +6,7 @@ Shape suffixes: B batch, T time, S key time, H query heads, K key heads, D head 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ from models.layers.cache import KVCache
 from models.layers.linear import Linear
 from models.layers.norm import RMSNorm
 from models.layers.positions import alibi_slopes, rotary_table, rotate
-from models.sharding import Part
+from models.sharding import Column, Part, Row, Shared, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class AttentionShape:
     width: int
     heads: int
     kv_heads: int
-    positions: Literal["alibi", "rope"]
+    positions: Literal["alibi", "rope", "none"]
     rope_base: float
     qk_norm: bool
     norm_epsilon: float
@@ -38,6 +39,12 @@ class AttentionShape:
     @property
     def head_width(self) -> int:
         return self.width // self.heads
+
+    @property
+    def qkv_features(self) -> tuple[int, int, int]:
+        """Rows of q, k and v in `qkv`, in this order."""
+        keys = self.kv_heads * self.head_width
+        return self.heads * self.head_width, keys, keys
 
 
 class Attention(nn.Module, ABC):
@@ -48,16 +55,23 @@ class Attention(nn.Module, ABC):
     rows has the same proportions. Under ALiBi it must know its first head.
     """
 
+    returns = ("out",)
+    group = "attention"
+
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.shape = shape
         self.first_head = 0
-        features = (shape.heads + 2 * shape.kv_heads) * shape.head_width
-        self.qkv = Linear(shape.width, features)
+        self.qkv = Linear(shape.width, sum(shape.qkv_features))
         self.out = Linear(shape.heads * shape.head_width, shape.width)
         if shape.qk_norm:
             self.q_norm = RMSNorm(shape.head_width, shape.norm_epsilon)
             self.k_norm = RMSNorm(shape.head_width, shape.norm_epsilon)
+
+    @property
+    def splits(self) -> Mapping[str, Split]:
+        projections: dict[str, Split] = {"qkv": Column(self.shape.qkv_features), "out": Row()}
+        return projections | {"q_norm": Shared(), "k_norm": Shared()}
 
     def take_part(self, part: Part) -> None:
         self.first_head = self.shape.heads // part.of * part.number

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from models.declared import Crossing
+from models.initialise import Constant, Rule, Uniform
+
 
 class CausalConv(nn.Module):
     """`y_t = bias + sum_w weight_w x_{t - W + 1 + w}` per channel, over inputs of t's own document alone.
@@ -15,11 +18,16 @@ class CausalConv(nn.Module):
     `weight` is (C, W) with the present input's tap last, as in `nn.Conv1d`.
     """
 
+    crossing = Crossing("forward", ("halo",))
+
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
         self.taps = taps
         self.weight = nn.Parameter(torch.empty(channels, taps))
         self.bias = nn.Parameter(torch.empty(channels))
+
+    def initial_rules(self) -> dict[str, Rule]:
+        return {"weight": Uniform(self.taps**-0.5), "bias": Constant(0.0)}
 
     def forward(
         self, x_BTC: Tensor, segment_ids_BT: Tensor | None, before_BWC: Tensor | None = None

@@ -19,6 +19,8 @@ class Head(Linear):
     Call it as a module, so that hooks on it run: under ZeRO 3 its weight is here during the call alone.
     """
 
+    group = "head"
+
     @property
     def columns(self) -> int:
         """Logits per token that exist at once where the loss is computed."""

@@ -18,5 +18,7 @@ class Linear(nn.Linear):
 class Embedding(nn.Embedding):
     """One row per token."""
 
+    group = "embedding"
+
     def reset_parameters(self) -> None:
         """Nothing, as in `Linear`."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.layers.linear import Linear
 from models.layers.recompute import recomputed
+from models.sharding import Column, Row, Split
 
 
 class SwiGLU(nn.Module):
@@ -15,6 +19,10 @@ class SwiGLU(nn.Module):
     Gate and up are two weights, so that each splits over ranks by its own rows. With `recompute` two of the
     four vectors of the hidden width are not kept: the activated gate and its product with up.
     """
+
+    splits: ClassVar[Mapping[str, Split]] = {"gate": Column(), "up": Column(), "down": Row()}
+    returns = ("down",)
+    group = "mlp"
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()

@@ -10,16 +10,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from models.initialise import Constant, Rule
 from models.sharding import Part
 
 
 class RMSNorm(nn.Module):
     """`x / sqrt(mean(x^2) + epsilon) * weight`, inside in fp32 or wider, returned in x's dtype."""
 
+    group = "norm"
+
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.epsilon = epsilon
         self.weight = nn.Parameter(torch.empty(width))
+
+    def initial_rules(self) -> dict[str, Rule]:
+        return {"weight": Constant(1.0)}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) to (..., C)."""

@@ -6,10 +6,15 @@ N state width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.declared import Crossing
+from models.initialise import Constant, LogOfUniform, Rule, SoftplusLogUniform
 from models.layers.conv import CausalConv, last_inputs
 from models.layers.linear import Linear
 from models.layers.norm import GatedRMSNorm, RMSNorm
@@ -17,7 +22,7 @@ from models.layers.recompute import recomputed
 from models.layers.recurrent import RecurrentState
 from models.mamba2.config import Mamba2Config
 from models.mamba2.ssd import SSMInputs, ssm
-from models.sharding import Part
+from models.sharding import Channels, Column, Part, Row, Shared, Split
 
 
 class Mamba2Mixer(nn.Module):
@@ -27,6 +32,23 @@ class Mamba2Mixer(nn.Module):
     projection of that code is four weights here, so that each splits over ranks by its own rows.
     With `recompute` nothing within the state space is kept, nor the gating's products.
     """
+
+    # The maps b and c are shared by all heads of a group. The gated norm's mean square is over a group's channels:
+    # parts that hold pieces of one sum over these.
+    splits: ClassVar[Mapping[str, Split]] = {
+        "": Channels({"log_rate": 0, "step_bias": 0, "direct": 0}),
+        "gate": Column(),
+        "input": Column(),
+        "step": Column(),
+        "maps": Shared(),
+        "maps_conv": Shared(),
+        "conv": Channels({"weight": 0, "bias": 0}),
+        "norm": Channels({"weight": 0}),
+        "out": Row(),
+    }
+    crossing = (Crossing("scan", ("swap_state",)), "conv", "maps_conv")
+    returns = ("out",)
+    group = "recurrence"
 
     def __init__(self, config: Mamba2Config) -> None:
         super().__init__()
@@ -46,6 +68,14 @@ class Mamba2Mixer(nn.Module):
         self.direct = nn.Parameter(torch.empty(config.heads))
         self.norm = GatedRMSNorm(config.channels, config.norm_epsilon, config.norm_groups)
         self.out = Linear(config.channels, config.width)
+
+    def initial_rules(self) -> dict[str, Rule]:
+        """As Mamba-2's authors: rates in 1 ... 16, step sizes in 0.001 ... 0.1."""
+        return {
+            "log_rate": LogOfUniform(1.0, 16.0),
+            "step_bias": SoftplusLogUniform(0.001, 0.1),
+            "direct": Constant(1.0),
+        }
 
     def take_part(self, part: Part) -> None:
         """Some of the heads, and the groups whose maps they use."""
@@ -101,6 +131,8 @@ class Mamba2Mixer(nn.Module):
 
 class Block(nn.Module):
     """`x + mixer(norm(x))`."""
+
+    constant_state = True
 
     def __init__(self, config: Mamba2Config) -> None:
         super().__init__()

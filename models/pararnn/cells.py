@@ -10,6 +10,7 @@ S numbers of state per channel.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -27,11 +28,12 @@ from kernels.newton_rnn import (
     lstm_step,
     recurrence,
 )
+from models.declared import Crossing
 from models.initialise import Constant, Normal, Rule, Uniform
 from models.pararnn.bound import bounded, saturation
 from models.pararnn.projection import project_heads
 from models.pararnn.telemetry import Telemetry
-from models.sharding import Part
+from models.sharding import Channels, Part, Split
 
 Weights = tuple[Tensor, ...]
 
@@ -64,6 +66,14 @@ class Cell(nn.Module, ABC):
     bounded_names: ClassVar[tuple[str, ...]] = ("recurrent",)
     """The parameters that `clip` bounds."""
 
+    splits: ClassVar[Mapping[str, Split]] = {
+        "": Channels({"input": 0, "recurrent": 1, "bias": 1, "peephole": 1})
+    }
+    crossing = Crossing("solve", ("swap_channels", "summaries"))
+    group = "recurrence"
+    vectors = frozenset({"recurrent", "peephole", "bias"})
+    """One element per channel and gate."""
+
     def __init__(self, shape: CellShape) -> None:
         super().__init__()
         self.shape = shape
@@ -71,6 +81,19 @@ class Cell(nn.Module, ABC):
         self.recurrent = nn.Parameter(torch.empty(self.gates, shape.width))
         self.bias = nn.Parameter(torch.empty(self.gates, shape.width))
         self.telemetry = Telemetry()
+
+    def initial_rules(self) -> dict[str, Rule]:
+        """The first weights of the paper's language models (section C.1): the input projection Kaiming-uniform,
+        recurrent and peephole weights N(0, 1 / channels) within the bound, the bias 0."""
+        shape = self.shape
+        recurrent: dict[str, Rule] = {
+            name: Normal(shape.width**-0.5, limit=shape.clip)
+            for name, _ in self.named_parameters(recurse=False)
+        }
+        return recurrent | {"input": Uniform((3 / shape.head_width) ** 0.5), "bias": Constant(0.0)}
+
+    def bounds(self) -> dict[str, float]:
+        return {} if self.shape.clip is None else dict.fromkeys(self.bounded_names, self.shape.clip)
 
     def take_part(self, part: Part) -> None:
         self.shape = replace(self.shape, width=self.shape.width // part.of, heads=self.shape.heads // part.of)
@@ -289,13 +312,3 @@ class Elman(StepCell):
 
 CELLS: dict[str, type[Cell]] = {"gru": ParaGRU, "lstm": ParaLSTM, "elman": Elman}
 """By the name that `model.cell` gives it."""
-
-
-def initial_cell_rule(shape: CellShape, name: str) -> Rule:
-    """The first weights of the paper's language models (section C.1): the input projection Kaiming-uniform,
-    recurrent and peephole weights N(0, 1 / channels) within the bound, the bias 0."""
-    if name == "bias":
-        return Constant(0.0)
-    if name == "input":
-        return Uniform((3 / shape.head_width) ** 0.5)
-    return Normal(shape.width**-0.5, limit=shape.clip)

@@ -8,26 +8,7 @@ from typing import Any
 from models.family import Family
 from models.pararnn.cells import CELLS
 from models.pararnn.config import ParaRNNConfig
-from models.pararnn.model import ParaRNN, parameter_group
-from models.sharding import Channels, Column, Row, Split, Vocab
-
-CELL_CHANNELS = Channels({"input": 0, "recurrent": 1, "bias": 1, "peephole": 1})
-
-# The gated norm's mean square is over all channels: a part sums over the parts.
-SHARDING: Mapping[str, Split] = {
-    "blocks.*.mixer.input": Column(),
-    "blocks.*.mixer.gate": Column(),
-    "blocks.*.mixer.conv": Channels({"weight": 0, "bias": 0}),
-    "blocks.*.mixer.cell": CELL_CHANNELS,
-    "blocks.*.mixer.norm": Channels({"weight": 0}),
-    "blocks.*.mixer.out": Row(),
-    "blocks.*.cell": CELL_CHANNELS,
-    "blocks.*.mlp.gate": Column(),
-    "blocks.*.mlp.up": Column(),
-    "blocks.*.mlp.down": Row(),
-    "embedding": Vocab(),
-    "head": Vocab(),
-}
+from models.pararnn.model import build
 
 # Section C.1 and tables 3 and 4 of the paper. It has one learning rate for all parameters, and decays by
 # lr x 1e-3 (400M) or lr x 1e-4 per step; clipping and the betas are not stated.
@@ -61,9 +42,7 @@ def flops_per_token(config: ParaRNNConfig, sequence_length: int) -> float:
 pararnn = Family(
     name="pararnn",
     config=ParaRNNConfig,
-    build=ParaRNN,
-    sharding=SHARDING,
+    build=build,
     flops_per_token=flops_per_token,
-    parameter_group=parameter_group,
     recipe=RECIPE,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Mapping
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.initialise import Constant, Rule
 from models.layers.conv import CausalConv, last_inputs
 from models.layers.linear import Linear
 from models.layers.mlp import SwiGLU
@@ -16,6 +18,7 @@ from models.layers.recompute import recomputed
 from models.layers.recurrent import RecurrentState
 from models.pararnn.cells import CELLS, Cell, CellShape
 from models.pararnn.config import ParaRNNConfig
+from models.sharding import Channels, Column, Row, Split
 
 
 class RecurrentMixer(nn.Module):
@@ -25,6 +28,18 @@ class RecurrentMixer(nn.Module):
     it leaves open, are Mamba-2's. Input and gate are two weights, so that each splits over ranks by its rows.
     With `recompute` the activated gate, its product with the cell's output, and the norm of that are not kept.
     """
+
+    # The gated norm's mean square is over all channels: a part sums over the parts.
+    splits: ClassVar[Mapping[str, Split]] = {
+        "input": Column(),
+        "gate": Column(),
+        "conv": Channels({"weight": 0, "bias": 0}),
+        "norm": Channels({"weight": 0}),
+        "out": Row(),
+    }
+    crossing = ("conv", "cell")
+    returns = ("out",)
+    group = "recurrence"
 
     def __init__(self, config: ParaRNNConfig) -> None:
         super().__init__()
@@ -59,6 +74,9 @@ class RecurrentMixer(nn.Module):
 class Block(nn.Module):
     """`skip x + mixer(norm(x))` with a learned factor per feature, then the feed-forward layer if there is one."""
 
+    group = "norm"  # the skip's factor
+    constant_state = True
+
     def __init__(self, config: ParaRNNConfig) -> None:
         super().__init__()
         self.mixer = RecurrentMixer(config)
@@ -66,6 +84,9 @@ class Block(nn.Module):
         self.skip = nn.Parameter(torch.empty(config.width))
         self.mlp = SwiGLU(config.width, config.hidden_width) if config.hidden_width else None
         self.mlp_norm = RMSNorm(config.width, config.norm_epsilon) if config.hidden_width else None
+
+    def initial_rules(self) -> dict[str, Rule]:
+        return {"skip": Constant(1.0)}
 
     def forward(
         self,
@@ -96,6 +117,9 @@ class Block(nn.Module):
 
 class MixerBlock(nn.Module):
     """The cell and nothing else, as the paper's smallest task models have it."""
+
+    mixer_name = "cell"
+    constant_state = True
 
     def __init__(self, config: ParaRNNConfig) -> None:
         super().__init__()

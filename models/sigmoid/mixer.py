@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from kernels.sigmoid_attention import sigmoid_attention
+from models.declared import Crossing
 from models.layers.attention import Attention, AttentionShape
 
 
 class SigmoidAttention(Attention):
     """`sigmoid(q k^T / sqrt(D) - slope |i - j| + bias) v` between the projections."""
+
+    crossing = Crossing("attend", ("gather",))  # what ranges of keys contribute adds up
 
     def __init__(self, shape: AttentionShape, bias: float) -> None:
         super().__init__(shape)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from models.declared import Crossing
 from models.layers.attention import Attention
 
 FLEX_SMALLEST_WIDTH = 16
@@ -27,6 +28,8 @@ class SoftmaxAttention(Attention):
     mask. With `flash-attn` and packed documents the host waits once per layer, to learn how many there are.
     On a CPU: torch's own attention, with a mask where one is needed.
     """
+
+    crossing = Crossing("attend", ("swap",), axes=("BTH", "BTH", "BTH", "", "H"))
 
     def attend(
         self,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from models.family import Family
-from models.layers.decoder import parameter_group
 from models.layers.recipe import DECODER_RECIPE
-from models.layers.sharding import DECODER_SHARDING
 from models.trimodal.config import TrimodalConfig
 from models.trimodal.model import Trimodal
 
@@ -33,8 +31,6 @@ trimodal = Family(
     name="trimodal",
     config=TrimodalConfig,
     build=Trimodal,
-    sharding=DECODER_SHARDING,
     flops_per_token=flops_per_token,
-    parameter_group=parameter_group,
     recipe=DECODER_RECIPE,
 )

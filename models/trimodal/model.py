@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from models.layers.attention import Attention, AttentionShape
-from models.layers.decoder import Decoder
+from models.layers.decoder import decoder_parts
+from models.layers.language_model import LanguageModel
 from models.layers.positions import row_positions
 from models.sigmoid.mixer import SigmoidAttention
 from models.softmax.mixer import SoftmaxAttention
 from models.trimodal.config import TrimodalConfig
 
 
-class Trimodal(Decoder):
+class Trimodal(LanguageModel):
     """Token ids, some of them [MASK], to hidden states; `head` maps those to logits.
 
     It is told neither the mask ratio nor the task but by the tokens (no time conditioning: arXiv 2406.07524).
@@ -29,7 +30,7 @@ class Trimodal(Decoder):
     config: TrimodalConfig
 
     def __init__(self, config: TrimodalConfig) -> None:
-        super().__init__(config, mixer_of(config))
+        super().__init__(config, *decoder_parts(config, mixer_of(config)))
         self.position_axes = config.position_axes
 
     def forward(

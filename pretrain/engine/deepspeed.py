@@ -65,7 +65,9 @@ class DeepSpeedEngine:
         self._sequences = parallelized.sequences
         module = LossModule(parallelized.model)
         self.scaled = resolve(config, parallelized.model)
-        groups = optimizer_groups(parallelized.model.named_parameters(), self.scaled, config)
+        groups = optimizer_groups(
+            parallelized.model.named_parameters(), parallelized.model.declared, self.scaled, config
+        )
         rows = config.data.global_batch_rows // mesh.data.size
         parameters = sum(parameter.numel() for parameter in module.parameters())
         self._micro_rows = micro_batch_rows(config.data, mesh.data.size, config.parallel)
@@ -79,7 +81,7 @@ class DeepSpeedEngine:
             mpu=mesh.mpu,
             dist_init_required=False,
         )
-        bounds: dict[str, float] = parallelized.model.bounds()  # type: ignore[operator]
+        bounds = parallelized.model.bounds()
         self._bounds = Bounds(self.fragments() if bounds else (), bounds)
         if bounds:
             after_adam_step(self._engine, self._bounds.keep)

@@ -67,7 +67,7 @@ class MegatronEngine:
         self._chunks, self._schedule = _wrapped(parts, config, mesh, dtype)
         named = named_parameters(parts)
         plain = [(one.name, one.parameter) for one in named]
-        adam = build_optimizer(optimizer_groups(plain, scaled, config), scaled.optim)
+        adam = build_optimizer(optimizer_groups(plain, parts[0].model.declared, scaled, config), scaled.optim)
         self._updater: Updater = (
             ShardedUpdater(adam, named, self._chunks, mesh, dtype)
             if config.parallel.zero

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from models.declared import Declared
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.optim import parameter_groups
 
@@ -17,11 +18,15 @@ if TYPE_CHECKING:
 
 
 def optimizer_groups(
-    named: Iterable[tuple[str, nn.Parameter]], scaled: Scaled, config: Config
+    named: Iterable[tuple[str, nn.Parameter]],
+    declared: Mapping[str, Declared],
+    scaled: Scaled,
+    config: Config,
 ) -> list[dict[str, Any]]:
     """The config's AdamW groups for these parameters, by their names in the plain model."""
     return parameter_groups(
         named,
+        declared,
         scaled.optim,
         config.model.width,
         layers=config.model.layers,

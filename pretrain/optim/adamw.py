@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from models.declared import Declared
 from models.layers.transfer import Transfer, multipliers
 
 if TYPE_CHECKING:
@@ -26,23 +27,20 @@ def matrix_lr_multiplier(optim: OptimSection, width: int) -> float:
     return optim.matrix_lr_multiplier
 
 
-PER_CHANNEL = (".recurrent", ".peephole", ".bias")
-"""Weights of a recurrence that have one element per channel and gate: vectors, though they are stored in rows."""
-
-
-def parameter_type(name: str, parameter: nn.Parameter) -> str:
+def parameter_type(declared: Declared) -> str:
     """matrix, embedding or vector (norms, scales, biases, the recurrent weights of a cell).
 
     The recipe scales the matrices of attention and MLP with the width, and leaves the vocabulary's alone, so an
     untied head counts as an embedding. Vectors are not decayed: a norm's scale has no reason to shrink to zero.
     """
-    if parameter.ndim < 2 or name.endswith(PER_CHANNEL):
+    if declared.is_vector:
         return "vector"
-    return "embedding" if name.startswith(("embedding.", "head.")) else "matrix"
+    return "embedding" if declared.group in ("embedding", "head") else "matrix"
 
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]],
+    declared: Mapping[str, Declared],
     optim: OptimSection,
     width: int,
     *,
@@ -55,6 +53,7 @@ def parameter_groups(
     weight by lr x weight_decay; dividing by the group's peak leaves schedule x `optim.weight_decay`, the same
     share for every type and learning rate.
 
+    declared: what the model says of each parameter, by its name in the plain model.
     width, layers: of the model. transfer: its base model, where there is one: the width then has its part through
         Complete(d)P, and `matrix_lr_multiplier` is that of the base's width.
     """
@@ -62,8 +61,8 @@ def parameter_groups(
     by_size = None if transfer is None else multipliers(transfer, width, layers)
     members: dict[tuple[str, str, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        kind = parameter_type(name, parameter)
-        if split_head and name.startswith("head."):
+        kind = parameter_type(declared[name])
+        if split_head and declared[name].group == "head":
             kind = "head"
         scaled_as = kind if by_size is None else transfer_type(name, kind)
         depth = depth_multiplier(optim.depth_multipliers, name, layers)

@@ -1,7 +1,7 @@
 """Context parallelism: ranks that share rows, each with some of the positions.
 
-A model's mixers are the only modules in which a position meets others. `share_sequences` gives each of them a way to
-do so across ranks (`MIXERS`); everything else runs on a rank's positions as it runs on a whole row's.
+A model's mixers are the only modules in which a position meets others, and each declares how (`models.declared`).
+`share_sequences` has them do so across ranks (`WAYS`); all else runs on a rank's positions as on a whole row's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ import torch
 from torch import nn
 
 from data_pipelines.parts import SequencePart, part_of_batch
-from models.layers.conv import CausalConv
-from models.mamba2.mixer import Mamba2Mixer
-from models.pararnn.cells import Cell
-from models.sigmoid.mixer import SigmoidAttention
-from models.softmax.mixer import SoftmaxAttention
-from pretrain.parallel.context_attention import gathered_attend, swapped_attend
+from models.declared import Crossing, DeclarationError, crossings_of
+from pretrain.errors import ConfigError
+from pretrain.parallel.context_attention import gathered_attend, swapped
 from pretrain.parallel.context_recurrence import (
     haloed_convolution,
     summarised_solve,
@@ -79,47 +76,34 @@ class SharedSequences:
 
 
 def share_sequences(model: Any, mesh: Mesh, parallel: ParallelSection) -> SharedSequences:
-    """Let the model's mixers work on rows that the context axis shares."""
+    """Let the model's mixers work on rows that the context axis shares. Raises ConfigError for one that does not
+    declare how, or in no way that is known here."""
     sequences = SharedSequences(model, mesh)
     if sequences.shared:
-        for block in model.blocks.children():
-            known = any(isinstance(module, tuple(MIXERS)) for module in block.modules())
-            assert known, (
-                f"{type(block).__name__} has no mixer in MIXERS: its positions would meet on one rank alone"
-            )
-        for module in list(model.modules()):
-            for kind, share in MIXERS.items():
-                if isinstance(module, kind):
-                    share(module, sequences, parallel)
+        try:
+            for module, crossing in list(crossings_of(model)):
+                across = WAYS[chosen_way(crossing, parallel.recurrence)]
+                sequences.instead(module, crossing.method, across(module, crossing, sequences))
+        except DeclarationError as error:
+            raise ConfigError(
+                f"parallel.context = {mesh.context.size}: {error}; use parallel.context=1"
+            ) from None
     return sequences
 
 
-def _share_sigmoid(attention: SigmoidAttention, sequences: SharedSequences, _: ParallelSection) -> None:
-    sequences.instead(attention, "attend", gathered_attend(attention, sequences.part, sequences.exchange))
+def chosen_way(crossing: Crossing, recurrence: str) -> str:
+    """The one of its ways that the config's `parallel.recurrence` asks for; else its first."""
+    return "summaries" if recurrence == "summaries" and "summaries" in crossing.ways else crossing.ways[0]
 
 
-def _share_softmax(attention: SoftmaxAttention, sequences: SharedSequences, _: ParallelSection) -> None:
-    sequences.instead(attention, "attend", swapped_attend(attention, sequences.exchange))
+Across = Callable[[Any, Crossing, SharedSequences], Callable[..., Any]]
 
-
-def _share_cell(cell: Cell, sequences: SharedSequences, parallel: ParallelSection) -> None:
-    across = summarised_solve if parallel.recurrence == "summaries" else swapped_solve
-    sequences.instead(cell, "solve", across(cell, sequences.exchange))
-
-
-def _share_convolution(conv: CausalConv, sequences: SharedSequences, _: ParallelSection) -> None:
-    sequences.instead(conv, "forward", haloed_convolution(conv, sequences.exchange))
-
-
-def _share_mamba2(mixer: Mamba2Mixer, sequences: SharedSequences, _: ParallelSection) -> None:
-    sequences.instead(mixer, "scan", swapped_scan(mixer, sequences.exchange))
-
-
-MIXERS: dict[type[nn.Module], Callable[..., None]] = {
-    SigmoidAttention: _share_sigmoid,
-    SoftmaxAttention: _share_softmax,
-    Cell: _share_cell,
-    CausalConv: _share_convolution,
-    Mamba2Mixer: _share_mamba2,
+WAYS: dict[str, Across] = {
+    "gather": lambda module, _, shared: gathered_attend(module, shared.part, shared.exchange),
+    "swap": lambda module, crossing, shared: swapped(module, crossing, shared.exchange),
+    "swap_channels": lambda module, _, shared: swapped_solve(module, shared.exchange),
+    "swap_state": lambda module, _, shared: swapped_scan(module, shared.exchange),
+    "summaries": lambda module, _, shared: summarised_solve(module, shared.exchange),
+    "halo": lambda module, _, shared: haloed_convolution(module, shared.exchange),
 }
-"""How each kind of module in which positions meet is shared. A new mixer has a row here."""
+"""What takes the place of a module's method, by the way that the module declares (`models.declared.Way`)."""

@@ -22,13 +22,14 @@ plain sum, takes it (Jacobs et al., "DeepSpeed Ulysses").
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_pipelines.parts import SequencePart
 from kernels.sigmoid_attention import sigmoid_attention
-from models.layers.attention import Attention
+from models.declared import Crossing
 from models.sigmoid.mixer import SigmoidAttention
 from pretrain.parallel.exchange import Exchange, gather, swap
 
@@ -79,27 +80,38 @@ def in_order(x: Tensor, part: SequencePart) -> Tensor:
     return torch.cat((rising, falling)).movedim(0, 2).flatten(2, 3)
 
 
-def swapped_attend(attention: Attention, exchange: Exchange) -> Attend:
-    """`attend` of any attention for a rank that has a contiguous part of the positions: heads for positions and back.
+def swapped(module: nn.Module, crossing: Crossing, exchange: Exchange) -> Callable[..., Any]:
+    """A method of tensors by heads, for a rank that has a contiguous part of the positions: its part of the heads at
+    all positions, as one process would compute them, and back.
 
-    Each rank computes its part of the heads as one process would.
+    Arguments are as the crossing's `axes` say. Those of one dtype and one size beyond the heads travel together.
     """
-    plain: Attend = attention.attend
+    plain = getattr(module, crossing.method)
 
-    def attend(
-        q_BSHD: Tensor, k_BSKD: Tensor, v_BSKD: Tensor, ids_BT: Tensor | None, slopes_H: Tensor | None
-    ) -> Tensor:
-        heads, key_heads = q_BSHD.shape[2] // exchange.size, k_BSKD.shape[2] // exchange.size
-        by_rank = [x.unflatten(2, (exchange.size, -1)) for x in (q_BSHD, k_BSKD, v_BSKD)]
-        mine = positions_of_all(exchange, torch.cat(by_rank, dim=3).movedim(2, 0))
-        q_BTHD, k_BTKD, v_BTKD = mine.split((heads, key_heads, key_heads), dim=2)
-        if slopes_H is not None:
-            slopes_H = slopes_H[exchange.rank * heads : (exchange.rank + 1) * heads]
-        # Kernels want whole heads next to each other; the split has left gaps between positions.
-        out_BTHD = plain(q_BTHD.contiguous(), k_BTKD.contiguous(), v_BTKD.contiguous(), ids_BT, slopes_H)
-        return positions_of_mine(exchange, out_BTHD).movedim(0, 2).flatten(2, 3)
+    def across(*inputs: Any) -> Any:
+        assert len(inputs) == len(crossing.axes), (
+            f"{type(module).__name__}.{crossing.method}: declared otherwise"
+        )
+        mine = list(inputs)
+        travelling: dict[Any, list[int]] = {}
+        for at, (x, axes) in enumerate(zip(inputs, crossing.axes, strict=True)):
+            if x is not None and axes == "H":
+                mine[at] = x.chunk(exchange.size)[exchange.rank]
+            elif x is not None and axes == "BTH":
+                travelling.setdefault((x.dtype, x.shape[3:]), []).append(at)
+        for together in travelling.values():
+            by_rank = [inputs[at].unflatten(2, (exchange.size, -1)) for at in together]
+            arrived = positions_of_all(exchange, torch.cat(by_rank, dim=3).movedim(2, 0))
+            # Kernels want whole heads next to each other; the split leaves gaps between positions.
+            parts = arrived.split([x.shape[3] for x in by_rank], dim=2)
+            for at, part in zip(together, parts, strict=True):
+                mine[at] = part.contiguous()
+        out = plain(*mine)
+        first = out[0] if isinstance(out, tuple) else out
+        back = positions_of_mine(exchange, first).movedim(0, 2).flatten(2, 3)
+        return (back, *out[1:]) if isinstance(out, tuple) else back
 
-    return attend
+    return across
 
 
 def positions_of_all(exchange: Exchange, x: Tensor) -> Tensor:

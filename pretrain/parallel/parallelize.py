@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models.sharding import Split
+from models.layers.language_model import LanguageModel
 from pretrain.checkpoint.fragments import Placement
 from pretrain.errors import ConfigError
 from pretrain.parallel.context import SharedSequences, share_sequences
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parallelized:
-    model: nn.Module
+    model: LanguageModel
     placements: dict[str, Placement]
     """Where each parameter's local tensor lies in the plain model's, by the plain model's names."""
     sequences: SharedSequences
@@ -33,8 +33,7 @@ class Parallelized:
 
 
 def parallelize(
-    model: nn.Module,
-    sharding: Mapping[str, Split],
+    model: LanguageModel,
     mesh: Mesh,
     parallel: ParallelSection,
     *,
@@ -51,7 +50,7 @@ def parallelize(
 
     aliases: names in the plain model of those parameters of a part of it that are called otherwise there.
     """
-    sharded = shard_tensors(model, sharding, mesh.tensor, sequence=parallel.sequence)
+    sharded = shard_tensors(model, mesh.tensor, sequence=parallel.sequence)
     fill(model, sharded.placements, device, seed, aliases)
     mark_parameters(model, sharded, mesh.tensor)
     sequences = share_sequences(model, mesh, parallel)

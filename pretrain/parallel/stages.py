@@ -62,7 +62,7 @@ def blocks_of_stages(layers: int, stages: int) -> list[range]:
 def whole_model(config: Config) -> LanguageModel:
     """The plain model without memory, on meta."""
     with torch.device("meta"):
-        model: LanguageModel = families[config.model.family].build(config.model)  # type: ignore[assignment]
+        model: LanguageModel = families[config.model.family].build(config.model)
     return model
 
 
@@ -85,7 +85,6 @@ def _build_part(config: Config, mesh: Mesh, device: torch.device, stages: list[r
     aliases = {TIED_HEAD: EMBEDDING} if is_tied and is_last and not is_first else {}
     parallelized = parallelize(
         model,
-        families[config.model.family].sharding,
         mesh,
         config.parallel,
         device=device,

@@ -1,4 +1,4 @@
-"""Tensor and sequence parallelism: a family's table (`models.sharding`) applied to its model.
+"""Tensor and sequence parallelism: what a model's modules declare of their layers (`splits`), applied.
 
 Heads, channels and vocabulary are divided over the ranks of the tensor axis. With sequence parallelism (Korthikanti et
 al., arXiv:2205.05198) so are the positions in all that lies between: the residual stream, norms and scales.
@@ -6,17 +6,18 @@ al., arXiv:2205.05198) so are the positions in all that lies between: the residu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.declared import splits_of, undivided_mixers
 from models.sharding import Channels, Divisible, Part, Row, Shared, Split, Vocab
 from pretrain.checkpoint.fragments import Placement, Segment
+from pretrain.errors import ConfigError
 from pretrain.parallel.without_cuda import stand_in_for_cuda
 
 if TYPE_CHECKING:
@@ -35,21 +36,29 @@ class Sharded:
     partial: set[str] = field(default_factory=set)
 
 
-def shard_tensors(model: Any, table: Mapping[str, Split], axis: Axis, *, sequence: bool) -> Sharded:
+def shard_tensors(model: Any, axis: Axis, *, sequence: bool) -> Sharded:
     """Divide a `LanguageModel`, in place, over the ranks of the tensor axis. With one rank on it nothing changes.
 
     Afterwards every rank has its part of the shapes, and no values: the model may be on the meta device, and is filled
     by `pretrain.parallel.weights`. Parameters keep their names, and a layer that tells sizes tells this rank's.
 
     sequence: whether the ranks share the positions between the layers too.
+
+    Raises ConfigError for a mixer that does not declare its `splits`.
     """
     sharded = Sharded({name: Placement.whole(tuple(p.shape)) for name, p in model.named_parameters()})
     if axis.size == 1:
         return sharded
+    undeclared = undivided_mixers(model)
+    if undeclared:
+        raise ConfigError(
+            f"parallel.tensor = {axis.size}: {', '.join(undeclared)} does not declare `splits`, how its "
+            "layers' weights are divided; use parallel.tensor=1"
+        )
     stand_in_for_cuda()
     tied = model.head is not None and model.embedding is not None
     tied = tied and model.head.weight is model.embedding.weight
-    splits = dict(_matches(model, table))
+    splits = splits_of(model)
     for name, split in splits.items():
         sharded.placements |= _divide(model, name, split, axis, sequence)
     if tied:
@@ -99,21 +108,6 @@ class _Sum:
         return self(tensor.clone(memory_format=torch.contiguous_format))
 
 
-def _matches(model: nn.Module, table: Mapping[str, Split]) -> Iterator[tuple[str, Split]]:
-    """The model's modules that the table names."""
-    for name, module in model.named_modules():
-        found = [split for pattern, split in table.items() if _fits(name, pattern)]
-        assert len(found) <= 1, f"several rows of the table name {name}"
-        if found and next(module.parameters(), None) is not None:
-            yield name, found[0]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    """Whether the pattern, whose `*` stands for one component, names it."""
-    names, patterns = name.split("."), pattern.split(".")
-    return len(names) == len(patterns) and all(map(fnmatchcase, names, patterns))
-
-
 def _divide(model: Any, name: str, split: Split, axis: Axis, sequence: bool) -> dict[str, Placement]:
     """Swap one module, or its parameters, for this rank's part. Returns the placements of its parameters."""
     from pretrain.parallel import tensor_layers
@@ -139,8 +133,7 @@ def _divide(model: Any, name: str, split: Split, axis: Axis, sequence: bool) -> 
             placement = even_placement(shape, 1, (shape[1],), axis)
         else:
             new = tensor_layers.ColumnLinear(layer, axis)
-            stacked = model.config.qkv_features if split.by == "heads" else (shape[0],)
-            placement = even_placement(shape, 0, stacked, axis)
+            placement = even_placement(shape, 0, split.stacked or (shape[0],), axis)
     model.set_submodule(name, new)
     return {f"{name}.weight": placement}
 
@@ -191,9 +184,7 @@ def _partial_gradients(
     for name in (name for name, placement in placements.items() if placement.dim is None):
         owner = name.rpartition(".")[0]
         inside = any(name.startswith(f"{region}.") for region in regions)
-        assert not inside or isinstance(splits.get(owner), Shared), (
-            f"the sharding table has no row for {owner}"
-        )
+        assert not inside or isinstance(splits.get(owner), Shared), f"nothing is declared of {owner}"
         if inside or sequence:
             partial.add(name)
     return partial

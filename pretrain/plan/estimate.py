@@ -106,7 +106,9 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     model = whole_model(config)
     scaled = resolve(config, model)
     transfer, width, layers = getattr(model_config, "transfer", None), model_config.width, model_config.layers
-    types = parameter_groups(model.named_parameters(), scaled.optim, width, layers=layers, transfer=transfer)
+    types = parameter_groups(
+        model.named_parameters(), model.declared, scaled.optim, width, layers=layers, transfer=transfer
+    )
     layout = plan_layout(config, gpus, accelerator)
     flops = family.flops_per_token(model_config, config.data.sequence_length)
     tokens_per_step = config.data.global_batch_rows * config.data.sequence_length
@@ -114,7 +116,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     used = flops * tokens_per_step / (peak * layout.time.total) if mfu is None else mfu
     tokens = tokens_per_step * config.run.steps
     return Plan(
-        parameters=parameters_by_group(config, model),
+        parameters=parameters_by_group(model),
         layout=layout,
         flops_per_token=flops,
         tokens_per_step=tokens_per_step,

@@ -11,13 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
 from data_pipelines.tokenizers import load_tokenizer
 from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
-from models import families
+from models.layers.language_model import LanguageModel
 from pretrain.errors import ConfigError
 from pretrain.parallel.stages import whole_model
 from pretrain.run_data import rounded_vocabulary
@@ -28,14 +26,13 @@ if TYPE_CHECKING:
 
 def count_parameters(config: Config) -> Mapping[str, int]:
     """Of a resolved config's model, by group."""
-    return parameters_by_group(config, whole_model(config))
+    return parameters_by_group(whole_model(config))
 
 
-def parameters_by_group(config: Config, model: nn.Module) -> Mapping[str, int]:
-    group_of = families[config.model.family].parameter_group
+def parameters_by_group(model: LanguageModel) -> Mapping[str, int]:
     groups: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        groups[group_of(name)] += parameter.numel()
+        groups[model.declared[name].group] += parameter.numel()
     return groups
 
 

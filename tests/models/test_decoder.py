@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import itertools
 import math
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from models import families
+from models.declared import splits_of
 from models.initialise import Normal, initial_parameter, initialise
-from models.layers.decoder import Decoder
+from models.layers.language_model import LanguageModel
 from models.layers.loss import default_chunk_tokens, token_cross_entropy
 from models.sharding import Column, Row
 
@@ -39,10 +39,10 @@ def small_config(family: str, **changes: Any) -> Any:
     return families[family].config(**settings).resolved(vocabulary=VOCABULARY, sequence_length=TIME)
 
 
-def small_model(family: str, **changes: Any) -> Decoder:
+def small_model(family: str, **changes: Any) -> LanguageModel:
     model = families[family].build(small_config(family, **changes))
     initialise(model, seed=0)
-    assert isinstance(model, Decoder)
+    assert isinstance(model, LanguageModel)
     return model.double()
 
 
@@ -192,24 +192,23 @@ def test_first_weights_follow_the_rule(initialisation: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_sharding_table_covers_every_matrix_once(family: str) -> None:
-    model, table = small_model(family, tied_head=False), families[family].sharding
-    matched = set()
-    for name, parameter in model.named_parameters():
-        patterns = [pattern for pattern in table if fnmatchcase(name, f"{pattern}.weight")]
-        inside = parameter.dim() == 2 or "attention." in name
-        assert len(patterns) == (1 if inside else 0), name
-        matched.update(patterns)
-    assert matched == set(table)
+def test_every_matrix_is_divided(family: str) -> None:
+    model = small_model(family, tied_head=False)
+    inside = {
+        name.removesuffix(".weight")
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 or "attention." in name
+    }
+    assert set(splits_of(model)) == inside
 
 
 @pytest.mark.parametrize(("family", "positions"), itertools.product(FAMILIES, POSITIONS))
 def test_a_rank_with_a_part_of_the_heads_runs_the_same_code(family: str, positions: str) -> None:
     """The parts' outputs add up to the whole: what tensor parallelism relies on."""
-    table = families[family].sharding
-    assert table["blocks.*.attention.qkv"] == Column(by="heads")
-    assert table["blocks.*.attention.out"] == Row()
     model = small_model(family, positions=positions)
+    table = splits_of(model)
+    assert table["blocks.0.attention.qkv"] == Column(stacked=model.config.qkv_features)
+    assert table["blocks.0.attention.out"] == Row()
     attention, config = model.blocks[0].attention, model.config
     x = torch.randn(2, TIME, config.width, dtype=torch.float64)
     places = torch.arange(TIME).expand(2, -1)
@@ -230,10 +229,9 @@ def test_a_rank_with_a_part_of_the_heads_runs_the_same_code(family: str, positio
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_has_a_group(family: str) -> None:
     model = small_model(family, tied_head=False)
-    groups = {families[family].parameter_group(name) for name, _ in model.named_parameters()}
+    assert set(model.declared) == {name for name, _ in model.named_parameters()}
+    groups = {one.group for one in model.declared.values()}
     assert groups == {"embedding", "attention", "mlp", "norm", "head"}
-    with pytest.raises(ValueError, match="no parameter"):
-        families[family].parameter_group("something.weight")
 
 
 def test_flops_equal_those_that_torch_counts() -> None:

@@ -6,7 +6,6 @@ Shape suffixes: B batch, T time, C model width.
 from __future__ import annotations
 
 import math
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kernels.newton_rnn import Solver
 from models import families
+from models.declared import splits_of
 from models.initialise import initialise
 from models.layers.language_model import LanguageModel
 from models.layers.loss import token_cross_entropy
@@ -208,34 +208,28 @@ def test_first_weights_of_dclm_shrink_with_depth_on_the_way_back() -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_the_sharding_table_covers_every_weight(name: str) -> None:
+def test_every_weight_is_divided(name: str) -> None:
     """All that is within a mixer or a feed-forward layer once; the norms of the stream and the skip's factor are
     replicated."""
-    model, config = small_model(name), small_config(name)
-    table = families[config.family].sharding
+    model = small_model(name)
+    table = splits_of(model)
     for parameter_name, parameter in model.named_parameters():
         owner, _, last = parameter_name.rpartition(".")
-        splits = [split for pattern, split in table.items() if fnmatch_parts(owner, pattern)]
-        replicated = last == "skip" or owner.endswith(("mixer_norm", "mlp_norm"))
-        assert len(splits) == (0 if replicated or owner == "norm" else 1), parameter_name
-        for split in splits:
-            if isinstance(split, Channels):
-                assert parameter.shape[split.dimensions[last]] % 2 == 0, parameter_name
-
-
-def fnmatch_parts(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) and name.count(".") == pattern.count(".")
+        replicated = last == "skip" or owner.endswith(("mixer_norm", "mlp_norm")) or owner == "norm"
+        assert (owner in table) == (not replicated), parameter_name
+        split = table.get(owner)
+        if isinstance(split, Channels):
+            assert parameter.shape[split.dimensions[last]] % 2 == 0, parameter_name
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_has_a_group(name: str) -> None:
-    model, family = small_model(name), families[SMALL[name]["family"]]
-    groups = {family.parameter_group(parameter) for parameter, _ in model.named_parameters()}
+    model = small_model(name)
+    assert set(model.declared) == {parameter for parameter, _ in model.named_parameters()}
+    groups = {one.group for one in model.declared.values()}
     expected = {"embedding", "recurrence", "mlp", "norm", "head"}
     missing = {"mixer": {"mlp", "norm"}, "mamba2": {"mlp"}}.get(name, set())
     assert groups == expected - missing
-    with pytest.raises(ValueError, match="no parameter"):
-        family.parameter_group("something.weight")
 
 
 @pytest.mark.parametrize("name", ["gru", "lstm", "elman", "mixer"])

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from models import families
+from models.declared import Declared
+from models.initialise import Constant
 from pretrain.config_optim import OptimSection
 from pretrain.optim import (
     UncompiledAdamW,
@@ -28,8 +30,17 @@ class Tiny(nn.Module):
         self.norm = nn.RMSNorm(4)
 
 
+TINY = {
+    "embedding.weight": Declared(Constant(0.0), "embedding", is_vector=False),
+    "linear.weight": Declared(Constant(0.0), "mlp", is_vector=False),
+    "norm.weight": Declared(Constant(1.0), "norm", is_vector=True),
+}
+
+
 def test_types_have_their_learning_rates() -> None:
-    groups = parameter_groups(Tiny().named_parameters(), OptimSection(lr=0.01, weight_decay=0.1), width=2048)
+    groups = parameter_groups(
+        Tiny().named_parameters(), TINY, OptimSection(lr=0.01, weight_decay=0.1), width=2048
+    )
     by_type = {group["type"]: group for group in groups}
     assert by_type["matrix"]["peak_lr"] == pytest.approx(0.01 * 768 / 2048)
     assert by_type["embedding"]["peak_lr"] == by_type["vector"]["peak_lr"] == 0.01
@@ -40,7 +51,9 @@ def test_the_recurrent_weights_of_a_cell_are_vectors() -> None:
     family = families["pararnn"]
     config = family.config(cell="lstm", layers=1, width=8).resolved(vocabulary=5, sequence_length=4)
     model = family.build(config)
-    groups = parameter_groups(model.named_parameters(), OptimSection(lr=0.01, weight_decay=0.1), width=8)
+    groups = parameter_groups(
+        model.named_parameters(), model.declared, OptimSection(lr=0.01, weight_decay=0.1), width=8
+    )
     types = {id(p): group["type"] for group in groups for p in group["params"]}
     found = {name: types[id(parameter)] for name, parameter in model.named_parameters()}
     cell = {name.rsplit(".", 1)[-1]: kind for name, kind in found.items() if ".cell." in name}
@@ -50,7 +63,7 @@ def test_the_recurrent_weights_of_a_cell_are_vectors() -> None:
 
 
 def test_narrow_models_keep_the_whole_rate() -> None:
-    groups = parameter_groups(Tiny().named_parameters(), OptimSection(lr=0.01), width=192)
+    groups = parameter_groups(Tiny().named_parameters(), TINY, OptimSection(lr=0.01), width=192)
     assert {group["peak_lr"] for group in groups} == {0.01}
 
 
@@ -60,7 +73,7 @@ def test_weight_decay_follows_the_schedule_and_not_the_learning_rate(lr: float, 
     model = Tiny()
     before = model.linear.weight.detach().clone()
     optim = OptimSection(lr=lr, weight_decay=0.1)
-    optimizer = build_optimizer(parameter_groups(model.named_parameters(), optim, width=2048), optim)
+    optimizer = build_optimizer(parameter_groups(model.named_parameters(), TINY, optim, width=2048), optim)
     set_learning_rate(optimizer.param_groups, factor)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)  # no gradient: what moves is decay alone

@@ -10,6 +10,7 @@ import torch
 
 from models import families
 from models.initialise import initialise
+from models.layers.language_model import LanguageModel
 from models.layers.transfer import Transfer, multipliers
 from pretrain.config import config_from_dict, load_config
 from pretrain.config_optim import OptimSection, ScalingSection
@@ -140,11 +141,11 @@ def test_a_model_of_the_base_size_is_unchanged_by_the_transfer() -> None:
 
 
 def settings_by_name(
-    model: torch.nn.Module, optim: OptimSection, transfer: Transfer | None = None
+    model: LanguageModel, optim: OptimSection, transfer: Transfer | None = None
 ) -> dict[str, tuple[float, ...]]:
     """(peak rate, epsilon, weight decay) of every parameter of a model of width 32 and two layers."""
     named = dict(model.named_parameters())
-    groups = parameter_groups(named.items(), optim, 32, layers=2, transfer=transfer)
+    groups = parameter_groups(named.items(), model.declared, optim, 32, layers=2, transfer=transfer)
     where = {id(parameter): group for group in groups for parameter in group["params"]}
     keys = ("peak_lr", "eps", "weight_decay")
     return {name: tuple(where[id(p)][key] for key in keys) for name, p in named.items()}
@@ -170,7 +171,7 @@ def gradient_sizes(width: int) -> dict[str, float]:
     initialise(model, seed=1)
     optim = OptimSection(lr=3e-3, weight_decay=0.0)
     optimizer = torch.optim.AdamW(
-        parameter_groups(model.named_parameters(), optim, width, layers=2, transfer=transfer)
+        parameter_groups(model.named_parameters(), model.declared, optim, width, layers=2, transfer=transfer)
     )
     tokens = torch.randint(256, (8, 32), generator=torch.Generator().manual_seed(0))
     tokens[:, 1::2] = tokens[:, ::2]
@@ -182,7 +183,9 @@ def gradient_sizes(width: int) -> dict[str, float]:
             optimizer.step()
     found: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
-        kind = transfer_type(name, "head" if name.startswith("head.") else parameter_type(name, parameter))
+        kind = transfer_type(
+            name, "head" if name.startswith("head.") else parameter_type(model.declared[name])
+        )
         assert parameter.grad is not None
         found.setdefault(kind, []).append(parameter.grad.flatten())
     return {kind: float(torch.cat(parts).square().mean().sqrt()) for kind, parts in found.items()}
@@ -212,7 +215,9 @@ def test_groups_follow_type_and_depth() -> None:
     config = decoder(Transfer(width=16, layers=2), 32, 4)
     model = families["sigmoid"].build(config)
     optim = OptimSection(lr=0.01, depth_multipliers=(1.0, 4.0), multipliers={"head": 0.5}, weight_decay=0.01)
-    groups = parameter_groups(model.named_parameters(), optim, 32, layers=4, transfer=config.transfer)
+    groups = parameter_groups(
+        model.named_parameters(), model.declared, optim, 32, layers=4, transfer=config.transfer
+    )
     where = {id(parameter): group for group in groups for parameter in group["params"]}
     found = {name: where[id(parameter)] for name, parameter in model.named_parameters()}
     assert found["embedding.weight"]["peak_lr"] == 0.01
@@ -232,7 +237,7 @@ def test_activations_keep_their_scale_with_the_transfer() -> None:
         initialise(model, seed=1)
         optim = OptimSection(lr=1e-3, weight_decay=0.0)
         groups = parameter_groups(
-            model.named_parameters(), optim, width, layers=layers, transfer=config.transfer
+            model.named_parameters(), model.declared, optim, width, layers=layers, transfer=config.transfer
         )
         optimizer = torch.optim.AdamW(groups)
         tokens = torch.arange(64).view(4, 16)

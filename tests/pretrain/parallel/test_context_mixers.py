@@ -20,7 +20,7 @@ from models.mamba2.mixer import Mamba2Mixer
 from models.pararnn.cells import CELLS, Cell, CellShape
 from models.sigmoid.mixer import SigmoidAttention
 from models.softmax.mixer import SoftmaxAttention
-from pretrain.parallel.context_attention import gathered_attend, swapped_attend
+from pretrain.parallel.context_attention import gathered_attend, swapped
 from pretrain.parallel.context_recurrence import (
     haloed_convolution,
     summarised_solve,
@@ -124,7 +124,7 @@ def share_gathered(module: SigmoidAttention, part: SequencePart, exchange: Threa
 
 
 def share_swapped(module: Attention, part: SequencePart, exchange: ThreadExchange) -> None:
-    module.attend = swapped_attend(module, exchange)  # type: ignore[method-assign]
+    module.attend = swapped(module, SoftmaxAttention.crossing, exchange)  # type: ignore[method-assign,arg-type]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
