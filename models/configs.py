@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.hybrid.config import HybridConfig
 from models.mamba2.config import Mamba2Config
 from models.pararnn.config import ParaRNNConfig
 from models.sigmoid.config import SigmoidConfig
@@ -17,4 +18,5 @@ configs: dict[str, Any] = {
     "pararnn": ParaRNNConfig,
     "mamba2": Mamba2Config,
     "trimodal": TrimodalConfig,
+    "hybrid": HybridConfig,
 }

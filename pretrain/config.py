@@ -180,7 +180,9 @@ class Config:
         """Plain values, ready for YAML or JSON; `config_from_dict` reads them back."""
         sections = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {
-            name: value.model_dump(mode="json") if isinstance(value, BaseModel) else dataclasses.asdict(value)
+            name: value.model_dump(mode="json")
+            if isinstance(value, BaseModel)
+            else _with_lists(dataclasses.asdict(value))
             for name, value in sections
         }
 
@@ -285,6 +287,13 @@ def _together(wrong: list[Problem], others: Iterator[Problem]) -> list[Problem]:
     """Each setting once: a value of the wrong kind is often out of range, too."""
     told_of = {problem.path for problem in wrong}
     return wrong + [problem for problem in others if problem.path not in told_of]
+
+
+def _with_lists(value: Any) -> Any:
+    """As JSON would give it back: lists for tuples."""
+    if isinstance(value, dict):
+        return {key: _with_lists(inner) for key, inner in value.items()}
+    return [_with_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _validate_model(raw: Any) -> tuple[Any, list[Problem]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pretrain.config_section import Problem, one_of
@@ -26,7 +26,8 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
     """Heads, channels and, with sequence parallelism, positions in equal parts. The vocabulary is filled up."""
     size = parallel.tensor
     for message in model.division_problems(size):
-        right = [n for n in range(1, max(2, model.heads + 1)) if not model.division_problems(n)]
+        most = max(2, getattr(model, "heads", model.width) + 1)
+        right = [n for n in range(1, most) if not model.division_problems(n)]
         yield Problem("parallel.tensor", f"{message}; use {one_of(right)}", size, True)
     if parallel.sequence and size == 1:
         message = "the ranks of the tensor axis share the positions: set parallel.tensor above 1, or false"
@@ -79,12 +80,21 @@ def _check_recurrence(parallel: ParallelSection, model: Any) -> Iterator[Problem
         if hasattr(model, "summary_problems"):
             for key, message in model.summary_problems():
                 yield Problem(f"model.{key}", f"{message}; or use parallel.recurrence=channels")
+            swap_problems: Callable[[int], list[str]] = getattr(model, "other_swap_problems", lambda _: [])
+            yield from _check_swap(parallel, model, swap_problems)
         else:
             message = f"{model.family} has no recurrence that Newton's method solves; use channels"
             yield Problem("parallel.recurrence", message, "summaries", True)
         return
-    for message in model.swap_problems(parallel.tensor * parallel.context):
-        right = [n for n in range(1, model.width + 1) if not model.swap_problems(parallel.tensor * n)]
+    yield from _check_swap(parallel, model, model.swap_problems)
+
+
+def _check_swap(
+    parallel: ParallelSection, model: Any, swap_problems: Callable[[int], list[str]]
+) -> Iterator[Problem]:
+    """That the ranks of a row can exchange positions for heads or channels, in the mixers that do."""
+    for message in swap_problems(parallel.tensor * parallel.context):
+        right = [n for n in range(1, model.width + 1) if not swap_problems(parallel.tensor * n)]
         near = sorted(sorted(right, key=lambda n: abs(n - parallel.context))[:4])
         if near:  # else it is the tensor axis that does not divide
             both = (

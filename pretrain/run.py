@@ -8,7 +8,7 @@ import logging
 import pickle
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,7 +286,7 @@ def _hooks(
     monitor = config.monitor
     flops = family.flops_per_token(config.model, config.data.sequence_length)
     hooks: list[Hook] = [finite]
-    if hasattr(config.model, "newton"):
+    if getattr(config.model, "newton", None) is not None:
         hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton))
     hooks += [MetricsHook(monitor.log_every_steps, flops), evaluation]
     if isinstance(data, TaskData):
@@ -351,11 +351,14 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
             f"({data.describe()}); set data.path back, build the dataset with `--tokenizer` of the run's "
             "tokenizer folder, or train under another run.name; the checkpoint is untouched"
         )
-    ours, saved = data.config.to_dict()["model"], meta["config"]["model"]
+    ours, saved = (
+        dict(flat_settings(one)) for one in (data.config.to_dict()["model"], meta["config"]["model"])
+    )
+    allowed = getattr(data.config.model, "CHANGEABLE", ())
     changed = [
         f"  model.{key}: {saved.get(key)} in the checkpoint, {ours.get(key)} in the config"
         for key in dict.fromkeys([*saved, *ours])
-        if saved.get(key) != ours.get(key) and key not in getattr(data.config.model, "CHANGEABLE", ())
+        if saved.get(key) != ours.get(key) and not any(f"{key}.".startswith(f"{one}.") for one in allowed)
     ]
     if changed:
         raise CheckpointError(
@@ -363,6 +366,15 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
             + "\n".join(changed)
             + "\nset them back to resume, or train under another run.name; the checkpoint is untouched"
         )
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings and those within them, by dotted keys."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_settings(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _other_vocabulary(ours: Vocabulary, saved: dict[str, Any] | None, path: Path) -> str:

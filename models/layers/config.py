@@ -17,7 +17,8 @@ class DecoderConfig:
     """A decoder-only Transformer.
 
     `kv_heads` None means one per head; `mlp_width` None means `swiglu_width(width)`; `vocabulary` None means
-    that the dataset's tokenizer decides, and must be filled in before the model is built. `layer_scale` is
+    that the dataset's tokenizer decides, and must be filled in before the model is built. `positions`: "alibi", "rope"
+    with `rope_base`, or "none", where other layers of a hybrid know the order. `layer_scale` is
     the initial value of a learned factor per feature on each branch, or None for no such factor.
     `initialisation`: "fan_in" draws matrices from N(0, 1 / fan_in) and the embedding from N(0, 1 / width);
     "small" draws all from N(0, 0.02^2), the projections back to the residual stream / sqrt(2 layers).
@@ -32,7 +33,7 @@ class DecoderConfig:
     kv_heads: int | None = None
     vocabulary: int | None = None
     mlp_width: int | None = None
-    positions: Literal["alibi", "rope"] = "alibi"
+    positions: Literal["alibi", "rope", "none"] = "alibi"
     rope_base: float = 10000.0
     qk_norm: bool = True
     norm: Literal["hybrid", "pre"] = "hybrid"
@@ -66,6 +67,13 @@ class DecoderConfig:
         keys = self.key_heads * self.head_width
         return self.heads * self.head_width, keys, keys
 
+    def block_products(self, sequence_length: int) -> float:
+        """Multiply-adds of a block's matrix products per token, forward: projections, feed-forward, and attention's two
+        products, at half the sequence length (the mean of a causal row), or all of it."""
+        attention = self.width * (sum(self.qkv_features) + self.qkv_features[0])
+        pairs = 2 * self.qkv_features[0] * sequence_length / (2 if self.causal else 1)
+        return attention + 3 * self.width * self.hidden_width + pairs
+
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""
         return undivided(
@@ -85,6 +93,8 @@ class DecoderConfig:
             found.append(("sequence_length", f"{sequence_length} must be at least 1"))
         if min(self.width, self.heads) > 0:
             found += self._head_problems()
+        if self.positions != "rope" and self.rope_base != DecoderConfig.rope_base and self.rope_base > 0:
+            found.append(("rope_base", f"{self.rope_base} has no effect with positions: {self.positions}"))
         if self.transfer is not None:
             found += self._transfer_problems(self.transfer)
         return found
@@ -137,7 +147,7 @@ def swiglu_width(width: int) -> int:
 
 
 CHOICES: Mapping[str, Sequence[str]] = {
-    "positions": ("alibi", "rope"),
+    "positions": ("alibi", "rope", "none"),
     "norm": ("hybrid", "pre"),
     "initialisation": ("fan_in", "small"),
 }

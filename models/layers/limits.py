@@ -49,11 +49,17 @@ def numbers_in(config: Any, prefix: str = "") -> dict[str, float]:
     return found
 
 
+def limits_of(key: str) -> tuple[float, float]:
+    """Of a setting; of one within a mixer's settings (`sigmoid.heads`) by its own name."""
+    unlimited = (-float("inf"), float("inf"))
+    return LIMITS.get(key) or LIMITS.get(key.partition(".")[2], unlimited)
+
+
 def beyond_limits(config: Any) -> list[Problem]:
     """(key, what would be right) of every number outside of its limits."""
     found = []
     for key, value in numbers_in(config).items():
-        least, most = LIMITS.get(key, (-float("inf"), float("inf")))
+        least, most = limits_of(key)
         if not least <= value <= most:
             found.append((key, f"must be from {_shown(least)} to {_shown(most)}"))
     return found
@@ -61,7 +67,7 @@ def beyond_limits(config: Any) -> list[Problem]:
 
 def too_large(config: Any) -> bool:
     """Whether a number is above its limit."""
-    return any(value > LIMITS[key][1] for key, value in numbers_in(config).items() if key in LIMITS)
+    return any(value > limits_of(key)[1] for key, value in numbers_in(config).items())
 
 
 def _shown(number: float) -> str:

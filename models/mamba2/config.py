@@ -62,6 +62,13 @@ class Mamba2Config:
         """The same settings with the vocabulary filled in where it was None."""
         return replace(self, vocabulary=vocabulary if self.vocabulary is None else self.vocabulary)
 
+    def block_products(self, sequence_length: int) -> float:
+        """Multiply-adds of a block's matrix products per token, forward. Of the state space is counted the recurrence
+        itself (one product with b and one with c per channel), not what the chunked form computes besides."""
+        maps = 2 * self.groups * self.state_width
+        projections = self.width * (3 * self.channels + maps + self.heads)
+        return projections + 2 * self.channels * self.state_width
+
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads; none if it can."""
         found = undivided({"heads": self.heads}, parts)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.family import Family
+from models.layers.cost import flops_per_token
 from models.layers.language_model import LanguageModel
 from models.layers.norm import RMSNorm
 from models.layers.recipes import recipe
@@ -34,20 +35,6 @@ def build(config: Mamba2Config) -> LanguageModel:
         norm=RMSNorm(config.width, config.norm_epsilon),
         recipe=recipe(config.initialisation, config.layers),
     )
-
-
-def flops_per_token(config: Mamba2Config, sequence_length: int) -> float:
-    """Training FLOPs per token: three times the forward's matrix products, at 2 FLOPs per multiply-add.
-
-    Of the state space is counted the recurrence itself (one product with b and one with c per channel), not
-    what the chunked form computes besides.
-    """
-    assert config.vocabulary is not None
-    maps = 2 * config.groups * config.state_width
-    projections = config.width * (3 * config.channels + maps + config.heads)
-    recurrence = 2 * config.channels * config.state_width
-    forward = 2 * (config.layers * (projections + recurrence) + config.width * config.vocabulary)
-    return 3.0 * forward
 
 
 mamba2 = Family(

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from kernels.newton_rnn.solver import Solver, split_problems
 from models.layers.config import Problem, divisors, not_positive, swiglu_width, undivided, unknown_choices
 
-CELLS = ("gru", "lstm", "elman")
-"""The cells' names; `models.pararnn.cells` has their classes."""
+CELLS = {"gru": 3, "lstm": 3, "elman": 1}
+"""The cells' names, and how many gates each has; `models.pararnn.cells` has their classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,13 @@ class ParaRNNConfig:
         """The same settings with the vocabulary filled in where it was None."""
         return replace(self, vocabulary=vocabulary if self.vocabulary is None else self.vocabulary)
 
+    def block_products(self, sequence_length: int) -> float:
+        """Multiply-adds of a block's matrix products per token, forward. Not counted are the convolution and the
+        recurrence, which multiplies no matrices: some tens of operations per channel and Newton iteration."""
+        projections = 3 * self.width**2 if self.block == "full" else 0
+        gates = CELLS[self.cell] * self.width**2 / self.heads
+        return projections + gates + 3 * self.width * self.hidden_width
+
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""
         if self.block == "mixer" and parts > 1:
@@ -85,7 +92,7 @@ class ParaRNNConfig:
         whole = ("layers", "width", "heads", "vocabulary", "conv_width")
         found = not_positive(self, whole, ("norm_epsilon", "recurrent_clip"))
         choices = {
-            "cell": CELLS,
+            "cell": tuple(CELLS),
             "block": ("full", "mixer"),
             "initialisation": ("fan_in", "dclm", "small", "torch"),
         }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from models.family import Family
-from models.pararnn.cells import CELLS
+from models.layers.cost import flops_per_token
 from models.pararnn.config import ParaRNNConfig
 from models.pararnn.model import build
 
@@ -23,20 +23,6 @@ RECIPE: Mapping[str, Any] = {
     "schedule": "cosine",
     "final_lr_fraction": 0.0,
 }
-
-
-def flops_per_token(config: ParaRNNConfig, sequence_length: int) -> float:
-    """Training FLOPs per token: three times the forward's matrix products, at 2 FLOPs per multiply-add.
-
-    Not counted are norms, the embedding's lookup, the convolution, and the recurrence, which multiplies no
-    matrices: some tens of operations per channel and Newton iteration.
-    """
-    assert config.vocabulary is not None
-    projections = 3 * config.width**2 if config.block == "full" else 0
-    gates = CELLS[config.cell].gates * config.width**2 / config.heads
-    mlp = 3 * config.width * config.hidden_width
-    forward = 2 * (config.layers * (projections + gates + mlp) + config.width * config.vocabulary)
-    return 3.0 * forward
 
 
 pararnn = Family(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from models.family import Family
-from models.layers.cost import decoder_flops_per_token
+from models.layers.cost import flops_per_token
 from models.layers.decoder import decoder
 from models.layers.language_model import LanguageModel
 from models.layers.recipe import DECODER_RECIPE
@@ -24,6 +24,6 @@ sigmoid = Family(
     name="sigmoid",
     config=SigmoidConfig,
     build=build,
-    flops_per_token=decoder_flops_per_token,
+    flops_per_token=flops_per_token,
     recipe=DECODER_RECIPE,
 )

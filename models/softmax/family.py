@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.family import Family
-from models.layers.cost import decoder_flops_per_token
+from models.layers.cost import flops_per_token
 from models.layers.decoder import decoder
 from models.layers.language_model import LanguageModel
 from models.layers.recipe import DECODER_RECIPE
@@ -20,6 +20,6 @@ softmax = Family(
     name="softmax",
     config=SoftmaxConfig,
     build=build,
-    flops_per_token=decoder_flops_per_token,
+    flops_per_token=flops_per_token,
     recipe=DECODER_RECIPE,
 )

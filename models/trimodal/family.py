@@ -15,16 +15,12 @@ so that the figure belongs to the model and not to a run's schedules and data.""
 def flops_per_token(config: TrimodalConfig, sequence_length: int) -> float:
     """Training FLOPs per token of the row, three times the forward's (one forward, two in the backward pass).
 
-    As `decoder_flops_per_token` counts, with two differences: attention's two products count the whole sequence
-    length, twice a causal model's, and the head counts for `MASKED_SHARE` of the tokens, as the others' logits
-    are never made.
+    As `models.layers.cost.flops_per_token` counts, but the head counts for `MASKED_SHARE` of the tokens, as the
+    others' logits are never made.
     """
     assert config.vocabulary is not None
-    attention = config.width * (sum(config.qkv_features) + config.qkv_features[0])
-    mlp = 3 * config.width * config.hidden_width
-    pairs = 2 * config.qkv_features[0] * sequence_length
     head = MASKED_SHARE * config.width * config.vocabulary
-    return 3.0 * 2 * (config.layers * (attention + mlp + pairs) + head)
+    return 3.0 * 2 * (config.layers * config.block_products(sequence_length) + head)
 
 
 trimodal = Family(

@@ -16,6 +16,7 @@ from models.initialise import initialise
 from models.layers.loss import token_cross_entropy
 from models.pararnn.bound import bounded, saturation
 from models.pararnn.cells import CELLS, CellShape, Elman, ParaGRU, StepCell
+from models.pararnn.config import CELLS as settings_cells
 from models.pararnn.projection import project_heads
 from models.pararnn.telemetry import FIGURES
 
@@ -205,3 +206,7 @@ def test_telemetry_is_of_training_alone_and_begins_anew() -> None:
     assert cell.telemetry.take().tolist() == [0.0] * len(FIGURES)
     cell.eval()(x)
     assert cell.telemetry.take().tolist() == [0.0] * len(FIGURES)
+
+
+def test_the_settings_know_the_cells_and_their_gates() -> None:
+    assert {name: cell.gates for name, cell in CELLS.items()} == settings_cells
