@@ -34,6 +34,10 @@ MODELS = {
     "lstm": "family: pararnn, cell: lstm, heads: 4, mlp_width: 64, newton: {iterations: 6}",
     "mamba2": "family: mamba2, heads: 8, state_width: 8, chunk: 8, groups: 2",
     "trimodal": "family: trimodal, heads: 4, mlp_width: 64, image_positions: 2d",
+    "gru and sigmoid": "family: hybrid, mixers: [pararnn_gru, sigmoid], mlp_width: 64, "
+    "pararnn_gru: {heads: 4, newton: {iterations: 6}}, sigmoid: {heads: 4, kv_heads: 2}",
+    "mamba2 and softmax": "family: hybrid, mixers: [mamba2, softmax], mlp_width: 64, tied_head: true, "
+    "mamba2: {heads: 8, state_width: 8, chunk: 8, groups: 2}, softmax: {heads: 4, positions: rope}",
 }
 SHOWN = ("loss/", "elbo", "cross_entropy/", "validation_", "newton/residual_mean")
 

@@ -41,11 +41,13 @@ def _piped(ranks: int, *settings: str, zero: int = 0) -> Layout:
     return _layout(ranks, MICRO, PIPELINE, *settings, zero=zero)
 
 
-def _summaries(ranks: int, *settings: str) -> Layout:
+def _summaries(
+    ranks: int, *settings: str, models: tuple[str, ...] = ("gru", "lstm"), solver: str = "model.newton"
+) -> Layout:
     """Newton's method on both sides: the sequential kernel's rounding is another."""
-    newton = ("model.newton.method=newton", "model.newton.iterations=6")
+    newton = (f"{solver}.method=newton", f"{solver}.iterations=6")
     sharing = ("parallel.recurrence=summaries", "parallel.zero=1", *settings, *newton)
-    return Layout(ranks, sharing, newton, ("gru", "lstm"))
+    return Layout(ranks, sharing, newton, models)
 
 
 LAYOUTS = {
@@ -68,6 +70,9 @@ LAYOUTS = {
     "cp2 summaries": _summaries(2, CONTEXT),
     "cp4 summaries": _summaries(4, "parallel.context=4"),
     "tp2 cp2 summaries": _summaries(4, CONTEXT, TENSOR),
+    "cp2 summaries beside attention": _summaries(
+        2, CONTEXT, models=("gru and sigmoid",), solver="model.pararnn_gru.newton"
+    ),
     "tp2 cp2": _layout(4, TENSOR, CONTEXT),
     "tp2 sp cp2": _layout(4, TENSOR, SEQUENCE, CONTEXT),
     "pp2 1F1B": _piped(2),

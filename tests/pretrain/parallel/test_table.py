@@ -26,6 +26,10 @@ SAMPLE = [
     ("mamba2", "cp2"),
     ("trimodal", "tp2 sp dp2 ZeRO 2"),
     ("trimodal", "pp2 interleaved dp2 ZeRO 1"),
+    ("gru and sigmoid", "tp2 sp cp2"),
+    ("gru and sigmoid", "cp2 summaries beside attention"),
+    ("mamba2 and softmax", "cp2 pp2"),
+    ("mamba2 and softmax", "tp2 sp dp2 ZeRO 3"),
 ]
 WHOLE = [
     (model, layout) for model, layout in itertools.product(MODELS, LAYOUTS) if LAYOUTS[layout].suits(model)
