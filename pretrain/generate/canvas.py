@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_pipelines.layout import CONDITION, read_layout
-from data_pipelines.vocabulary import MODALITIES, Modality, Vocabulary
+from data_pipelines.tokens.roles import CONDITION, read_layout
+from data_pipelines.tokens.vocabulary import MODALITIES, Modality, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Canvas:
 
 
 def canvas(vocabulary: Vocabulary, tokens: Sequence[int]) -> Canvas:
-    """A document as `data_pipelines.layout` knows them, some of its content [MASK]ed.
+    """A document as `data_pipelines.tokens.roles` knows them, some of its content [MASK]ed.
 
     A place takes ids of its own modality only, of several codebooks those of its level. Raises ValueError where
     something that is no content is masked.

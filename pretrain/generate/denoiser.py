@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from data_pipelines.layout import grid_positions, read_layout
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.tokens.roles import grid_positions, read_layout
+from data_pipelines.tokens.vocabulary import Vocabulary
 from pretrain.generate.diffusion import Denoiser
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_pipelines.batch import Batch
-from data_pipelines.layout import CONDITION, STRUCTURE, TARGET, TASK_NAMES, read_layout
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.stream.batch import Batch
+from data_pipelines.tokens.roles import CONDITION, STRUCTURE, TARGET, TASK_NAMES, read_layout
+from data_pipelines.tokens.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Document:
 
     task: of TASK_NAMES.
     tokens_T: int64.
-    part_T: as `data_pipelines.layout` names the parts.
+    part_T: as `data_pipelines.tokens.roles` names the parts.
     """
 
     task: str

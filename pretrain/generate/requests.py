@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from data_pipelines.codecs.base import AudioCodec, ImageCodec
-from data_pipelines.layout import TARGET, TASK_NAMES, read_layout
-from data_pipelines.modalities import Modalities
-from data_pipelines.tokenizers import BytesTokenizer
-from data_pipelines.vocabulary import TASKS
+from data_pipelines.tokens.modalities import Modalities
+from data_pipelines.tokens.roles import TARGET, TASK_NAMES, read_layout
+from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.vocabulary import TASKS
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
 from pretrain.generate.lengths import (

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.batch import Batch, Corruption, Cursor
-from data_pipelines.layout import grid_positions, read_layout
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.stream.batch import Batch, Corruption, Cursor
+from data_pipelines.tokens.roles import grid_positions, read_layout
+from data_pipelines.tokens.vocabulary import Vocabulary
 from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
 from pretrain.config_objective import MaskedDiffusionSection
@@ -27,7 +27,7 @@ from pretrain.objectives.corruption import FIRST_BUCKET, PARTS, RowNumbers, Rule
 from pretrain.objectives.counters import key
 
 if TYPE_CHECKING:
-    from data_pipelines.mixing import Mixture
+    from data_pipelines.rows.mixing import Mixture
 
 
 class MixedRows(Protocol):

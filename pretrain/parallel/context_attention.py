@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data_pipelines.parts import SequencePart
+from data_pipelines.stream.sequence_part import SequencePart
 from kernels.sigmoid_attention import sigmoid_attention
 from models.layers.attention import Attention
 from models.sigmoid.mixer import SigmoidAttention

@@ -12,8 +12,8 @@ from torch import nn
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
-from data_pipelines.tokenizers import load_tokenizer
-from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
+from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary, load_vocabulary
 from models import families
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data_pipelines.batch import Batch, Corruption, Cursor
-from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
+from data_pipelines.stream.batch import Batch, Corruption, Cursor
+from data_pipelines.tokens.vocabulary import SPECIALS, Modality, Vocabulary
 from kernels.newton_rnn import Solver, newton
 from kernels.newton_rnn import split as newton_split
 from kernels.sigmoid_attention import op as sigmoid_op

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.batch import Batch, Corruption
-from data_pipelines.layout import CONDITION, STRUCTURE, TARGET, Layout, read_layout
-from data_pipelines.mixing import Mixture
+from data_pipelines.rows.mixing import Mixture
+from data_pipelines.stream.batch import Batch, Corruption
+from data_pipelines.tokens.roles import CONDITION, STRUCTURE, TARGET, Layout, read_layout
 from pretrain.monitoring import PART_SCALARS
 from pretrain.objectives.corruption import PARTS
 from pretrain.objectives.counters import hashed, key, stratified, uniform

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipelines.layout import CONDITION, TARGET, read_layout
+from data_pipelines.tokens.roles import CONDITION, TARGET, read_layout
 from models.layers.head import Head
 from pretrain.objectives.corruption import PARTS
 from pretrain.objectives.masked_diffusion import MaskedDiffusion

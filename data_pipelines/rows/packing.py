@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
-from data_pipelines.order import Runs, expand
+from data_pipelines.rows.order import Runs, expand
+from data_pipelines.stream.batch import Batch, Cursor
 
 MOST_READS = 4
 """Of a batch whose shards change while it is read."""

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipelines.batch import Batch, Cursor
-from data_pipelines.best_fit import Pattern, best_fit, count_rows
-from data_pipelines.dataset import OpenShard, Shard
-from data_pipelines.document_checks import check_pairs, check_text, member_documents
 from data_pipelines.errors import DataError
-from data_pipelines.evaluation import shared_rows
-from data_pipelines.mixing import Mixture
-from data_pipelines.order import LruCache, Runs, expand, join_runs, permutation
-from data_pipelines.packing import gather, segments_and_positions
-from data_pipelines.rows import OpenSource, RowPart, order_fingerprint
-from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
+from data_pipelines.rows.best_fit import Pattern, best_fit, count_rows
+from data_pipelines.rows.cut_rows import OpenSource, RowPart, order_fingerprint
+from data_pipelines.rows.evaluation import shared_rows
+from data_pipelines.rows.mixing import Mixture
+from data_pipelines.rows.order import LruCache, Runs, expand, join_runs, permutation
+from data_pipelines.rows.packing import gather, segments_and_positions
+from data_pipelines.storage.dataset import OpenShard, Shard
+from data_pipelines.stream.batch import Batch, Cursor
+from data_pipelines.tokens.document_form import check_pairs, check_text, member_documents
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary, load_vocabulary
 
 
 def vocabulary_of(sources: Sequence[OpenSource]) -> Vocabulary:

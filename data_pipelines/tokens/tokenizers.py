@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipelines.errors import DataError
 from data_pipelines.raw.json_text import parse_json, repaired
-from data_pipelines.tokenizer_files import (
+from data_pipelines.tokens.tokenizer_files import (
     EOT,
     checked_ids,
     end_of_text_name,
@@ -409,7 +409,7 @@ def load_tokenizer(folder: Path | str) -> Tokenizer:
     Raises:
         DataError: its file is missing, or is not the one the dataset was built with.
     """
-    from data_pipelines.dataset import read_dataset
+    from data_pipelines.storage.dataset import read_dataset
 
     folder = Path(folder)
     entry = read_dataset(folder).tokenizer

@@ -15,10 +15,10 @@ from data_pipelines.codecs import Codec, PatchCodec, SpectralCodec, load_codec
 from data_pipelines.codecs.kmeans import TooFewError
 from data_pipelines.codecs.spectral import Frames
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import GIVEN_CODES, code_modality
-from data_pipelines.pair_sources import Sample
 from data_pipelines.raw.pictures import PictureFacts
-from data_pipelines.vocabulary import Modality
+from data_pipelines.raw.samples import Sample
+from data_pipelines.tokens.modalities import GIVEN_CODES, code_modality
+from data_pipelines.tokens.vocabulary import Modality
 
 TRAINED_ON = 2048
 """Images or sounds that a codec is trained on."""

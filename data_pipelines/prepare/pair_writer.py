@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset import token_bytes, write_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import Modalities
-from data_pipelines.shards import MEMBER_TOKENS, ShardRecord, TokenShardWriter
-from data_pipelines.vocabulary import TASKS, Vocabulary
+from data_pipelines.storage.dataset import token_bytes, write_dataset
+from data_pipelines.storage.shards import MEMBER_TOKENS, ShardRecord, TokenShardWriter
+from data_pipelines.tokens.modalities import Modalities
+from data_pipelines.tokens.vocabulary import TASKS, Vocabulary
 
 
 def pair_document(vocabulary: Vocabulary, task: str, given: np.ndarray, made: np.ndarray) -> np.ndarray:

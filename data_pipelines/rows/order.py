@@ -22,8 +22,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from data_pipelines.dataset import Dataset, OpenShard, Shard
 from data_pipelines.errors import DataError
+from data_pipelines.storage.dataset import Dataset, OpenShard, Shard
 
 Value = TypeVar("Value")
 

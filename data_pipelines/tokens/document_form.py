@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.dataset import OpenShard
 from data_pipelines.errors import DataError
-from data_pipelines.index import TOKEN_EXTENSIONS
-from data_pipelines.vocabulary import SPECIALS, TASKS, Modality, Vocabulary
+from data_pipelines.storage.dataset import OpenShard
+from data_pipelines.storage.index import TOKEN_EXTENSIONS
+from data_pipelines.tokens.vocabulary import SPECIALS, TASKS, Modality, Vocabulary
 
 PAIR_SPECIALS = 5
 """`<task> <begin X> x ... <end X> <begin Y> y ... <end Y>`."""

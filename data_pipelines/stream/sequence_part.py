@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from data_pipelines.batch import Batch, Corruption
 from data_pipelines.errors import DataError
+from data_pipelines.stream.batch import Batch, Corruption
 
 Order = Literal["contiguous", "balanced"]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.batch import Batch, Cursor
-from data_pipelines.dataset import Dataset, open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.mixing import Mixture
-from data_pipelines.order import Runs, TokenStream, join_runs
-from data_pipelines.packing import pack
+from data_pipelines.rows.mixing import Mixture
+from data_pipelines.rows.order import Runs, TokenStream, join_runs
+from data_pipelines.rows.packing import pack
+from data_pipelines.storage.dataset import Dataset, open_dataset
+from data_pipelines.stream.batch import Batch, Cursor
 
 ORDER = 2
 """Raise it if what a row holds ever changes."""

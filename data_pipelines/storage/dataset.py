@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.index import Index, index_path, probe, read_header, read_index
-from data_pipelines.mapped import map_file
-from data_pipelines.shards import ShardRecord
-from data_pipelines.tarwalk import crc32
+from data_pipelines.storage.index import Index, index_path, probe, read_header, read_index
+from data_pipelines.storage.mapped_files import map_file
+from data_pipelines.storage.shards import ShardRecord
+from data_pipelines.storage.tar_walk import crc32
 from data_pipelines.typed import typed
 
 logger = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.batch import Batch, Corruption, Cursor
 from data_pipelines.errors import DataError
-from data_pipelines.parts import SequencePart, part_of_batch
+from data_pipelines.stream.batch import Batch, Corruption, Cursor
+from data_pipelines.stream.sequence_part import SequencePart, part_of_batch
 
 orders = st.sampled_from(["contiguous", "balanced"])
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from data_pipelines.errors import DataError
-from data_pipelines.layout import CONDITION, NO_MODALITY, STRUCTURE, TARGET, grid_positions, read_layout
-from data_pipelines.vocabulary import MODALITIES, Modality, Vocabulary, load_vocabulary
+from data_pipelines.tokens.roles import CONDITION, NO_MODALITY, STRUCTURE, TARGET, grid_positions, read_layout
+from data_pipelines.tokens.vocabulary import MODALITIES, Modality, Vocabulary, load_vocabulary
 
 VOCABULARY = Vocabulary(
     text=Modality("text", 0, 20, "words"),

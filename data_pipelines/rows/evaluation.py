@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
-from data_pipelines.order import TokenStream, join_runs
-from data_pipelines.packing import gather, pack
-from data_pipelines.rows import OpenSource
+from data_pipelines.rows.cut_rows import OpenSource
+from data_pipelines.rows.order import TokenStream, join_runs
+from data_pipelines.rows.packing import gather, pack
+from data_pipelines.stream.batch import Batch, Cursor
 
 if TYPE_CHECKING:
-    from data_pipelines.tokenizers import Tokenizer
+    from data_pipelines.tokens.tokenizers import Tokenizer
 
 
 def evaluation_rows(sources: Sequence[OpenSource], sequence_length: int) -> int:

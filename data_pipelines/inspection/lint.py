@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset import Dataset, Shard, check_shard, read_dataset
-from data_pipelines.document_checks import check_pairs, member_documents, token_members
 from data_pipelines.errors import DataError
-from data_pipelines.index import (
+from data_pipelines.storage.dataset import Dataset, Shard, check_shard, read_dataset
+from data_pipelines.storage.index import (
     TOKEN_EXTENSIONS,
     Index,
     index_path,
@@ -20,12 +19,13 @@ from data_pipelines.index import (
     read_index,
     write_index,
 )
-from data_pipelines.mapped import map_file
-from data_pipelines.modalities import load_modalities
-from data_pipelines.shards import ShardRecord
-from data_pipelines.tarwalk import BLOCK, crc32, header_problem, padded, walk
-from data_pipelines.tokenizers import load_tokenizer
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.storage.mapped_files import map_file
+from data_pipelines.storage.shards import ShardRecord
+from data_pipelines.storage.tar_walk import BLOCK, crc32, header_problem, padded, walk
+from data_pipelines.tokens.document_form import check_pairs, member_documents, token_members
+from data_pipelines.tokens.modalities import load_modalities
+from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 

@@ -15,12 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.build import SPLITS, given_tokenizer, hash64, held_bytes
 from data_pipelines.codecs import Codec
-from data_pipelines.dataset import Dataset, open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import Modalities, codec_modality, load_modalities
-from data_pipelines.pair_codecs import (
+from data_pipelines.prepare.pair_codecs import (
     Settings,
     codes_spec,
     decoded,
@@ -29,14 +26,17 @@ from data_pipelines.pair_codecs import (
     is_trained,
     train_codec,
 )
-from data_pipelines.pair_sources import Found, Sample, read_samples
-from data_pipelines.pairs import PairWriter
-from data_pipelines.publish import make_partial, publish, refuse_used
+from data_pipelines.prepare.pair_writer import PairWriter
+from data_pipelines.prepare.reconstruction import Reconstruction, write_reconstruction
+from data_pipelines.prepare.text import SPLITS, given_tokenizer, hash64, held_bytes
 from data_pipelines.raw.files import Source, find_source
 from data_pipelines.raw.report import Report, Tally
-from data_pipelines.reconstruction import Reconstruction, write_reconstruction
-from data_pipelines.tokenizers import Tokenizer, bpe_size, train_bpe
-from data_pipelines.vocabulary import TASKS, Modality, Vocabulary
+from data_pipelines.raw.samples import Found, Sample, read_samples
+from data_pipelines.storage.dataset import Dataset, open_dataset
+from data_pipelines.storage.whole_folders import make_partial, publish, refuse_used
+from data_pipelines.tokens.modalities import Modalities, codec_modality, load_modalities
+from data_pipelines.tokens.tokenizers import Tokenizer, bpe_size, train_bpe
+from data_pipelines.tokens.vocabulary import TASKS, Modality, Vocabulary
 
 CAPTION_CHARACTERS = 8_000_000
 """Of captions that a BPE is trained on."""

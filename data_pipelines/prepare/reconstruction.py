@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.modalities import Modalities
-from data_pipelines.pair_codecs import decoded
-from data_pipelines.pair_sources import Sample
+from data_pipelines.prepare.pair_codecs import decoded
+from data_pipelines.raw.samples import Sample
+from data_pipelines.tokens.modalities import Modalities
 
 FOLDER = "reconstruction"
 SHOWN = 8

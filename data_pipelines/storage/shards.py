@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.index import TOKEN_EXTENSIONS, IndexHeader, write_index
+from data_pipelines.storage.index import TOKEN_EXTENSIONS, IndexHeader, write_index
 
 MEMBER_TOKENS = 262_144
 

@@ -17,8 +17,8 @@ import numpy as np
 from data_pipelines.codecs.base import FILE, Codec, load_codec
 from data_pipelines.codecs.codebooks import flatten, level_size, unflatten
 from data_pipelines.errors import DataError
-from data_pipelines.tokenizers import Tokenizer, tokenizer_of
-from data_pipelines.vocabulary import MODALITIES, Modality, Vocabulary, load_vocabulary
+from data_pipelines.tokens.tokenizers import Tokenizer, tokenizer_of
+from data_pipelines.tokens.vocabulary import MODALITIES, Modality, Vocabulary, load_vocabulary
 
 CODECS = "codecs"
 GIVEN_CODES = "codes:"

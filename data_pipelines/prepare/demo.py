@@ -6,8 +6,8 @@ import math
 import sysconfig
 from pathlib import Path
 
-from data_pipelines.build import BuildOptions, Built, Progress, build_from_files
 from data_pipelines.errors import DataError
+from data_pipelines.prepare.text import BuildOptions, Built, Progress, build_from_files
 from data_pipelines.raw.files import find_files
 from data_pipelines.typed import typed
 

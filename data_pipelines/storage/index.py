@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.mapped import map_file
-from data_pipelines.tarwalk import Member, crc32, walk
+from data_pipelines.storage.mapped_files import map_file
+from data_pipelines.storage.tar_walk import Member, crc32, walk
 from data_pipelines.typed import typed
 
 MAGIC = b"TRIPTIDX"

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset import Dataset, open_dataset, token_bytes, write_dataset
-from data_pipelines.documents import file_documents
 from data_pipelines.errors import DataError
-from data_pipelines.publish import make_partial, publish, refuse_used
+from data_pipelines.raw.documents import file_documents
 from data_pipelines.raw.files import find_source
 from data_pipelines.raw.report import Report, Tally
-from data_pipelines.shards import TokenShardWriter
-from data_pipelines.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
+from data_pipelines.storage.dataset import Dataset, open_dataset, token_bytes, write_dataset
+from data_pipelines.storage.shards import TokenShardWriter
+from data_pipelines.storage.whole_folders import make_partial, publish, refuse_used
+from data_pipelines.tokens.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
 
 SAMPLE_CHARACTERS = 8_000_000  # of text to train a BPE on: under ten seconds on one core
 SAMPLE_PART = 100_000  # characters; every document's first part is taken before further parts of long ones

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
-from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
-from data_pipelines.read_ahead import Ahead, Failure, Guarded, Workers
-from data_pipelines.read_ahead import keep_freed_memory as keep_freed_memory
+from data_pipelines.stream.batch import Batch, Cursor
+from data_pipelines.stream.read_ahead import Ahead, Failure, Guarded, Workers
+from data_pipelines.stream.read_ahead import keep_freed_memory as keep_freed_memory
 
 
 class Rows(Protocol):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.dataset import Dataset, Shard
-from data_pipelines.document_checks import member_documents, token_members
-from data_pipelines.order import TokenStream
-from data_pipelines.rows import OpenSource
-from data_pipelines.tokenizers import Tokenizer
-from data_pipelines.vocabulary import SPECIALS, TASKS, Vocabulary, load_vocabulary
-from data_pipelines.whole_rows import WholeStream, vocabulary_of
+from data_pipelines.rows.cut_rows import OpenSource
+from data_pipelines.rows.order import TokenStream
+from data_pipelines.rows.whole_rows import WholeStream, vocabulary_of
+from data_pipelines.storage.dataset import Dataset, Shard
+from data_pipelines.tokens.document_form import member_documents, token_members
+from data_pipelines.tokens.tokenizers import Tokenizer
+from data_pipelines.tokens.vocabulary import SPECIALS, TASKS, Vocabulary, load_vocabulary
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)
 SAMPLE_TOKENS = 120

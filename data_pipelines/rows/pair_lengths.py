@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.dataset import Shard
-from data_pipelines.document_checks import PAIR_SPECIALS, check_pairs, member_documents, token_members
 from data_pipelines.errors import DataError
-from data_pipelines.layout import TASK_NAMES
-from data_pipelines.rows import OpenSource
-from data_pipelines.vocabulary import SPECIALS, TASKS, Vocabulary
+from data_pipelines.rows.cut_rows import OpenSource
+from data_pipelines.storage.dataset import Shard
+from data_pipelines.tokens.document_form import PAIR_SPECIALS, check_pairs, member_documents, token_members
+from data_pipelines.tokens.roles import TASK_NAMES
+from data_pipelines.tokens.vocabulary import SPECIALS, TASKS, Vocabulary
 
 FEW = 5
 """A caption that stands for fewer documents says too little by itself."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_pipelines.vocabulary import MODALITIES, SPECIALS, TASKS, Vocabulary
+from data_pipelines.tokens.vocabulary import MODALITIES, SPECIALS, TASKS, Vocabulary
 
 STRUCTURE, CONDITION, TARGET = 0, 1, 2
 """The parts of a document: task token, boundaries and padding; what is given; what is to be made."""
