@@ -21,7 +21,7 @@ from data_pipelines.storage.index import (
 )
 from data_pipelines.storage.mapped_files import map_file
 from data_pipelines.storage.shards import ShardRecord
-from data_pipelines.storage.tar_walk import BLOCK, crc32, header_problem, padded, walk
+from data_pipelines.storage.tar_walk import BLOCK, crc32, header_damage, padded, walk
 from data_pipelines.tokens.document_form import check_pairs, member_documents, token_members
 from data_pipelines.tokens.modalities import load_modalities
 from data_pipelines.tokens.tokenizers import load_tokenizer
@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Problem:
+class Damage:
     """One thing that is wrong."""
 
     path: Path
@@ -41,8 +41,8 @@ class Problem:
         return f"{self.path}: {self.what}"
 
 
-def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
-    """All problems of a dataset folder, or of a folder of raw shards.
+def lint(folder: Path | str, progress: Progress | None = None) -> list[Damage]:
+    """All damage of a dataset folder, or of a folder of raw shards.
 
     Checks of each shard: size, every tar header, the blocks at its end, every checksum in the index, the
     list of members; of tokenised ones also that lengths add up, ids lie in the vocabulary, and each
@@ -52,8 +52,8 @@ def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
         DataError: the folder does not exist or holds no shard.
     """
     folder = Path(folder)
-    report = progress or (lambda what, done, total: None)
-    problems: list[Problem] = []
+    show = progress or (lambda what, done, total: None)
+    damage: list[Damage] = []
     dataset: Dataset | None = None
     vocabulary: Vocabulary | None = None
     if (folder / "dataset.json").exists() or not any(folder.glob("*.tar")):
@@ -65,16 +65,16 @@ def lint(folder: Path | str, progress: Progress | None = None) -> list[Problem]:
         except DataError as error:
             if not any(folder.glob("*.tar")):
                 raise
-            problems.append(_problem(folder / "dataset.json", error))
+            damage.append(_damage(folder / "dataset.json", error))
     elif any(_is_tokenised(path) for path in folder.glob("*.idx")):
-        problems.append(Problem(folder / "dataset.json", "missing, though the shards are tokenised."))
+        damage.append(Damage(folder / "dataset.json", "missing, though the shards are tokenised."))
     records = {r.name: r for s in dataset.splits.values() for r in s.shards} if dataset else {}
     names = sorted({*records, *(path.stem for path in folder.glob("*.tar"))})
     for done, name in enumerate(names):
-        report("checking shards", done, len(names))
-        problems += _lint_shard(folder / f"{name}.tar", records.get(name), dataset, vocabulary)
-    report("checking shards", len(names), len(names))
-    return problems
+        show("checking shards", done, len(names))
+        damage += _lint_shard(folder / f"{name}.tar", records.get(name), dataset, vocabulary)
+    show("checking shards", len(names), len(names))
+    return damage
 
 
 def _is_tokenised(index: Path) -> bool:
@@ -84,22 +84,22 @@ def _is_tokenised(index: Path) -> bool:
         return False  # reported with its shard
 
 
-def _problem(path: Path, error: DataError) -> Problem:
-    """A problem from an error, whose message may begin with the same path."""
+def _damage(path: Path, error: DataError) -> Damage:
+    """Damage, from an error, whose message may begin with the same path."""
     text = str(error)
-    return Problem(path, text.removeprefix(f"{path}: "))
+    return Damage(path, text.removeprefix(f"{path}: "))
 
 
 def _lint_shard(
     shard: Path, record: ShardRecord | None, dataset: Dataset | None, vocabulary: Vocabulary | None
-) -> Iterator[Problem]:
+) -> Iterator[Damage]:
     if dataset and record is None:
-        yield Problem(shard, "not in dataset.json; training will not read it. Remove it, or build again.")
+        yield Damage(shard, "not in dataset.json; training will not read it. Remove it, or build again.")
     if record and dataset:
         try:
             check_shard(shard, record, dataset.token_bytes)
         except DataError as error:
-            yield _problem(shard, error)
+            yield _damage(shard, error)
     if not shard.exists() or shard.stat().st_size == 0:
         return
     tar = memoryview(map_file(shard))
@@ -107,15 +107,13 @@ def _lint_shard(
     try:
         index = read_index(index_path(shard))
     except DataError as error:
-        yield _problem(index_path(shard), error)
+        yield _damage(index_path(shard), error)
     try:
         members = list(walk(shard, tar))
         if index and [m.data_offset for m in members] != index.data_offset_N.tolist():
-            yield Problem(
-                shard, f"{len(members)} members, not where its index says ({index.header.members})."
-            )
+            yield Damage(shard, f"{len(members)} members, not where its index says ({index.header.members}).")
     except DataError as error:
-        yield _problem(shard, error)
+        yield _damage(shard, error)
     if index:
         damaged = yield from _lint_members(shard, tar, index)
         if dataset and index.header.token_bytes and not damaged:
@@ -125,7 +123,7 @@ def _lint_shard(
                 yield from _lint_pairs(shard, vocabulary, dataset)
 
 
-def _lint_members(shard: Path, tar: memoryview, index: Index) -> Generator[Problem, None, int]:
+def _lint_members(shard: Path, tar: memoryview, index: Index) -> Generator[Damage, None, int]:
     """Compare each member with the index; returns how many are damaged."""
     damaged = 0
     columns = (index.header_offset_N, index.data_offset_N, index.size_N, index.header_crc_N, index.crc_N)
@@ -136,20 +134,20 @@ def _lint_members(shard: Path, tar: memoryview, index: Index) -> Generator[Probl
         if data + size > len(tar):
             what.append(f"lies beyond the end of the shard ({len(tar)} bytes)")
         else:
-            problem = header_problem(bytes(tar[data - BLOCK : data]))
-            if problem or crc32(tar[header:data]) != header_crc:
-                what.append(f"{problem or 'a changed tar header'} at byte {header}")
+            damage = header_damage(bytes(tar[data - BLOCK : data]))
+            if damage or crc32(tar[header:data]) != header_crc:
+                what.append(f"{damage or 'a changed tar header'} at byte {header}")
             if crc32(tar[data : data + size]) != crc:
                 what.append(f"damaged data in bytes {data} to {data + size} (checksum)")
             if any(bytes(tar[data + size : data + padded(size)])):
                 what.append(f"padding after byte {data + size} is not zero")
         for text in what:
             damaged += 1
-            yield Problem(shard, f"member {number} (.{index.extensions[index.extension_N[number]]}): {text}")
+            yield Damage(shard, f"member {number} (.{index.extensions[index.extension_N[number]]}): {text}")
     return damaged
 
 
-def _lint_tokens(shard: Path, tar: memoryview, index: Index, dataset: Dataset) -> Iterator[Problem]:
+def _lint_tokens(shard: Path, tar: memoryview, index: Index, dataset: Dataset) -> Iterator[Damage]:
     """Check ids and ends of documents, one member at a time."""
     kind = np.dtype(f"<u{index.header.token_bytes}")
     ends = index.first_piece_D1[1:].astype(np.int64) - 1  # the last piece of each document
@@ -166,25 +164,25 @@ def _lint_tokens(shard: Path, tar: memoryview, index: Index, dataset: Dataset) -
         if len(outside):
             token = int(ids[outside[0]])
             text = f"{len(outside)} ids outside the vocabulary of {dataset.vocabulary}, the first is {token}"
-            yield Problem(shard, f"member {member}: {text}, token {outside[0]} of the member.")
+            yield Damage(shard, f"member {member}: {text}, token {outside[0]} of the member.")
         found = np.flatnonzero(ids == dataset.eot)
         missing, extra = np.setdiff1d(wanted, found), np.setdiff1d(found, wanted)
         extra = extra[np.append(ids, 0)[extra + 1] != dataset.eot]  # others fill the end of a slot
         if len(missing):
-            yield Problem(shard, f"member {member}: {len(missing)} documents do not end in id {dataset.eot}.")
+            yield Damage(shard, f"member {member}: {len(missing)} documents do not end in id {dataset.eot}.")
         if len(extra):
-            yield Problem(shard, f"member {member}: {len(extra)} end-of-text ids inside documents.")
+            yield Damage(shard, f"member {member}: {len(extra)} end-of-text ids inside documents.")
 
 
-def _lint_pairs(shard: Path, vocabulary: Vocabulary, dataset: Dataset) -> Iterator[Problem]:
-    """Check that documents are text or pairs, one member at a time; of each the first problem."""
+def _lint_pairs(shard: Path, vocabulary: Vocabulary, dataset: Dataset) -> Iterator[Damage]:
+    """Check that documents are text or pairs, one member at a time; of each the first damage."""
     records = {r.name: r for split in dataset.splits.values() for r in split.shards}
     opened = Shard(dataset, records[shard.stem]).open()
     for member in token_members(opened):
         try:
             check_pairs(member_documents(opened, member), vocabulary)
         except DataError as error:
-            yield _problem(shard, error)
+            yield _damage(shard, error)
 
 
 def rebuild_indices(folder: Path | str, progress: Progress | None = None) -> int:
@@ -195,7 +193,7 @@ def rebuild_indices(folder: Path | str, progress: Progress | None = None) -> int
             for (its old index is left as it was).
     """
     folder = Path(folder)
-    report = progress or (lambda what, done, total: None)
+    show = progress or (lambda what, done, total: None)
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         raise DataError(f"{folder}: no .tar files here.")
@@ -203,12 +201,14 @@ def rebuild_indices(folder: Path | str, progress: Progress | None = None) -> int
     if (folder / "dataset.json").exists():
         records = {r.name: r for split in read_dataset(folder).splits.values() for r in split.shards}
     for done, shard in enumerate(shards):
-        report("indexing", done, len(shards))
+        show("indexing", done, len(shards))
         write_index(shard, records[shard.stem].content_id if shard.stem in records else None)
-    report("indexing", len(shards), len(shards))
+    show("indexing", len(shards), len(shards))
     return len(shards)
 
 
-def problems_json(problems: list[Problem]) -> str:
-    """The problems as JSON, for programs."""
-    return json.dumps([{"path": str(p.path), "what": p.what} for p in problems], indent=1, allow_nan=False)
+def damage_json(damage: list[Damage]) -> str:
+    """The damage as JSON, for programs."""
+    return json.dumps(
+        [{"path": str(one.path), "what": one.what} for one in damage], indent=1, allow_nan=False
+    )

@@ -91,7 +91,7 @@ def _add(counts: dict[str, int], key: str, count: int) -> None:
 
 
 def padding_share(dataset: Dataset, name: str, sequence_length: int) -> float:
-    """Which part of rows of whole documents is padding at a sequence length.
+    """Which share of rows of whole documents is padding at a sequence length.
 
     Raises:
         DataError: a pair is longer.

@@ -71,7 +71,7 @@ class PairWriter:
             what: names file and row in errors.
 
         Raises:
-            DataError: a part is empty, the text does not fit into the slot, or the pair is too long for a shard.
+            DataError: a side is empty, the text does not fit into the slot, or the pair is too long for a shard.
         """
         vocabulary, (x, y) = self.modalities.vocabulary, TASKS[self.task]
         for name, ids in ((x, given), (y, made)):

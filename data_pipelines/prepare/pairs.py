@@ -167,21 +167,21 @@ def build_pairs(
     options.check()
     out, told, found = Path(out), Report(), Found()
     refuse_used(out, options.force)
-    report = progress or (lambda what, done, total: None)
+    show = progress or (lambda what, done, total: None)
     given = load_modalities(options.vocabulary) if options.vocabulary else None
     files = find_source(Path(source), out, told.left_out)
     removed, partial = make_partial(out)
     try:
-        survey = _first_pass(files, options, (told, found), report)
+        survey = _first_pass(files, options, (told, found), show)
         if options.strict:
             told.refuse()
-        report("learning tokenizer and codecs", 0, 1)
+        show("learning tokenizer and codecs", 0, 1)
         modalities = _modalities(survey, options, given)
         tasks = _tasks(survey, options, modalities.vocabulary)
         slot = _slot(files, options, modalities)
-        report("learning tokenizer and codecs", 1, 1)
+        show("learning tokenizer and codecs", 1, 1)
         writers = _writers(partial, tasks, modalities, slot, options)
-        judged = _second_pass(files, writers, (modalities, options, survey), told, report)
+        judged = _second_pass(files, writers, (modalities, options, survey), told, show)
         if options.strict:
             told.refuse()
         for writer in writers.values():
@@ -198,7 +198,7 @@ def build_pairs(
 
 
 def _first_pass(
-    source: Source, options: PairOptions, counts: tuple[Report, Found], report: Progress
+    source: Source, options: PairOptions, counts: tuple[Report, Found], show: Progress
 ) -> _Survey:
     survey, (told, found) = _Survey(), counts
     threshold = int(options.validation_fraction * 2**64)
@@ -220,9 +220,9 @@ def _first_pass(
             survey.captions.append(caption)
             survey.caption_characters += len(caption)
         if survey.samples % 500 == 0:
-            report("reading", survey.samples, survey.samples)
+            show("reading", survey.samples, survey.samples)
     _refuse_no_samples(source, survey, threshold, told.left_out)
-    report("reading", survey.samples, survey.samples)
+    show("reading", survey.samples, survey.samples)
     return survey
 
 
@@ -272,7 +272,7 @@ def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None)
         return Modalities(given.vocabulary, tokenizer, image, audio)
     tokenizer = _tokenizer(survey, options.tokenizer or "bpe:8192", options.end_of_text)
     text = Modality("text", 0, tokenizer.vocabulary, tokenizer.fingerprint)
-    parts: dict[str, Modality | None] = {"image": None, "audio": None}
+    ranges: dict[str, Modality | None] = {"image": None, "audio": None}
     codecs: dict[str, Codec | None] = {"image": None, "audio": None}
     first = text.end
     for name, spec in options.codecs().items():
@@ -283,10 +283,10 @@ def _modalities(survey: _Survey, options: PairOptions, given: Modalities | None)
             codec = given_codec(name, spec) or train_codec(spec, survey.settings[name], options.seed)
             codecs[name] = codec
             found = codec_modality(name, first, codec, options.delay)
-        parts[name], first = found, found.end
-    if options.delay and (parts["audio"] is None or parts["audio"].codebooks == 1):
+        ranges[name], first = found, found.end
+    if options.delay and (ranges["audio"] is None or ranges["audio"].codebooks == 1):
         raise DataError("--delay: for audio of several codebooks, which this is not; leave it out.")
-    return Modalities(Vocabulary(text, tokenizer.eot, **parts), tokenizer, **codecs)
+    return Modalities(Vocabulary(text, tokenizer.eot, **ranges), tokenizer, **codecs)
 
 
 def _refuse_unused(survey: _Survey, options: PairOptions) -> None:
@@ -368,7 +368,7 @@ def _second_pass(
     writers: dict[str, PairWriter],
     plan: tuple[Modalities, PairOptions, _Survey],
     told: Report,
-    report: Progress,
+    show: Progress,
 ) -> dict[str, list[Sample]]:
     """Encode and write; returns the samples by which each codec is to be judged: held-out ones, if there are."""
     modalities, options, survey = plan
@@ -391,7 +391,7 @@ def _second_pass(
                     given, made = (both[name] for name in TASKS[task])
                     writer.write(split, given, made, size, sample.where)
         done += len(group)
-        report("encoding", done, survey.samples)
+        show("encoding", done, survey.samples)
     return judged.samples
 
 

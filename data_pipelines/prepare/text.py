@@ -28,7 +28,7 @@ from data_pipelines.storage.whole_folders import make_partial, publish, refuse_u
 from data_pipelines.tokens.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
 
 SAMPLE_CHARACTERS = 8_000_000  # of text to train a BPE on: under ten seconds on one core
-SAMPLE_PART = 100_000  # characters; every document's first part is taken before further parts of long ones
+SAMPLE_EXCERPT = 100_000  # characters; the first of every document is taken before others of long documents
 BATCH_CHARACTERS = 2_000_000  # tokenised at a time
 SPLITS = ("train", "validation")
 BLANK_MARK = "\u2581"
@@ -106,16 +106,16 @@ class Survey:
         return self.lowest[1] if self.validation == 0 else self.highest[1]
 
     def add_sample(self, mark: int, text: str) -> None:
-        """Offer a document, whose hash is `mark`, to the sample, in parts.
+        """Offer a document, whose hash is `mark`, to the sample, in excerpts.
 
-        First parts go by the hash and rank before all others, so that long documents do not crowd out the
-        rest of many; where few documents leave room, the other parts come from all over them.
+        First excerpts go by the hash and rank before all others, so that long documents do not crowd out the
+        rest of many; where few documents leave room, the others come from all over them.
         """
-        for start in range(0, len(text), SAMPLE_PART):
+        for start in range(0, len(text), SAMPLE_EXCERPT):
             rank = mark if start == 0 else 2**64 + hash64(f"{mark}/{start}".encode())
-            part = text[start : start + SAMPLE_PART]
-            heapq.heappush(self.sample, (-rank, self.documents, start, part))
-            self.sample_characters += len(part)
+            excerpt = text[start : start + SAMPLE_EXCERPT]
+            heapq.heappush(self.sample, (-rank, self.documents, start, excerpt))
+            self.sample_characters += len(excerpt)
             while self.sample_characters > SAMPLE_CHARACTERS:
                 self.sample_characters -= len(heapq.heappop(self.sample)[3])
 
@@ -156,16 +156,16 @@ def build_from_files(
     size = bpe_size(options.tokenizer)
     given = given_tokenizer(options.tokenizer, options.end_of_text)
     told = told or Report()
-    report = progress or (lambda what, done, total: None)
+    show = progress or (lambda what, done, total: None)
     removed, partial = make_partial(out)
     try:
-        survey = _survey(files, options, (bool(size), told), report)
+        survey = _survey(files, options, (bool(size), told), show)
         _refuse_no_text(survey, files, told.left_out)
         if options.strict:
             told.refuse()
-        report("training the tokenizer" if size else "loading the tokenizer", 0, 1)
+        show("training the tokenizer" if size else "loading the tokenizer", 0, 1)
         tokenizer = given or train_bpe(_training_texts(survey), size or 0)
-        _write(files, partial, (tokenizer, options, survey), told, report)
+        _write(files, partial, (tokenizer, options, survey), told, show)
         publish(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -212,7 +212,7 @@ def hash64(data: bytes, seed: int = 0) -> int:
     return int.from_bytes(key.digest(), "little")
 
 
-def _survey(files: list[Path], options: BuildOptions, plan: tuple[bool, Report], report: Progress) -> Survey:
+def _survey(files: list[Path], options: BuildOptions, plan: tuple[bool, Report], show: Progress) -> Survey:
     """Count the documents and, for a BPE, keep a sample of SAMPLE_CHARACTERS.
 
     plan: whether a sample is wanted; where what is left out is counted.
@@ -220,8 +220,8 @@ def _survey(files: list[Path], options: BuildOptions, plan: tuple[bool, Report],
     survey = Survey()
     sample, told = plan
     threshold = int(options.validation_fraction * 2**64)
-    report("reading", 0, len(files))
-    for text in _documents(files, told, lambda done: report("reading", done, len(files))):
+    show("reading", 0, len(files))
+    for text in _documents(files, told, lambda done: show("reading", done, len(files))):
         mark, number = document_hash(text, options.seed), survey.documents
         if sample:
             survey.add_sample(mark, text)
@@ -241,13 +241,13 @@ def _write(
     folder: Path,
     plan: tuple[Tokenizer, BuildOptions, Survey],
     told: Report,
-    report: Progress,
+    show: Progress,
 ) -> None:
     """The second pass: tokenise and write shards, tokenizer and dataset.json."""
     tokenizer, options, survey = plan
     # What is left out was counted by the first pass.
-    texts = _documents(files, Report(), lambda done: report("tokenising", done, len(files)))
-    report("tokenising", 0, len(files))
+    texts = _documents(files, Report(), lambda done: show("tokenising", done, len(files)))
+    show("tokenising", 0, len(files))
     width, shard_bytes = token_bytes(tokenizer.vocabulary), int(options.shard_megabytes * 1e6)
     writers = {split: TokenShardWriter(folder, split, width, shard_bytes) for split in SPLITS}
     for group in _groups(_placed(texts, options, survey)):
@@ -283,7 +283,7 @@ def held_bytes(tokenizer: Tokenizer, text: str, ids: np.ndarray, told: Report, w
 
 
 def _placed(texts: Iterable[str], options: BuildOptions, survey: Survey) -> Iterator[tuple[str, str]]:
-    """(split, text) of each document, or of the two parts of an only document."""
+    """(split, text) of each document, or of the head and the tail of an only document."""
     threshold, exception = int(options.validation_fraction * 2**64), survey.exception()
     if threshold == 0:
         exception = -1

@@ -40,16 +40,16 @@ class Sample:
 
     where: file, or shard and key, for messages.
     key: with its folder, from the source's or in the tar.
-    parts: by extension.
+    files: by extension.
     """
 
     where: str
     key: str
-    parts: dict[str, RawFile]
+    files: dict[str, RawFile]
 
     def extension(self, modality: str) -> str | None:
         """What its image or audio is stored as; None where it has none."""
-        return next((e for e in KINDS["image" if modality == "image" else "sound"] if e in self.parts), None)
+        return next((e for e in KINDS["image" if modality == "image" else "sound"] if e in self.files), None)
 
     @property
     def modalities(self) -> list[str]:
@@ -64,7 +64,7 @@ class Sample:
         """The file of its image or audio, which it must have."""
         extension = self.extension(modality)
         assert extension is not None, f"{self.where} has no {modality}"
-        return self.parts[extension]
+        return self.files[extension]
 
     def caption(self, note: Note | None = None) -> str:
         """Its text, without blanks at the ends; half a surrogate pair in it is U+FFFD.
@@ -72,7 +72,7 @@ class Sample:
         Raises:
             DataError: there is none, it is empty, or not UTF-8; naming the file and the key.
         """
-        found = next((e for e in CAPTIONS if e in self.parts), None)
+        found = next((e for e in CAPTIONS if e in self.files), None)
         if found is None:
             what = " and ".join(self.modalities)
             base = self.key.rpartition("/")[2]
@@ -80,7 +80,7 @@ class Sample:
                 f"{self.where}: {'an' if what[:1] in 'ia' else 'a'} {what} without its caption; put a {base}.txt "
                 f"or a {base}.json beside it, or remove it."
             )
-        data, where = self.parts[found].read(), self.parts[found].where
+        data, where = self.files[found].read(), self.files[found].where
         if found == "json":
             text = _json_caption(parse_json(data, where), where)
         else:
@@ -104,7 +104,7 @@ class Sample:
         extension = self.extension(modality)
         if extension not in CODES:
             return None
-        data = self.parts[extension].read()
+        data = self.files[extension].read()
         kind = np.dtype(f"<u{int(extension[-2:]) // 8}")
         if len(data) == 0 or len(data) % (kind.itemsize * codebooks):
             raise DataError(
@@ -141,15 +141,15 @@ class Sample:
     def held(self) -> Sample:
         """The same with its files in memory where they are from a tar that was unpacked for them, so that it need not
         stay there whole."""
-        parts = {name: _held(part) for name, part in self.parts.items()}
-        return replace(self, parts=parts)
+        held = {name: _held(raw) for name, raw in self.files.items()}
+        return replace(self, files=held)
 
 
-def _held(part: RawFile) -> RawFile:
-    if part.tar is None or part.tar.suffix.lower() == ".tar":
-        return part
-    data = part.read()
-    return replace(part, opened=lambda: io.BytesIO(data))
+def _held(raw: RawFile) -> RawFile:
+    if raw.tar is None or raw.tar.suffix.lower() == ".tar":
+        return raw
+    data = raw.read()
+    return replace(raw, opened=lambda: io.BytesIO(data))
 
 
 def _json_caption(record: object, where: str) -> str:
@@ -219,21 +219,21 @@ def _is_known(raw: RawFile, left_out: Tally) -> bool:
 
 def _sample(where: str, key: str, files: list[RawFile], left_out: Tally) -> Sample:
     """One sample of the files with its key. Raises DataError where one is there twice."""
-    parts: dict[str, RawFile] = {}
+    by_extension: dict[str, RawFile] = {}
     for raw in files:
-        if raw.extension in parts:
-            other = parts[raw.extension].where
+        if raw.extension in by_extension:
+            other = by_extension[raw.extension].where
             where = "with the same name" if other == raw.where else f"the other is {other}"
             raise DataError(
                 f"{raw.where}: key {printable(key)} has two files .{raw.extension}, {where}. Remove one, or rename it."
             )
-        parts[raw.extension] = raw
+        by_extension[raw.extension] = raw
     for kind, extensions in KINDS.items():
-        several = [extension for extension in extensions if extension in parts]
+        several = [extension for extension in extensions if extension in by_extension]
         for extension in several[1:]:
             reason = f"a second {kind} of a sample (.{several[0]} is taken, not .{extension})"
-            left_out.add(parts.pop(extension).where, reason)
-    return Sample(where, key, parts)
+            left_out.add(by_extension.pop(extension).where, reason)
+    return Sample(where, key, by_extension)
 
 
 def _tar_samples(path: Path, left_out: Tally) -> Iterator[Sample]:
@@ -257,7 +257,7 @@ def _tar_samples(path: Path, left_out: Tally) -> Iterator[Sample]:
 def _closed(path: Path, key: str, members: list[RawFile], left_out: Tally) -> Sample:
     """The sample of a key's members. Raises DataError if one that lacks something has the rest elsewhere in the tar."""
     sample = _sample(printable(f"{path}:{key}"), key, members, left_out)
-    if not sample.modalities or not any(extension in CAPTIONS for extension in sample.parts):
+    if not sample.modalities or not any(extension in CAPTIONS for extension in sample.files):
         files = (raw for raw in raw_files(path, path.parent, Tally()) if raw.extension in KNOWN)
         if sum(raw.key == key for raw in files) > len(members):
             raise _unsorted(path, key)

@@ -61,7 +61,7 @@ class OpenSource:
 
 
 @dataclass(frozen=True)
-class RowPart:
+class RowSpan:
     """A run of one document's tokens in a row."""
 
     source: int
@@ -175,13 +175,13 @@ class RowReader:
         runs = self._runs(numbers)
         return pack(runs, numbers, self.sequence_length, self.eot, cursor)
 
-    def documents(self, row: int) -> list[RowPart]:
+    def documents(self, row: int) -> list[RowSpan]:
         """Which documents' tokens are the T targets of a row, for tests and people."""
         sources, draws = self.mixture.draws(np.asarray([row], np.int64))
         source = int(sources[0])
         begin = int(self._intervals(source, draws)[0]) * self.sequence_length
-        parts = self._streams[source].documents(begin, self.sequence_length)
-        return [RowPart(source, part.epoch, part.document, part.first, part.count) for part in parts]
+        spans = self._streams[source].documents(begin, self.sequence_length)
+        return [RowSpan(source, span.epoch, span.document, span.first, span.count) for span in spans]
 
     def _intervals(self, source: int, draw_B: np.ndarray) -> np.ndarray:
         """Which interval of T tokens of a source's stream each of its rows takes."""
@@ -191,13 +191,13 @@ class RowReader:
     def _runs(self, rows: np.ndarray) -> Runs:
         """The runs of the rows' T tokens and of the one before them; interval = place in `rows`."""
         source, draw = self.mixture.draws(rows)
-        parts: list[Runs] = []
+        runs: list[Runs] = []
         places: list[np.ndarray] = []
         for number, stream in enumerate(self._streams):
             place = np.flatnonzero(source == number)
             if len(place):
                 begin = self._intervals(number, draw[place]) * self.sequence_length - 1
                 order = np.argsort(begin, kind="stable")
-                parts.append(stream.runs(begin[order], self.sequence_length + 1))
+                runs.append(stream.runs(begin[order], self.sequence_length + 1))
                 places.append(place[order])
-        return join_runs(parts, places)
+        return join_runs(runs, places)

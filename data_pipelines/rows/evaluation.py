@@ -107,12 +107,12 @@ def _batch(
     """The rows that exist from their streams, the others empty. `shape`: T and the end-of-text token's id."""
     length, eot = shape
     source = np.searchsorted(first, rows, side="right") - 1
-    parts, places = [], []
+    found, places = [], []
     for number in np.unique(source[rows < total]).tolist():
         place = np.flatnonzero((source == number) & (rows < total))
         stream = streams[number]
         begin = (rows[place] - first[number]) * length - 1  # with the token before the row
-        parts.append(stream.runs(begin, length + 1, stream.tokens))
+        found.append(stream.runs(begin, length + 1, stream.tokens))
         places.append(place)
-    runs = join_runs(parts, places) if parts else streams[0].nothing()
+    runs = join_runs(found, places) if found else streams[0].nothing()
     return pack(runs, rows, length, eot, Cursor(min(int(rows[-1]) + 1, total), "evaluation"))

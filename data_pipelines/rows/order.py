@@ -6,14 +6,10 @@ taken in windows of a few shards, and the documents are permuted within a window
 shards at a time, and only the lengths of one window's documents are ever held in memory. The stream of a window
 is cut into rows, and these are permuted too: otherwise a document longer than a row, perhaps all the text there
 is, would be read from its beginning to its end.
-
-The permutations sort splitmix64 hashes, which are the same on every platform and in every version of numpy
-(numpy's generators promise that only within limits).
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -23,25 +19,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.permutation import permutation
 from data_pipelines.storage.dataset import Dataset, OpenShard, Shard
 
 Value = TypeVar("Value")
-
-
-def splitmix64(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014), a bijection of uint64."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def permutation(count: int, *key: object) -> np.ndarray:
-    """A permutation of range(count), int64, that depends on `key` alone."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=16).digest()
-    first, second = np.frombuffer(digest, "<u8")
-    hashes = splitmix64(splitmix64(np.arange(count, dtype=np.uint64) ^ first) ^ second)
-    return np.argsort(hashes, kind="stable")
 
 
 class LruCache(Generic[Value]):
@@ -103,7 +84,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class DocumentPart:
+class DocumentSpan:
     """A run of one document's tokens."""
 
     epoch: int
@@ -177,9 +158,9 @@ class TokenStream:
             interval_B[here] = first + order[row_B[here] - first]
         return interval_B
 
-    def documents(self, begin: int, length: int) -> list[DocumentPart]:
+    def documents(self, begin: int, length: int) -> list[DocumentSpan]:
         """The documents of the interval [begin, begin + length), for tests and people."""
-        parts: list[DocumentPart] = []
+        spans: list[DocumentSpan] = []
         position, end = begin, begin + length
         while position < end:
             epoch, window, start = self._window_at(position)
@@ -187,9 +168,9 @@ class TokenStream:
             stop = min(end, start + int(window.cumulative_P1[piece + 1]))
             skipped = position - start - int(window.cumulative_P1[piece])
             document, within = int(window.document_P[piece]), int(window.within_P[piece]) + skipped
-            parts.append(DocumentPart(epoch, document, within, stop - position))
+            spans.append(DocumentSpan(epoch, document, within, stop - position))
             position = stop
-        return parts
+        return spans
 
     def _row_order(self, epoch: int, window: int, rows: int) -> np.ndarray:
         assert self._key is not None
@@ -259,7 +240,7 @@ def expand(first: np.ndarray, count: np.ndarray) -> np.ndarray:
 
 
 def _runs_in_window(window: Window, start: int, begin_I: np.ndarray, end_I: np.ndarray) -> Runs:
-    """The parts of the intervals that lie in a window, whose stream begins at `start`."""
+    """The runs of the intervals that lie in a window, whose stream begins at `start`."""
     size = int(window.cumulative_P1[-1])
     touched = np.arange(len(begin_I))
     if begin_I[0] < start or end_I[-1] > start + size:
@@ -287,20 +268,22 @@ def _runs_in_window(window: Window, start: int, begin_I: np.ndarray, end_I: np.n
     )
 
 
-def join_runs(parts: list[Runs], intervals: list[np.ndarray] | None) -> Runs:
+def join_runs(several: list[Runs], intervals: list[np.ndarray] | None) -> Runs:
     """Put the runs of several windows or sources together and sort them by interval and place.
 
     Args:
-        intervals: for each part, the new numbers of its intervals; None keeps the numbers.
+        intervals: for each of them, the new numbers of its intervals; None keeps the numbers.
     """
-    offsets = np.cumsum([0, *(len(part.shards) for part in parts[:-1])])
-    numbers = [p.interval_R if intervals is None else intervals[i][p.interval_R] for i, p in enumerate(parts)]
+    offsets = np.cumsum([0, *(len(one.shards) for one in several[:-1])])
+    numbers = [
+        p.interval_R if intervals is None else intervals[i][p.interval_R] for i, p in enumerate(several)
+    ]
     columns = {
-        name: np.concatenate([getattr(part, name) for part in parts])
+        name: np.concatenate([getattr(one, name) for one in several])
         for name in ("place_R", "length_R", "begins_R", "start_R", "member_R")
     }
     columns["interval_R"] = np.concatenate(numbers)
-    columns["shard_R"] = np.concatenate([p.shard_R + o for p, o in zip(parts, offsets, strict=True)])
+    columns["shard_R"] = np.concatenate([p.shard_R + o for p, o in zip(several, offsets, strict=True)])
     order = np.lexsort((columns["place_R"], columns["interval_R"]))
-    shards = tuple(shard for part in parts for shard in part.shards)
+    shards = tuple(shard for one in several for shard in one.shards)
     return Runs(**{name: column[order] for name, column in columns.items()}, shards=shards)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from data_pipelines.errors import DataError
+from data_pipelines.permutation import permutation
 from data_pipelines.rows.best_fit import Pattern, best_fit, count_rows
-from data_pipelines.rows.cut_rows import OpenSource, RowPart, order_fingerprint
+from data_pipelines.rows.cut_rows import OpenSource, RowSpan, order_fingerprint
 from data_pipelines.rows.evaluation import shared_rows
 from data_pipelines.rows.mixing import Mixture
-from data_pipelines.rows.order import LruCache, Runs, expand, join_runs, permutation
+from data_pipelines.rows.order import LruCache, Runs, expand, join_runs
 from data_pipelines.rows.packing import gather, segments_and_positions
 from data_pipelines.storage.dataset import OpenShard, Shard
 from data_pipelines.stream.batch import Batch, Cursor
@@ -165,9 +166,9 @@ class WholeShard:
         within_P -= within_P[first_D[document_P]]
         if not self.text_only:
             self._refuse_long_pairs(opened, document_P, length_P)
-        parts_P = -(-length_P // self.capacity)
-        piece = np.repeat(np.arange(len(length_P)), parts_P)
-        skipped = self.capacity * (expand(np.zeros_like(parts_P), parts_P))
+        pieces_P = -(-length_P // self.capacity)
+        piece = np.repeat(np.arange(len(length_P)), pieces_P)
+        skipped = self.capacity * (expand(np.zeros_like(pieces_P), pieces_P))
         length = np.minimum(length_P[piece] - skipped, self.capacity)
         order = np.argsort(-length, kind="stable")
         piece, skipped = piece[order], skipped[order]
@@ -244,15 +245,15 @@ class WholeStream:
             DataError: a member is damaged or holds what its vocabulary does not allow.
         """
         window_of = [self._window_at(number) for number in numbers.tolist()]
-        parts, intervals = [], []
+        runs, intervals = [], []
         for window in {id(window): window for window, _ in window_of}.values():
             mine = np.asarray([i for i, (other, _) in enumerate(window_of) if other is window])
             places = np.asarray([window_of[i][1] for i in mine])
             for shard in np.unique(window.shard_R[places]).tolist():
                 here = np.flatnonzero(window.shard_R[places] == shard)
-                parts.append(self._shard_runs(window, shard, window.row_R[places[here]]))
+                runs.append(self._shard_runs(window, shard, window.row_R[places[here]]))
                 intervals.append(mine[here])
-        return join_runs(parts, intervals)
+        return join_runs(runs, intervals)
 
     def documents(self, number: int) -> list[tuple[int, int, int, int]]:
         """(epoch, document in the split, its first token, tokens) of what is in a row."""
@@ -388,12 +389,12 @@ class WholeRowReader:
 
     @property
     def padding_shares(self) -> list[float]:
-        """Which part of each source's rows is padding."""
+        """Which share of each source's rows is padding."""
         return [1 - s.tokens / (s.rows * self.sequence_length) for s in self._streams]
 
     @property
     def padding_share(self) -> float:
-        """Which part of the mixture's tokens is padding."""
+        """Which share of the mixture's tokens is padding."""
         weights = self.mixture.weights
         return sum(w * p for w, p in zip(weights, self.padding_shares, strict=True)) / sum(weights)
 
@@ -414,11 +415,11 @@ class WholeRowReader:
             self._streams, source, draw, numbers, (self.sequence_length, self.vocabulary.pad, cursor)
         )
 
-    def documents(self, row: int) -> list[RowPart]:
+    def documents(self, row: int) -> list[RowSpan]:
         """Which documents are in a row, for tests and people."""
         source, draw = self.mixture.draws(np.asarray([row], np.int64))
         found = self._streams[int(source[0])].documents(int(draw[0]))
-        return [RowPart(int(source[0]), *part) for part in found]
+        return [RowSpan(int(source[0]), *span) for span in found]
 
 
 def _batch(

@@ -255,14 +255,14 @@ def check_shard(shard: Path, record: ShardRecord, token_bytes: int) -> None:
 def _what_differs(shard: Path) -> str:
     """Say what is wrong with a shard whose first or last bytes are not those its index was built from."""
     index, tar = read_index(index_path(shard)), memoryview(map_file(shard))
-    damaged = [problem for n in range(index.header.members) if (problem := member_problem(tar, index, n))]
+    damaged = [damage for n in range(index.header.members) if (damage := member_damage(tar, index, n))]
     if len(damaged) == index.header.members:
         return f"{shard}: this is another shard than the one its index was built from. {BUILD_AGAIN}"
     what = damaged[0] if damaged else "bytes that belong to no member are damaged"
     return f"{shard}: {what}. {BUILD_AGAIN}"
 
 
-def member_problem(tar: memoryview, index: Index, member: int) -> str | None:
+def member_damage(tar: memoryview, index: Index, member: int) -> str | None:
     """Compare one member's header and data with the index's checksums; None if both are right."""
     header, data = int(index.header_offset_N[member]), int(index.data_offset_N[member])
     end = data + int(index.size_N[member])
@@ -416,9 +416,9 @@ class OpenShard:
     def _check_member(self, member: int) -> None:
         if member < 0 or self.checked[member]:
             return
-        problem = member_problem(self._tar, self.index, member)
-        if problem:
-            raise DataError(f"{self.path}: {problem}. {BUILD_AGAIN}")
+        damage = member_damage(self._tar, self.index, member)
+        if damage:
+            raise DataError(f"{self.path}: {damage}. {BUILD_AGAIN}")
         self.checked[member] = 1
 
     def _check_ids(self, member: int) -> None:

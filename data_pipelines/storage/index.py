@@ -266,10 +266,10 @@ def read_index(path: Path) -> Index:
         first_piece_D1=first,
         extensions=extensions,
     )
-    problem = _what_cannot_be(index)
-    if problem:
+    damage = _what_cannot_be(index)
+    if damage:
         again = f"{_build(path)} builds it again."
-        raise DataError(f"{path}: {problem}, though its checksums are right. {again}")
+        raise DataError(f"{path}: {damage}, though its checksums are right. {again}")
     return index
 
 

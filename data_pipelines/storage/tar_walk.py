@@ -51,7 +51,7 @@ def padded(size: int) -> int:
     return (size + BLOCK - 1) // BLOCK * BLOCK
 
 
-def header_problem(block: bytes) -> str | None:
+def header_damage(block: bytes) -> str | None:
     """Why `block` is not a tar header, or None if it is one."""
     if len(block) < BLOCK:
         return f"the file ends inside a header ({len(block)} of {BLOCK} bytes)"
@@ -131,9 +131,9 @@ def walk_all(path: Path, tar: bytes | memoryview) -> Iterator[Member]:
         if not any(block) and len(block) == BLOCK:
             _check_end(path, view, offset)
             return
-        problem = header_problem(block)
-        if problem:
-            raise DataError(f"{path}: {problem} at byte {offset}. {_MEND}")
+        damage = header_damage(block)
+        if damage:
+            raise DataError(f"{path}: {damage} at byte {offset}. {_MEND}")
         first_header = offset if first_header < 0 else first_header
         kind = block[156:157]
         size, data = _size(path, block, offset, said), offset + BLOCK

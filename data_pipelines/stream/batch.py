@@ -48,9 +48,9 @@ class Corruption:
     places: Tensor  # (N,) int64: of the tokens to predict in the flat (B T), ascending
     weights: Tensor  # (N,) float32: in the training loss
     elbo_weights: Tensor  # (N,) float32: in the likelihood bound; 0 where it does not count
-    parts: Tensor  # (N, 3) uint8: which parts of the loss the token belongs to
+    loss_parts: Tensor  # (N, 3) uint8: which parts of the loss the token belongs to
     targets: Tensor  # (B,) int32: tokens that the training loss is divided by
-    part_targets: Tensor  # (B, P) int32: tokens that each part is divided by
+    loss_part_targets: Tensor  # (B, P) int32: tokens that each part is divided by
     row_places: tuple[int, ...]  # places of each row; they add up to N
 
     def to_each(self, change: Callable[[Tensor], Tensor]) -> Corruption:
@@ -60,9 +60,9 @@ class Corruption:
             places=change(self.places),
             weights=change(self.weights),
             elbo_weights=change(self.elbo_weights),
-            parts=change(self.parts),
+            loss_parts=change(self.loss_parts),
             targets=change(self.targets),
-            part_targets=change(self.part_targets),
+            loss_part_targets=change(self.loss_part_targets),
             row_places=self.row_places,
         )
 
@@ -75,9 +75,9 @@ class Corruption:
             places=self.places[tokens] - first * self.inputs.shape[1],
             weights=self.weights[tokens],
             elbo_weights=self.elbo_weights[tokens],
-            parts=self.parts[tokens],
+            loss_parts=self.loss_parts[tokens],
             targets=self.targets[rows],
-            part_targets=self.part_targets[rows],
+            loss_part_targets=self.loss_part_targets[rows],
             row_places=self.row_places[rows],
         )
 

@@ -93,8 +93,8 @@ def _part_of_corruption(corruption: Corruption, part: SequencePart) -> Corruptio
         places=places_N,
         weights=corruption.weights[here],
         elbo_weights=corruption.elbo_weights[here],
-        parts=corruption.parts[here],
+        loss_parts=corruption.loss_parts[here],
         targets=corruption.targets * counted,
-        part_targets=corruption.part_targets * counted,
+        loss_part_targets=corruption.loss_part_targets * counted,
         row_places=tuple(end - start for start, end in pairwise(ends)),
     )

@@ -72,7 +72,7 @@ def check_pairs(documents: Documents, vocabulary: Vocabulary) -> None:
 
     Raises:
         DataError: a pair that is not `<task> <begin X> x <end X> <begin Y> y <end Y>` with the modalities of its
-            task, ids of another modality in a part, a part that is empty or not a whole image or whole frames;
+            task, ids of another modality in a side, a side that is empty or not a whole image or whole frames;
             naming shard and document.
     """
     tokens_N = documents.tokens_N
@@ -95,7 +95,7 @@ def check_pairs(documents: Documents, vocabulary: Vocabulary) -> None:
     if len(pairs):
         place_D5 = place_S.reshape(-1, PAIR_SPECIALS)
         _check_order(documents, vocabulary, pairs, place_D5)
-        _check_parts(documents, vocabulary, pairs, place_D5)
+        _check_sides(documents, vocabulary, pairs, place_D5)
 
 
 def _only(documents: Documents, document_N: np.ndarray, keep_N: np.ndarray) -> Documents:
@@ -150,10 +150,10 @@ def _specials_of(task: str) -> list[str]:
     return [f"<{task}>", f"<begin {given}>", f"<end {given}>", f"<begin {made}>", f"<end {made}>"]
 
 
-def _check_parts(
+def _check_sides(
     documents: Documents, vocabulary: Vocabulary, pairs: np.ndarray, place_D5: np.ndarray
 ) -> None:
-    """Each part holds ids of its modality: a whole image of the grid, whole frames of all codebooks."""
+    """Each side holds ids of its modality: a whole image of the grid, whole frames of all codebooks."""
     kinds_D5 = documents.tokens_N[place_D5] - vocabulary.first_special
     for side in (1, 3):
         opened_D = kinds_D5[:, side]
@@ -187,7 +187,7 @@ def _check_lengths(
 def _check_ids(
     documents: Documents, modality: Modality, number_D: np.ndarray, begin_D: np.ndarray, length_D: np.ndarray
 ) -> None:
-    """All ids of the parts lie in the modality's range, and in their codebook's part of it."""
+    """All ids of the sides lie in the modality's range, and in their codebook's share of it."""
     before_D = np.cumsum(length_D) - length_D
     offset_N = np.arange(int(length_D.sum())) - np.repeat(before_D, length_D)
     ids_N = documents.tokens_N[np.repeat(begin_D, length_D) + offset_N]

@@ -62,7 +62,7 @@ class Modalities:
         """Ids of the codes of one image or sound, (T,) or (K, T), int64 (T K,).
 
         Args:
-            what: names file and row in the error.
+            what: names file and sample in the error.
 
         Raises:
             DataError: another number of codebooks, or a code outside of the vocabulary's range.

@@ -1,4 +1,4 @@
-"""What each token of a packed row is: its modality, its task, and whether it is given or to be made.
+"""The role of each token of a packed row: its modality, its task, and whether it is given or to be made.
 
 A row is self-describing. A pair is `<task> <begin X> x ... <end X> <begin Y> y ... <end Y>`: X is the condition,
 Y the target. A document without a task token is text, all of it target. Masked tokens are recognised by what
@@ -17,7 +17,7 @@ from torch import Tensor
 from data_pipelines.tokens.vocabulary import MODALITIES, SPECIALS, TASKS, Vocabulary
 
 STRUCTURE, CONDITION, TARGET = 0, 1, 2
-"""The parts of a document: task token, boundaries and padding; what is given; what is to be made."""
+"""The roles: task token, boundaries and padding; what is given; what is to be made."""
 NO_MODALITY = len(MODALITIES)
 FREE_TEXT = 0
 """The task number of a document without a task token; the others are 1 + their place in TASKS."""
@@ -25,23 +25,23 @@ TASK_NAMES = ("text", *TASKS)
 
 
 @dataclass(frozen=True)
-class Layout:
+class Roles:
     """All (B, T).
 
-    part: uint8, STRUCTURE, CONDITION or TARGET.
+    role: uint8, STRUCTURE, CONDITION or TARGET.
     modality: uint8, place in MODALITIES, or NO_MODALITY for structure.
     task: uint8, place in TASK_NAMES, for every token of a document.
-    offset: int64, tokens since the part began; 0 for structure.
+    offset: int64, tokens since the condition or the target began; 0 for structure.
     """
 
-    part: Tensor
+    role: Tensor
     modality: Tensor
     task: Tensor
     offset: Tensor
 
 
-def read_layout(vocabulary: Vocabulary, tokens_BT: Tensor, positions_BT: Tensor) -> Layout:
-    """The layout of rows.
+def read_roles(vocabulary: Vocabulary, tokens_BT: Tensor, positions_BT: Tensor) -> Roles:
+    """The roles of the tokens of rows.
 
     Args:
         tokens_BT: int64 ids, some of them perhaps [MASK].
@@ -61,18 +61,18 @@ def read_layout(vocabulary: Vocabulary, tokens_BT: Tensor, positions_BT: Tensor)
     task_BT = _task_of(special_BT.gather(1, start_BT))
     free_BT = task_BT == FREE_TEXT
     within_BT = content_BT & ~free_BT & (opened_BT > 0)
-    part_BT = torch.where(within_BT, opened_BT.clamp(max=TARGET), STRUCTURE)
-    part_BT = torch.where(free_BT & content_BT, TARGET, part_BT)
+    role_BT = torch.where(within_BT, opened_BT.clamp(max=TARGET), STRUCTURE)
+    role_BT = torch.where(free_BT & content_BT, TARGET, role_BT)
     opening_kind_BT = special_BT.gather(1, opening_BT.clamp(min=0))
     modality_BT = (opening_kind_BT - SPECIALS.index("<begin text>")) // 2
     modality_BT = torch.where(free_BT, MODALITIES.index("text"), modality_BT)
-    modality_BT = torch.where(part_BT == STRUCTURE, NO_MODALITY, modality_BT)
+    modality_BT = torch.where(role_BT == STRUCTURE, NO_MODALITY, modality_BT)
     offset_BT = torch.where(free_BT, positions_BT.long(), place_BT - opening_BT - 1)
-    offset_BT = torch.where(part_BT == STRUCTURE, 0, offset_BT)
-    return Layout(part_BT.to(torch.uint8), modality_BT.to(torch.uint8), task_BT.to(torch.uint8), offset_BT)
+    offset_BT = torch.where(role_BT == STRUCTURE, 0, offset_BT)
+    return Roles(role_BT.to(torch.uint8), modality_BT.to(torch.uint8), task_BT.to(torch.uint8), offset_BT)
 
 
-def grid_positions(vocabulary: Vocabulary, layout: Layout, positions_BT: Tensor) -> Tensor:
+def grid_positions(vocabulary: Vocabulary, roles: Roles, positions_BT: Tensor) -> Tensor:
     """(B, T, 2) int64: positions on two axes.
 
     A token of an image has its row and its column, counted from where the image begins; every other token has its
@@ -83,9 +83,9 @@ def grid_positions(vocabulary: Vocabulary, layout: Layout, positions_BT: Tensor)
     if vocabulary.image is None or vocabulary.image.grid is None:
         return both_BT2.contiguous()
     columns = vocabulary.image.grid[1]
-    is_image_BT = layout.modality == MODALITIES.index("image")
-    begin_BT = positions_BT - layout.offset
-    image_BT2 = torch.stack((begin_BT + layout.offset // columns, begin_BT + layout.offset % columns), dim=-1)
+    is_image_BT = roles.modality == MODALITIES.index("image")
+    begin_BT = positions_BT - roles.offset
+    image_BT2 = torch.stack((begin_BT + roles.offset // columns, begin_BT + roles.offset % columns), dim=-1)
     return torch.where(is_image_BT[..., None], image_BT2, both_BT2)
 
 

@@ -138,7 +138,7 @@ class Vocabulary:
         """Codes of a codec, counted from 0, as ids of this vocabulary, int64.
 
         Args:
-            what: names the file and row in an error.
+            what: names file and sample in an error.
 
         Raises:
             DataError: a code is outside of the modality's range.

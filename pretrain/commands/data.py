@@ -226,13 +226,13 @@ def lint(
 
     Example: triptych data lint data/demo
     """
-    from data_pipelines.inspection.lint import lint as find_problems
-    from data_pipelines.inspection.lint import problems_json
+    from data_pipelines.inspection.lint import damage_json
+    from data_pipelines.inspection.lint import lint as find_damage
 
     with _progress() as report:
-        problems = find_problems(folder, report)
+        problems = find_damage(folder, report)
     if as_json:
-        typer.echo(problems_json(problems))
+        typer.echo(damage_json(problems))
     else:
         for problem in problems:
             typer.echo(str(problem))

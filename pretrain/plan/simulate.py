@@ -248,8 +248,8 @@ def _pretended_corruption(rows: int, length: int) -> Corruption:
         places=torch.zeros(count, dtype=torch.int64),
         weights=torch.ones(count),
         elbo_weights=torch.ones(count),
-        parts=torch.zeros((count, 3), dtype=torch.uint8),
+        loss_parts=torch.zeros((count, 3), dtype=torch.uint8),
         targets=torch.zeros(rows, dtype=torch.int32),
-        part_targets=torch.zeros((rows, len(PARTS)), dtype=torch.int32),
+        loss_part_targets=torch.zeros((rows, len(PARTS)), dtype=torch.int32),
         row_places=(each,) * rows,
     )

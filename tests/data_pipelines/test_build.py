@@ -260,7 +260,7 @@ def test_a_dataset_moved_away_by_a_killed_build_is_put_back(tmp_path):
 
 
 def test_a_long_document_is_sampled_all_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "SAMPLE_PART", 1000)
+    monkeypatch.setattr(build_module, "SAMPLE_EXCERPT", 1000)
     monkeypatch.setattr(build_module, "SAMPLE_CHARACTERS", 20_000)
     (tmp_path / "in.txt").write_text("a" * 5000 + "".join(f" {letter * 9}" for letter in "bcdef") * 2000)
     tokenizer = build(tmp_path / "in.txt", tmp_path / "out", BuildOptions("bpe:300")).tokenizer

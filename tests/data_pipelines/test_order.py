@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
+from data_pipelines.permutation import permutation
 from data_pipelines.rows.cut_rows import RowReader, Source, open_sources, order_fingerprint
 from data_pipelines.rows.evaluation import evaluation_batches, evaluation_rows
 from data_pipelines.rows.mixing import Mixture, integer_weights, mixing_pattern
-from data_pipelines.rows.order import permutation
 from data_pipelines.storage.dataset import Shard, write_dataset
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.stream.batch import Batch, Cursor

@@ -1,11 +1,11 @@
-"""The vocabulary's ranges and the layout that rows tell of themselves."""
+"""The vocabulary's ranges and the roles that rows tell of themselves."""
 
 import numpy as np
 import pytest
 import torch
 
 from data_pipelines.errors import DataError
-from data_pipelines.tokens.roles import CONDITION, NO_MODALITY, STRUCTURE, TARGET, grid_positions, read_layout
+from data_pipelines.tokens.roles import CONDITION, NO_MODALITY, STRUCTURE, TARGET, grid_positions, read_roles
 from data_pipelines.tokens.vocabulary import MODALITIES, Modality, Vocabulary, load_vocabulary
 
 VOCABULARY = Vocabulary(
@@ -31,12 +31,12 @@ def row() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_a_row_tells_what_each_token_is() -> None:
     tokens, positions = row()
-    layout = read_layout(VOCABULARY, tokens, positions)
+    roles = read_roles(VOCABULARY, tokens, positions)
     s, c, t = STRUCTURE, CONDITION, TARGET
-    assert layout.part[0].tolist() == [s, s, c, s, s, t, t, t, t, s, t, t, t, s, s, c, c, s, s, t, t, s, s, s]
-    assert layout.task[0].tolist() == [1] * 10 + [0] * 3 + [4] * 9 + [0] * 2
+    assert roles.role[0].tolist() == [s, s, c, s, s, t, t, t, t, s, t, t, t, s, s, c, c, s, s, t, t, s, s, s]
+    assert roles.task[0].tolist() == [1] * 10 + [0] * 3 + [4] * 9 + [0] * 2
     n = NO_MODALITY
-    assert layout.modality[0].tolist() == [
+    assert roles.modality[0].tolist() == [
         n,
         n,
         0,
@@ -62,7 +62,7 @@ def test_a_row_tells_what_each_token_is() -> None:
         n,
         n,
     ]
-    assert layout.offset[0].tolist() == [
+    assert roles.offset[0].tolist() == [
         0,
         0,
         0,
@@ -92,16 +92,16 @@ def test_a_row_tells_what_each_token_is() -> None:
 
 def test_masking_changes_no_layout() -> None:
     tokens, positions = row()
-    layout = read_layout(VOCABULARY, tokens, positions)
-    masked = torch.where(layout.part == STRUCTURE, tokens, VOCABULARY.mask)
-    again = read_layout(VOCABULARY, masked, positions)
-    for name in ("part", "modality", "task", "offset"):
-        assert torch.equal(getattr(layout, name), getattr(again, name)), name
+    roles = read_roles(VOCABULARY, tokens, positions)
+    masked = torch.where(roles.role == STRUCTURE, tokens, VOCABULARY.mask)
+    again = read_roles(VOCABULARY, masked, positions)
+    for name in ("role", "modality", "task", "offset"):
+        assert torch.equal(getattr(roles, name), getattr(again, name)), name
 
 
 def test_images_have_rows_and_columns() -> None:
     tokens, positions = row()
-    both = grid_positions(VOCABULARY, read_layout(VOCABULARY, tokens, positions), positions)
+    both = grid_positions(VOCABULARY, read_roles(VOCABULARY, tokens, positions), positions)
     assert both[0, 5:9].tolist() == [[5, 5], [5, 6], [6, 5], [6, 6]]
     others = [place for place in range(tokens.shape[1]) if not 5 <= place < 9]
     assert torch.equal(both[0, others, 0], positions[0, others])

@@ -27,9 +27,9 @@ def batch(rows: int, time: int, seed: int) -> Batch:
         places=places,
         weights=torch.rand(len(places), generator=generator),
         elbo_weights=torch.rand(len(places), generator=generator),
-        parts=torch.randint(9, (len(places), 3), generator=generator).to(torch.uint8),
+        loss_parts=torch.randint(9, (len(places), 3), generator=generator).to(torch.uint8),
         targets=torch.randint(1, time, (rows,), generator=generator, dtype=torch.int32),
-        part_targets=torch.randint(time, (rows, 4), generator=generator, dtype=torch.int32),
+        loss_part_targets=torch.randint(time, (rows, 4), generator=generator, dtype=torch.int32),
         row_places=tuple(masked_BT.sum(1).tolist()),
     )
     return Batch(
@@ -74,7 +74,7 @@ def test_every_masked_token_is_in_one_part(
     drawn = whole.corruption
     numbered = torch.arange(rows * time).view(rows, time)
     found = []
-    targets, part_targets = torch.zeros_like(drawn.targets), torch.zeros_like(drawn.part_targets)
+    targets, part_targets = torch.zeros_like(drawn.targets), torch.zeros_like(drawn.loss_part_targets)
     for number in range(count):
         part = SequencePart(number, count, order)
         # As training does: its rows' part, then micro-batches of them.
@@ -88,21 +88,21 @@ def test_every_masked_token_is_in_one_part(
                 place_N.tolist(),
                 mine.weights.tolist(),
                 mine.elbo_weights.tolist(),
-                mine.parts.tolist(),
+                mine.loss_parts.tolist(),
                 strict=True,
             )
             targets[row] += mine.targets[0]
-            part_targets[row] += mine.part_targets[0]
+            part_targets[row] += mine.loss_part_targets[0]
     expected = zip(
         drawn.places.tolist(),
         drawn.weights.tolist(),
         drawn.elbo_weights.tolist(),
-        drawn.parts.tolist(),
+        drawn.loss_parts.tolist(),
         strict=True,
     )
     assert sorted(found) == sorted(expected)
     assert torch.equal(targets, drawn.targets)
-    assert torch.equal(part_targets, drawn.part_targets)
+    assert torch.equal(part_targets, drawn.loss_part_targets)
 
 
 def test_balanced_parts_see_equally_much() -> None:

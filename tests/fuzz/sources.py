@@ -191,7 +191,7 @@ def folders(seed: int, folder: Path) -> None:
     with refusals_name(folder):
         source = find_source(folder / "in", None, left_out)
         samples = list(read_samples(source, left_out))
-    there = sum(len(sample.parts) for sample in samples) + sum(left_out.counts.values())
+    there = sum(len(sample.files) for sample in samples) + sum(left_out.counts.values())
     require(there == count, f"{count} files, {there} in samples or told: {left_out.counts}")
     keys = Counter(sample.key for sample in samples if ".tar:" not in sample.where.lower())
     require(max(keys.values(), default=1) == 1, f"keys come twice: {keys}")
