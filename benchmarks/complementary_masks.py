@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import save
-from data_pipelines.batch import Batch, Cursor
-from data_pipelines.mixing import Mixture
+from data_pipelines.rows.mixing import Mixture
+from data_pipelines.stream.batch import Batch, Cursor
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
 from pretrain.config_objective import MaskedDiffusionSection, ModalitySection
 from pretrain.objectives.masked_diffusion import CorruptedRows, MaskedDiffusion, MixedRows

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipelines.dataset import write_dataset
-from data_pipelines.rows import RowReader, Source, open_sources
-from data_pipelines.shards import TokenShardWriter, write_tar
-from data_pipelines.stream import keep_freed_memory
-from data_pipelines.tokenizers import BytesTokenizer
+from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
+from data_pipelines.storage.dataset import write_dataset
+from data_pipelines.storage.shards import TokenShardWriter, write_tar
+from data_pipelines.stream.stream import keep_freed_memory
+from data_pipelines.tokens.tokenizers import BytesTokenizer
 from pretrain.json_text import to_json
 
 VOCABULARY = 32_768

@@ -34,9 +34,9 @@ from data_pipelines.digits.judges import (
 )
 from data_pipelines.digits.sentences import WORDS
 from data_pipelines.digits.tones import SAMPLE_RATE, make_tones
-from data_pipelines.modalities import Modalities
-from data_pipelines.rows import Source, open_sources
-from data_pipelines.whole_rows import WholeEvaluation
+from data_pipelines.rows.cut_rows import Source, open_sources
+from data_pipelines.rows.whole_rows import WholeEvaluation
+from data_pipelines.tokens.modalities import Modalities
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
 from pretrain.generate.canvas import canvas
 from pretrain.generate.denoiser import model_denoiser

@@ -78,9 +78,9 @@ def bare_loop(shape: dict[str, Any], data: Path) -> float:
     """A plain training loop: no engine, no hooks, batches in memory."""
     import torch
 
-    from data_pipelines.rows import RowReader, Source, open_sources
-    from data_pipelines.stream import keep_freed_memory
-    from data_pipelines.tokenizers import load_tokenizer
+    from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
+    from data_pipelines.stream.stream import keep_freed_memory
+    from data_pipelines.tokens.tokenizers import load_tokenizer
     from models import families
     from models.initialise import initialise
     from pretrain.config import load_config

@@ -211,7 +211,7 @@ def _reduce_rate(device: torch.device, group: dist.ProcessGroup | None) -> float
 
 def dry_step(report: Report, config: Config) -> None:
     """Model, engine and one batch, forward, backward and update, at a learning rate of zero."""
-    from data_pipelines.stream import open_stream
+    from data_pipelines.stream.stream import open_stream
     from pretrain.objectives import build_objective
     from pretrain.parallel.mesh import build_mesh
     from pretrain.run import build_engine

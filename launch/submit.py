@@ -303,7 +303,7 @@ def check_data(request: Request) -> None:
 
     In a container, paths are the container's.
     """
-    from data_pipelines.dataset import read_dataset
+    from data_pipelines.storage.dataset import read_dataset
 
     if request.settings.container is None:
         for path in dict.fromkeys(

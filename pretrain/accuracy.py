@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
+    from data_pipelines.stream.batch import Batch
 
 
 @dataclass(frozen=True)

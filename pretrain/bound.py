@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from data_pipelines.batch import Batch
-from data_pipelines.pair_lengths import refuse_long_pairs
-from data_pipelines.rows import Source, open_sources
-from data_pipelines.vocabulary import Vocabulary
-from data_pipelines.whole_rows import WholeEvaluation, vocabulary_of
+from data_pipelines.rows.cut_rows import Source, open_sources
+from data_pipelines.rows.pair_lengths import refuse_long_pairs
+from data_pipelines.rows.whole_rows import WholeEvaluation, vocabulary_of
+from data_pipelines.stream.batch import Batch
+from data_pipelines.tokens.vocabulary import Vocabulary
 from pretrain.checkpoint_reader import TrainedModel
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, just_batches

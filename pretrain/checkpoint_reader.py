@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipelines.modalities import Modalities
-from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.tokens.modalities import Modalities
+from data_pipelines.tokens.tokenizers import Tokenizer
 from models import families
 from pretrain.checkpoint import CheckpointStore
 from pretrain.checkpoint.steps import step_name, telling_how_to_restore, verify_step

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from data_pipelines.batch import Batch
-from data_pipelines.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
-from data_pipelines.rows import Source, open_sources
+from data_pipelines.rows.cut_rows import Source, open_sources
+from data_pipelines.rows.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
+from data_pipelines.stream.batch import Batch
 from data_pipelines.tasks import TaskRows, build_task, task_batches
-from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizers import load_tokenizer
 from pretrain.accuracy import Accuracy, accuracy_of, count_right
 from pretrain.checkpoint_reader import TrainedModel
 from pretrain.engine.base import Evaluation

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.tokens.vocabulary import Vocabulary
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas
 from pretrain.generate.diffusion import Denoiser, pad_rows

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 
-from data_pipelines.batch import Batch, Cursor
-from data_pipelines.rows import ORDER
-from data_pipelines.stream import open_stream
-from data_pipelines.vocabulary import MODALITIES, Vocabulary
+from data_pipelines.rows.cut_rows import ORDER
+from data_pipelines.stream.batch import Batch, Cursor
+from data_pipelines.stream.stream import open_stream
+from data_pipelines.tokens.vocabulary import MODALITIES, Vocabulary
 from models import families
 from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt, tell_stage
 from pretrain.checkpoint import CheckpointStore, TrainingState
@@ -51,7 +51,7 @@ from pretrain.signals import StopRequest
 from pretrain.versions import library_versions
 
 if TYPE_CHECKING:
-    from data_pipelines.stream import Rows, Stream
+    from data_pipelines.stream.stream import Rows, Stream
     from pretrain.config import Config
 
 

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_pipelines.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
-from data_pipelines.modalities import Modalities, codec_folders, load_modalities
-from data_pipelines.pair_lengths import refuse_long_pairs
-from data_pipelines.rows import OpenSource, RowReader, Source, open_sources
-from data_pipelines.stats import first_words, sample_texts
+from data_pipelines.inspection.stats import first_words, sample_texts
+from data_pipelines.rows.cut_rows import OpenSource, RowReader, Source, open_sources
+from data_pipelines.rows.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
+from data_pipelines.rows.pair_lengths import refuse_long_pairs
+from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
 from data_pipelines.tasks import TaskRows, build_task, task_batches
-from data_pipelines.tokenizers import Tokenizer, load_tokenizer
-from data_pipelines.vocabulary import Vocabulary, load_vocabulary
-from data_pipelines.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.tokens.modalities import Modalities, codec_folders, load_modalities
+from data_pipelines.tokens.tokenizers import Tokenizer, load_tokenizer
+from data_pipelines.tokens.vocabulary import Vocabulary, load_vocabulary
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
-    from data_pipelines.stream import Rows
+    from data_pipelines.stream.batch import Batch
+    from data_pipelines.stream.stream import Rows
     from pretrain.config import Config
 
 VOCABULARY_MULTIPLE = 64

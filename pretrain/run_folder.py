@@ -19,8 +19,8 @@ from typing import Any
 
 import filelock
 
-from data_pipelines.modalities import Modalities, load_modalities
-from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
+from data_pipelines.tokens.modalities import Modalities, load_modalities
+from data_pipelines.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.attempts import append_ledger
 from pretrain.config_yaml import read_yaml
 from pretrain.errors import UserError, of_storage, writing

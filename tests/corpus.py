@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_pipelines.build import BuildOptions, build
+from data_pipelines.prepare.text import BuildOptions, build
 
 
 def build_corpus(folder: Path, documents: int) -> Path:

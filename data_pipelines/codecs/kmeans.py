@@ -10,7 +10,7 @@ import hashlib
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.order import permutation, splitmix64
+from data_pipelines.permutation import permutation, splitmix64
 
 
 class TooFewError(DataError):

@@ -11,17 +11,17 @@ import numpy as np
 
 from data_pipelines.codecs import PatchCodec, SpectralCodec
 from data_pipelines.codecs.spectral import Frames
-from data_pipelines.dataset import Dataset, open_dataset, token_bytes, write_dataset
 from data_pipelines.digits.images import MODERATE, WEAK, Digits, Warp, augment, load_digits
 from data_pipelines.digits.sentences import SENTENCE_WORDS, VOCABULARY, WORDS, split_facts
 from data_pipelines.digits.tones import SAMPLE_RATE, make_tones
-from data_pipelines.modalities import Modalities, combine
-from data_pipelines.order import permutation
-from data_pipelines.pairs import PairWriter, fill_text
-from data_pipelines.publish import make_partial, publish, refuse_used
-from data_pipelines.shards import TokenShardWriter
-from data_pipelines.tokenizers import word_tokenizer
-from data_pipelines.vocabulary import TASKS
+from data_pipelines.permutation import permutation
+from data_pipelines.prepare.pair_writer import PairWriter, fill_text
+from data_pipelines.storage.dataset import Dataset, open_dataset, token_bytes, write_dataset
+from data_pipelines.storage.shards import TokenShardWriter
+from data_pipelines.storage.whole_folders import make_partial, publish, refuse_used
+from data_pipelines.tokens.modalities import Modalities, combine
+from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.vocabulary import TASKS
 
 SPLITS = ("train", "validation", "test")
 FRAMES = Frames(SAMPLE_RATE, window=256, hop=200, low_hz=500, high_hz=1844)
@@ -57,18 +57,18 @@ def build_digits(
         DataError: scikit-learn is not installed; the output folder is in use.
     """
     options, out = options or DigitOptions(), Path(out)
-    report = progress or (lambda what, done, total: None)
+    show = progress or (lambda what, done, total: None)
     refuse_used(out, options.force)
     real = load_digits()
     _, partial = make_partial(out)
     try:
-        report("learning the codecs", 0, 1)
+        show("learning the codecs", 0, 1)
         sounds = {split: _sounds(split, options) for split in SPLITS}
         modalities = _learn(real["train"], sounds["train"][0], options.seed)
-        report("learning the codecs", 1, 1)
+        show("learning the codecs", 1, 1)
         steps = ["text", *TASKS]
         for done, name in enumerate(steps):
-            report("writing datasets", done, len(steps))
+            show("writing datasets", done, len(steps))
             (partial / name).mkdir()
             if name == "text":
                 _write_text(partial / name, modalities)
@@ -76,7 +76,7 @@ def build_digits(
                 _write_images(partial / name, name, modalities, (real, options))
             else:
                 _write_sounds(partial / name, name, modalities, sounds)
-        report("writing datasets", len(steps), len(steps))
+        show("writing datasets", len(steps), len(steps))
         publish(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError
-from data_pipelines.order import permutation
+from data_pipelines.permutation import permutation
 
 SIDE = 8
 LEVELS = 16

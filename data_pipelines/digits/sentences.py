@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_pipelines.order import permutation
+from data_pipelines.permutation import permutation
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SIGNS = ("plus", "minus")

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from data_pipelines.errors import DataError
-from data_pipelines.mapped import map_file
 from data_pipelines.raw.report import Tally, printable
-from data_pipelines.tarwalk import REGULAR, Member, walk_all
+from data_pipelines.storage.mapped_files import map_file
+from data_pipelines.storage.tar_walk import REGULAR, Member, walk_all
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 GZIP_ENDINGS = (".gz", ".tgz")

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from data_pipelines.batch import Batch, Cursor
 from data_pipelines.errors import DataError
+from data_pipelines.stream.batch import Batch, Cursor
 from data_pipelines.tasks.base import Task
 
 

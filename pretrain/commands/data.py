@@ -14,8 +14,8 @@ from pretrain.commands.options import with_options
 from pretrain.commands.pair_options import EncodingOptions
 
 if TYPE_CHECKING:
-    from data_pipelines.build import Built
-    from data_pipelines.dataset import Dataset
+    from data_pipelines.prepare.text import Built
+    from data_pipelines.storage.dataset import Dataset
 
 app = typer.Typer(no_args_is_help=True, help="Make, check and look at datasets.", rich_markup_mode="rich")
 
@@ -67,8 +67,8 @@ def demo(
         _demo_digits(out or Path("data/digits"), seed, force)
         return
     out = out or Path("data/demo")
-    from data_pipelines.build import BuildOptions
-    from data_pipelines.demo import build_demo
+    from data_pipelines.prepare.demo import build_demo
+    from data_pipelines.prepare.text import BuildOptions
 
     options = BuildOptions(tokenizer, validation_fraction, 256, seed, force)
     with _progress() as report:
@@ -78,7 +78,7 @@ def demo(
 
 def _demo_digits(out: Path, seed: int, force: bool) -> None:
     from data_pipelines.digits.build import DigitOptions, build_digits
-    from data_pipelines.modalities import load_modalities
+    from data_pipelines.tokens.modalities import load_modalities
 
     with _progress() as report:
         datasets = build_digits(out, DigitOptions(seed=seed, force=force), report)
@@ -111,8 +111,8 @@ def build(
 
     Example: triptych data build my_texts/ --out data/mine --tokenizer bpe:8192
     """
-    from data_pipelines.build import BuildOptions
-    from data_pipelines.build import build as run_build
+    from data_pipelines.prepare.text import BuildOptions
+    from data_pipelines.prepare.text import build as run_build
 
     options = BuildOptions(tokenizer, validation_fraction, shard_megabytes, seed, force, strict, end_of_text)
     with _progress() as report:
@@ -144,7 +144,7 @@ def pairs(
 
     Example: triptych data pairs photos/ --out data/photos --image-codec patch:1024:8 --tokenizer data/demo
     """
-    from data_pipelines.pair_build import PairOptions, build_pairs
+    from data_pipelines.prepare.pairs import PairOptions, build_pairs
 
     tasks = tuple(name.strip() for name in encoding.tasks.split(",") if name.strip())
     options = PairOptions(
@@ -185,8 +185,8 @@ def tokenize(
 
     Example: triptych data tokenize raw_shards/ --out data/mine --tokenizer data/demo
     """
-    from data_pipelines.build import BuildOptions, build_from_files
     from data_pipelines.errors import DataError
+    from data_pipelines.prepare.text import BuildOptions, build_from_files
     from data_pipelines.raw.files import find_source, is_tar
     from data_pipelines.raw.report import Report
 
@@ -210,7 +210,7 @@ def index(folder: Annotated[Path, typer.Argument(help="A folder with .tar shards
 
     Example: triptych data index data/demo
     """
-    from data_pipelines.lint import rebuild_indices
+    from data_pipelines.inspection.lint import rebuild_indices
 
     with _progress() as report:
         count = rebuild_indices(folder, report)
@@ -226,13 +226,13 @@ def lint(
 
     Example: triptych data lint data/demo
     """
-    from data_pipelines.lint import lint as find_problems
-    from data_pipelines.lint import problems_json
+    from data_pipelines.inspection.lint import damage_json
+    from data_pipelines.inspection.lint import lint as find_damage
 
     with _progress() as report:
-        problems = find_problems(folder, report)
+        problems = find_damage(folder, report)
     if as_json:
-        typer.echo(problems_json(problems))
+        typer.echo(damage_json(problems))
     else:
         for problem in problems:
             typer.echo(str(problem))
@@ -255,9 +255,9 @@ def stats(
     from rich.console import Console
     from rich.markup import escape
 
-    from data_pipelines.dataset import open_dataset
-    from data_pipelines.stats import describe_split, padding_share, sample_texts
-    from data_pipelines.tokenizers import load_tokenizer
+    from data_pipelines.inspection.stats import describe_split, padding_share, sample_texts
+    from data_pipelines.storage.dataset import open_dataset
+    from data_pipelines.tokens.tokenizers import load_tokenizer
     from pretrain.commands.data_tables import histogram_table, split_table
 
     dataset, tokenizer, console = open_dataset(folder), load_tokenizer(folder), Console()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from data_pipelines.stats import PERCENTILES, SplitFigures
+from data_pipelines.inspection.stats import PERCENTILES, SplitFigures
 
 BAR_WIDTH = 40
 

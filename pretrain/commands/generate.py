@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from data_pipelines.modalities import Modalities
-from data_pipelines.vocabulary import TASKS
+from data_pipelines.tokens.modalities import Modalities
+from data_pipelines.tokens.vocabulary import TASKS
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
 from pretrain.commands.generate_options import DIFFUSION_ONLY, HowOptions, WhatOptions
 from pretrain.commands.options import flag, given

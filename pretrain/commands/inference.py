@@ -22,7 +22,7 @@ from pretrain.run_data import TASK_ROWS
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
+    from data_pipelines.stream.batch import Batch
     from pretrain.checkpoint_reader import TrainedModel
     from pretrain.commands.evaluate_options import EvaluateOptions
 

@@ -16,7 +16,7 @@ from pretrain.checkpoint.fragments import Fragment
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
+    from data_pipelines.stream.batch import Batch
     from pretrain.objectives import Objective
     from pretrain.optim.scaling import Scaled
     from pretrain.parallel.mesh import Mesh

@@ -31,7 +31,7 @@ from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.nodes import share_within_node
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
+    from data_pipelines.stream.batch import Batch
     from pretrain.config import Config
     from pretrain.objectives import Objective
     from pretrain.parallel.mesh import Mesh

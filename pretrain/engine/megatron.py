@@ -31,7 +31,7 @@ from pretrain.parallel.stages import EMBEDDING
 from pretrain.parallel.without_cuda import replace_cuda_literals, stand_in_for_cuda
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
+    from data_pipelines.stream.batch import Batch
     from pretrain.config import Config
     from pretrain.objectives import LossSum, Objective
     from pretrain.optim.scaling import Scaled

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from data_pipelines.batch import Batch
+    from data_pipelines.stream.batch import Batch
     from pretrain.objectives import LossSum, Objective
     from pretrain.parallel.mesh import Axis
     from pretrain.parallel.stages import Part

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data_pipelines.layout import CONDITION, read_layout
-from data_pipelines.vocabulary import MODALITIES, Modality, Vocabulary
+from data_pipelines.tokens.roles import CONDITION, read_roles
+from data_pipelines.tokens.vocabulary import MODALITIES, Modality, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Canvas:
 
 
 def canvas(vocabulary: Vocabulary, tokens: Sequence[int]) -> Canvas:
-    """A document as `data_pipelines.layout` knows them, some of its content [MASK]ed.
+    """A document as `data_pipelines.tokens.roles` knows them, some of its content [MASK]ed.
 
     A place takes ids of its own modality only, of several codebooks those of its level. Raises ValueError where
     something that is no content is masked.
     """
     tokens_T = torch.as_tensor(tokens, dtype=torch.int64)
-    layout = read_layout(vocabulary, tokens_T[None], torch.arange(len(tokens_T))[None])
-    modality_T, offset_T = layout.modality[0], layout.offset[0]
+    roles = read_roles(vocabulary, tokens_T[None], torch.arange(len(tokens_T))[None])
+    modality_T, offset_T = roles.modality[0], roles.offset[0]
     ranges_T2 = torch.zeros(len(tokens_T), 2, dtype=torch.int64)
     for modality in vocabulary.modalities:
         its_T = modality_T == MODALITIES.index(modality.name)
@@ -42,7 +42,7 @@ def canvas(vocabulary: Vocabulary, tokens: Sequence[int]) -> Canvas:
     lost = ((tokens_T == vocabulary.mask) & (ranges_T2[:, 1] == 0)).nonzero()[:, 0]
     if len(lost):
         raise ValueError(f"place {int(lost[0])} is [MASK] but stands in no modality's part of the document")
-    return Canvas(tokens_T, ranges_T2, layout.part[0] == CONDITION)
+    return Canvas(tokens_T, ranges_T2, roles.role[0] == CONDITION)
 
 
 def _ranges(modality: Modality, offset_N: Tensor) -> Tensor:

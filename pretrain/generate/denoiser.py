@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from data_pipelines.layout import grid_positions, read_layout
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.tokens.roles import grid_positions, read_roles
+from data_pipelines.tokens.vocabulary import Vocabulary
 from pretrain.generate.diffusion import Denoiser
 
 
@@ -19,8 +19,8 @@ def model_denoiser(model: nn.Module, vocabulary: Vocabulary) -> Denoiser:
     def denoise(tokens_BT: Tensor, segment_ids_BT: Tensor, positions_BT: Tensor, wanted_BT: Tensor) -> Tensor:
         positions = positions_BT
         if model.position_axes == 2:
-            layout = read_layout(vocabulary, tokens_BT, positions_BT)
-            positions = grid_positions(vocabulary, layout, positions_BT)
+            roles = read_roles(vocabulary, tokens_BT, positions_BT)
+            positions = grid_positions(vocabulary, roles, positions_BT)
         hidden_BTC = model(tokens_BT, segment_ids_BT, positions)
         logits: Tensor = model.head(hidden_BTC[wanted_BT])  # type: ignore[operator]
         return logits

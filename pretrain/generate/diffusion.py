@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.tokens.vocabulary import Vocabulary
 from pretrain.generate.canvas import Canvas
 from pretrain.generate.draw import draw
 from pretrain.generate.settings import SamplerSettings

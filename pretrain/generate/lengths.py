@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.pair_lengths import TargetLengths
+from data_pipelines.rows.pair_lengths import TargetLengths
 from pretrain.errors import UserError
 from pretrain.generate.documents import Document
 from pretrain.json_text import to_json

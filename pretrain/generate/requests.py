@@ -11,10 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from data_pipelines.codecs.base import AudioCodec, ImageCodec
-from data_pipelines.layout import TARGET, TASK_NAMES, read_layout
-from data_pipelines.modalities import Modalities
-from data_pipelines.tokenizers import BytesTokenizer
-from data_pipelines.vocabulary import TASKS
+from data_pipelines.tokens.modalities import Modalities
+from data_pipelines.tokens.roles import TARGET, TASK_NAMES, read_roles
+from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.vocabulary import TASKS
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
 from pretrain.generate.lengths import (
@@ -109,9 +109,9 @@ class Requests:
         """The target of a filled canvas: a text up to its end, a uint8 picture, a float32 sound."""
         vocabulary = self.modalities.vocabulary
         positions_T = np.arange(len(filled_T))
-        layout = read_layout(vocabulary, filled_T[None], filled_T.new_tensor(positions_T)[None])
-        target_T = filled_T[layout.part[0] == TARGET]
-        task = TASK_NAMES[int(layout.task[0, 0])]
+        roles = read_roles(vocabulary, filled_T[None], filled_T.new_tensor(positions_T)[None])
+        target_T = filled_T[roles.role[0] == TARGET]
+        task = TASK_NAMES[int(roles.task[0, 0])]
         made = "text" if task == FREE_TEXT else TASKS[task][1]
         return self.modalities.sample(made, target_T.numpy())
 

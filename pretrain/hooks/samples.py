@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_pipelines.codecs.base import AudioCodec
-from data_pipelines.pair_lengths import target_lengths
-from data_pipelines.rows import Source, open_sources
-from data_pipelines.vocabulary import TASKS
+from data_pipelines.rows.cut_rows import Source, open_sources
+from data_pipelines.rows.pair_lengths import target_lengths
+from data_pipelines.tokens.vocabulary import TASKS
 from pretrain.generate.canvas import canvas
 from pretrain.generate.causal import Sampling, generate
 from pretrain.generate.denoiser import model_denoiser
@@ -28,7 +28,7 @@ from pretrain.generate.settings import settings_for
 from pretrain.hooks.base import Hook, due
 
 if TYPE_CHECKING:
-    from data_pipelines.tokenizers import Tokenizer
+    from data_pipelines.tokens.tokenizers import Tokenizer
     from pretrain.config_objective import MaskedDiffusionSection
     from pretrain.engine.base import StepReport
     from pretrain.run import Run

@@ -10,7 +10,7 @@ from pretrain.objectives.masked_diffusion import MaskedDiffusion
 from pretrain.objectives.next_token import NextToken
 
 if TYPE_CHECKING:
-    from data_pipelines.vocabulary import Vocabulary
+    from data_pipelines.tokens.vocabulary import Vocabulary
     from pretrain.config import Config
 
 __all__ = ["LossSum", "MaskedDiffusion", "NextToken", "Objective", "build_diffusion", "build_objective"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
-    from data_pipelines.stream import Rows
+    from data_pipelines.stream.batch import Batch
+    from data_pipelines.stream.stream import Rows
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from data_pipelines.batch import Batch, Corruption
-from data_pipelines.layout import CONDITION, TARGET, TASK_NAMES, Layout
-from data_pipelines.vocabulary import MODALITIES, Vocabulary
+from data_pipelines.stream.batch import Batch, Corruption
+from data_pipelines.tokens.roles import CONDITION, TARGET, TASK_NAMES, Roles
+from data_pipelines.tokens.vocabulary import MODALITIES, Vocabulary
 from pretrain.config_objective import MaskedDiffusionSection, ModalitySection
 from pretrain.objectives.counters import hashed, key, stratified, uniform
 from pretrain.objectives.diffusion_schedules import (
@@ -104,17 +104,17 @@ class Documents:
 
 def corrupt(
     batch: Batch,
-    layout: Layout,
+    roles: Roles,
     vocabulary: Vocabulary,
     rules: Rules,
     numbers: RowNumbers,
     purpose: np.uint64,
 ) -> Corruption:
     """Draw the masks of a batch of whole documents. `purpose`: from `counters.key`."""
-    part_BT, modality_BT = layout.part.numpy(), layout.modality.numpy()
-    documents = _documents(batch, layout, rules, numbers, purpose)
-    hidden_BT = (part_BT != 0) & (part_BT == documents.hidden[documents.of_BT])
-    may_BT = ((part_BT == TARGET) | (rules.joint & (part_BT == CONDITION))) & ~hidden_BT
+    role_BT, modality_BT = roles.role.numpy(), roles.modality.numpy()
+    documents = _documents(batch, roles, rules, numbers, purpose)
+    hidden_BT = (role_BT != 0) & (role_BT == documents.hidden[documents.of_BT])
+    may_BT = ((role_BT == TARGET) | (rules.joint & (role_BT == CONDITION))) & ~hidden_BT
     documents = _counted(documents, may_BT)
     amount_D, elbo_D, training_D = _draw(documents, rules, numbers, purpose)
     masked_BT = _masked(documents, may_BT, amount_D, rules, numbers, purpose)
@@ -138,9 +138,9 @@ def corrupt(
         places=torch.from_numpy(place_N),
         weights=torch.from_numpy(weight_N.astype(np.float32)),
         elbo_weights=torch.from_numpy((elbo_D * counts_D)[document_N].astype(np.float32)),
-        parts=torch.from_numpy(parts_N3.astype(np.uint8)),
+        loss_parts=torch.from_numpy(parts_N3.astype(np.uint8)),
         targets=torch.from_numpy(may_BT.sum(1, dtype=np.int32)),
-        part_targets=torch.from_numpy(
+        loss_part_targets=torch.from_numpy(
             _part_targets(documents, may_BT & counts_D[documents.of_BT], modality_BT, parts_N3, place_N)
         ),
         row_places=tuple(masked_BT.sum(1).tolist()),
@@ -148,7 +148,7 @@ def corrupt(
 
 
 def _documents(
-    batch: Batch, layout: Layout, rules: Rules, numbers: RowNumbers, purpose: np.uint64
+    batch: Batch, roles: Roles, rules: Rules, numbers: RowNumbers, purpose: np.uint64
 ) -> Documents:
     """The documents of the batch, and which of their sides are masked whole."""
     segment_BT = batch.segment_ids.numpy().astype(np.int64)
@@ -157,11 +157,11 @@ def _documents(
     of_BT = segment_BT + np.arange(rows)[:, None] * most
     row, number = np.divmod(np.arange(rows * most), most)
     task, target, paired = (np.zeros(rows * most, np.int64) for _ in range(3))
-    task[of_BT] = layout.task.numpy()
-    part_BT = layout.part.numpy()
+    task[of_BT] = roles.task.numpy()
+    role_BT = roles.role.numpy()
     target[:] = len(MODALITIES)
-    target[of_BT[part_BT == TARGET]] = layout.modality.numpy()[part_BT == TARGET]
-    paired[of_BT[part_BT == CONDITION]] = 1
+    target[of_BT[role_BT == TARGET]] = roles.modality.numpy()[role_BT == TARGET]
+    paired[of_BT[role_BT == CONDITION]] = 1
     share = hashed(purpose ^ key("hidden"), numbers.data[row], number)
     side = hashed(purpose ^ key("side"), numbers.data[row], number) >> np.uint64(63)
     which = np.where(side == 1, TARGET, CONDITION) if rules.joint else CONDITION

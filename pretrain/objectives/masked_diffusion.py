@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.batch import Batch, Corruption, Cursor
-from data_pipelines.layout import grid_positions, read_layout
-from data_pipelines.vocabulary import Vocabulary
+from data_pipelines.stream.batch import Batch, Corruption, Cursor
+from data_pipelines.tokens.roles import grid_positions, read_roles
+from data_pipelines.tokens.vocabulary import Vocabulary
 from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
 from pretrain.config_objective import MaskedDiffusionSection
@@ -27,7 +27,7 @@ from pretrain.objectives.corruption import FIRST_BUCKET, PARTS, RowNumbers, Rule
 from pretrain.objectives.counters import key
 
 if TYPE_CHECKING:
-    from data_pipelines.mixing import Mixture
+    from data_pipelines.rows.mixing import Mixture
 
 
 class MixedRows(Protocol):
@@ -79,12 +79,12 @@ class MaskedDiffusion:
 
     def corrupted(self, batch: Batch, numbers: RowNumbers, *, evaluate: bool, purpose: np.uint64) -> Batch:
         """The batch with its masks."""
-        layout = read_layout(self.vocabulary, batch.tokens, batch.positions.long())
+        roles = read_roles(self.vocabulary, batch.tokens, batch.positions.long())
         rules = Rules(self.section, evaluate)
-        corruption = corrupt(batch, layout, self.vocabulary, rules, numbers, purpose)
+        corruption = corrupt(batch, roles, self.vocabulary, rules, numbers, purpose)
         positions = batch.positions
         if self.position_axes == 2:
-            positions = grid_positions(self.vocabulary, layout, positions).to(positions.dtype)
+            positions = grid_positions(self.vocabulary, roles, positions).to(positions.dtype)
         return dataclasses.replace(batch, corruption=corruption, positions=positions)
 
     def weight(self, batch: Batch) -> Tensor:
@@ -112,10 +112,10 @@ class MaskedDiffusion:
         elbo_N = nats_N * corruption.elbo_weights
         sums_P = torch.zeros(len(PARTS), dtype=torch.float64, device=ce_N.device)
         sums_P[0] = elbo_N.sum()
-        parts_3N = corruption.parts.long().T
+        parts_3N = corruption.loss_parts.long().T
         for part_N, values_N in zip(parts_3N, (elbo_N, elbo_N, nats_N), strict=True):
             sums_P.index_add_(0, part_N, values_N)
-        weights_P = corruption.part_targets.sum(0, dtype=torch.float64)
+        weights_P = corruption.loss_part_targets.sum(0, dtype=torch.float64)
         return LossSum(total=loss, loss=loss.detach(), parts=torch.stack((sums_P, weights_P), dim=1))
 
 

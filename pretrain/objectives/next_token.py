@@ -14,8 +14,8 @@ from models.layers.loss import default_chunk_tokens, token_cross_entropy
 from pretrain.objectives.base import LossSum
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
-    from data_pipelines.stream import Rows
+    from data_pipelines.stream.batch import Batch
+    from data_pipelines.stream.stream import Rows
 
 
 @dataclass(frozen=True)

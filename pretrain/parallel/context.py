@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from data_pipelines.parts import SequencePart, part_of_batch
+from data_pipelines.stream.sequence_part import SequencePart, part_of_batch
 from models.declared import Crossing, DeclarationError, crossings_of
 from pretrain.errors import ConfigError
 from pretrain.parallel.context_attention import gathered_attend, swapped
@@ -26,7 +26,7 @@ from pretrain.parallel.context_recurrence import (
 from pretrain.parallel.exchange import Exchange
 
 if TYPE_CHECKING:
-    from data_pipelines.batch import Batch
+    from data_pipelines.stream.batch import Batch
     from pretrain.config import ParallelSection
     from pretrain.parallel.mesh import Mesh
 

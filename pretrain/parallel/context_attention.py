@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_pipelines.parts import SequencePart
+from data_pipelines.stream.sequence_part import SequencePart
 from kernels.sigmoid_attention import sigmoid_attention
 from models.declared import Crossing
 from models.sigmoid.mixer import SigmoidAttention

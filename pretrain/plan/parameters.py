@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
-from data_pipelines.tokenizers import load_tokenizer
-from data_pipelines.vocabulary import Modality, Vocabulary, load_vocabulary
+from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary, load_vocabulary
 from models.layers.language_model import LanguageModel
 from pretrain.errors import ConfigError
 from pretrain.parallel.stages import whole_model

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data_pipelines.batch import Batch, Corruption, Cursor
-from data_pipelines.vocabulary import SPECIALS, Modality, Vocabulary
+from data_pipelines.stream.batch import Batch, Corruption, Cursor
+from data_pipelines.tokens.vocabulary import SPECIALS, Modality, Vocabulary
 from kernels.newton_rnn import Solver, newton
 from kernels.newton_rnn import split as newton_split
 from kernels.sigmoid_attention import op as sigmoid_op
@@ -248,8 +248,8 @@ def _pretended_corruption(rows: int, length: int) -> Corruption:
         places=torch.zeros(count, dtype=torch.int64),
         weights=torch.ones(count),
         elbo_weights=torch.ones(count),
-        parts=torch.zeros((count, 3), dtype=torch.uint8),
+        loss_parts=torch.zeros((count, 3), dtype=torch.uint8),
         targets=torch.zeros(rows, dtype=torch.int32),
-        part_targets=torch.zeros((rows, len(PARTS)), dtype=torch.int32),
+        loss_part_targets=torch.zeros((rows, len(PARTS)), dtype=torch.int32),
         row_places=(each,) * rows,
     )

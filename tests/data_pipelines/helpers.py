@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_pipelines.batch import Batch
-from data_pipelines.dataset import write_dataset
-from data_pipelines.shards import TokenShardWriter
-from data_pipelines.tokenizers import BytesTokenizer
-from data_pipelines.vocabulary import TASKS, Modality, Vocabulary
+from data_pipelines.storage.dataset import write_dataset
+from data_pipelines.storage.shards import TokenShardWriter
+from data_pipelines.stream.batch import Batch
+from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.vocabulary import TASKS, Modality, Vocabulary
 
 FIELDS = ("tokens", "targets", "weights", "segment_ids", "positions", "rows")
 EOT = 256

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_pipelines import build as build_module
-from data_pipelines.build import BuildOptions, build, build_from_files, cut_tail
-from data_pipelines.demo import build_demo, library_files
-from data_pipelines.documents import find_files
 from data_pipelines.errors import DataError
-from data_pipelines.lint import lint
-from data_pipelines.rows import RowReader, Source, open_sources
-from data_pipelines.shards import write_tar
-from data_pipelines.stats import describe_split, sample_texts
-from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.inspection.lint import lint
+from data_pipelines.inspection.stats import describe_split, sample_texts
+from data_pipelines.prepare import text as build_module
+from data_pipelines.prepare.demo import build_demo, library_files
+from data_pipelines.prepare.text import BuildOptions, build, build_from_files, cut_tail
+from data_pipelines.raw.documents import find_files
+from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
+from data_pipelines.storage.shards import write_tar
+from data_pipelines.tokens.tokenizers import load_tokenizer
 from tests.data_pipelines.helpers import EOT, make_dataset, write_jsonl
 
 TEXTS = [f"Document number {n}.\nIt says: {'ab ' * (n % 7)}ü.\n" for n in range(60)]
@@ -65,7 +65,7 @@ def test_a_build_is_reproducible(tmp_path):
 
 STALLED_BUILD = """
 import sys, time
-from data_pipelines.build import BuildOptions, build
+from data_pipelines.prepare.text import BuildOptions, build
 
 def report(what, done, total):
     if what == "tokenising":
@@ -260,7 +260,7 @@ def test_a_dataset_moved_away_by_a_killed_build_is_put_back(tmp_path):
 
 
 def test_a_long_document_is_sampled_all_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(build_module, "SAMPLE_PART", 1000)
+    monkeypatch.setattr(build_module, "SAMPLE_EXCERPT", 1000)
     monkeypatch.setattr(build_module, "SAMPLE_CHARACTERS", 20_000)
     (tmp_path / "in.txt").write_text("a" * 5000 + "".join(f" {letter * 9}" for letter in "bcdef") * 2000)
     tokenizer = build(tmp_path / "in.txt", tmp_path / "out", BuildOptions("bpe:300")).tokenizer

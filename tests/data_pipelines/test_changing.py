@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipelines.dataset import open_dataset, write_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.index import index_path, read_index
-from data_pipelines.mapped import EXIT_DATA_ERROR
-from data_pipelines.rows import RowReader, Source, open_sources
-from data_pipelines.shards import TokenShardWriter
-from data_pipelines.tokenizers import BytesTokenizer
+from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
+from data_pipelines.storage.dataset import open_dataset, write_dataset
+from data_pipelines.storage.index import index_path, read_index
+from data_pipelines.storage.mapped_files import EXIT_DATA_ERROR
+from data_pipelines.storage.shards import TokenShardWriter
+from data_pipelines.tokens.tokenizers import BytesTokenizer
 from tests.data_pipelines.helpers import make_dataset
 
 SHARD = "train-000000.tar"
@@ -63,7 +63,7 @@ def test_bytes_that_are_flipped_after_they_were_read_are_found(folder: Path) -> 
 
 
 def test_a_change_during_the_copy_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_pipelines import packing
+    from data_pipelines.rows import packing
 
     rows = reader(folder)
     rows.batch(range(1000))
@@ -79,7 +79,7 @@ def test_a_change_during_the_copy_is_found(folder: Path, monkeypatch: pytest.Mon
 
 
 def test_a_shard_that_is_written_to_without_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_pipelines import packing
+    from data_pipelines.rows import packing
 
     rows, times = reader(folder), iter(range(1, 100))
     copy = packing._copy
@@ -157,7 +157,7 @@ def test_a_shard_that_is_cut_short_is_named_and_the_process_ends(folder: Path, h
 
 
 def test_another_bus_error_stays_one() -> None:
-    code = "from data_pipelines.mapped import map_file\nfrom pathlib import Path\nimport os, signal\n"
+    code = "from data_pipelines.storage.mapped_files import map_file\nfrom pathlib import Path\nimport os, signal\n"
     code += "map_file(Path('pyproject.toml'))\nos.kill(os.getpid(), signal.SIGBUS)\nos.kill(os.getpid(), signal.SIGBUS)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == -7 and "truncated" not in done.stderr

@@ -14,8 +14,8 @@ from data_pipelines.codecs.codebooks import fill_mask, flatten, level_size, unfl
 from data_pipelines.codecs.kmeans import kmeans, nearest
 from data_pipelines.codecs.spectral import Frames, log_magnitudes
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import Modalities, code_modality, combine, load_modalities
-from data_pipelines.tokenizers import BytesTokenizer, word_tokenizer
+from data_pipelines.tokens.modalities import Modalities, code_modality, combine, load_modalities
+from data_pipelines.tokens.tokenizers import BytesTokenizer, word_tokenizer
 
 FRAMES = Frames(8000, 256, 200, 300, 2000)
 
@@ -200,12 +200,12 @@ def test_files_that_do_not_belong_together(tmp_path, modalities):
     ("kind", "message"),
     [
         ("no_such_package:Codec", "no_such_package:Codec, which cannot be imported"),
-        ("data_pipelines.batch:Codec", "cannot be imported"),
+        ("data_pipelines.stream.batch:Codec", "cannot be imported"),
         ("patches", "not one of patch, spectral, .*diffusers-vq"),
     ],
 )
 def test_codecs_that_are_not_there(tmp_path, monkeypatch, kind, message):
-    monkeypatch.setenv("TRIPTYCH_CODECS", "no_such_package, data_pipelines.batch")
+    monkeypatch.setenv("TRIPTYCH_CODECS", "no_such_package, data_pipelines.stream.batch")
     (tmp_path / "codec.json").write_text(json.dumps({"kind": kind}))
     with pytest.raises(DataError, match=message):
         load_codec(tmp_path)

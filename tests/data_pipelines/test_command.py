@@ -7,10 +7,10 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from data_pipelines.dataset import open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.index import index_path
-from data_pipelines.shards import write_tar
+from data_pipelines.storage.dataset import open_dataset
+from data_pipelines.storage.index import index_path
+from data_pipelines.storage.shards import write_tar
 from pretrain.commands.data import app
 from tests.data_pipelines.helpers import write_jsonl
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.dataset import open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.index import build_index, index_path, read_index
-from data_pipelines.lint import lint, rebuild_indices
-from data_pipelines.rows import RowReader, Source, open_sources
-from data_pipelines.shards import write_tar
-from data_pipelines.tarwalk import walk
-from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.inspection.lint import lint, rebuild_indices
+from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
+from data_pipelines.storage.dataset import open_dataset
+from data_pipelines.storage.index import build_index, index_path, read_index
+from data_pipelines.storage.shards import write_tar
+from data_pipelines.storage.tar_walk import walk
+from data_pipelines.tokens.tokenizers import load_tokenizer
 from tests.data_pipelines.helpers import make_dataset
 
 SHARD = "train-000000.tar"
@@ -258,7 +258,7 @@ def test_datasets_of_different_tokenizers_are_not_mixed(tmp_path, original):
     make_dataset(tmp_path / "other", [5])
     content = json.loads((tmp_path / "other" / "dataset.json").read_text())
     other = "f" * 64
-    from data_pipelines.dataset import _fingerprint
+    from data_pipelines.storage.dataset import _fingerprint
 
     content["tokenizer"]["fingerprint"] = other
     content["fingerprint"] = _fingerprint(content)

@@ -18,11 +18,11 @@ from data_pipelines.digits.sentences import (
 )
 from data_pipelines.digits.tones import NO_DIGIT, SAMPLE_RATE, detect_digit, make_tones
 from data_pipelines.errors import DataError
-from data_pipelines.lint import lint
-from data_pipelines.modalities import load_modalities
-from data_pipelines.rows import Source, open_sources
-from data_pipelines.vocabulary import TASKS
-from data_pipelines.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.inspection.lint import lint
+from data_pipelines.rows.cut_rows import Source, open_sources
+from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.tokens.modalities import load_modalities
+from data_pipelines.tokens.vocabulary import TASKS
 from tests.data_pipelines.test_whole_rows import read_back
 
 

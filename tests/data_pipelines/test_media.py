@@ -14,10 +14,10 @@ from PIL import Image, PngImagePlugin
 
 from data_pipelines.codecs.kmeans import TooFewError
 from data_pipelines.errors import DataError
-from data_pipelines.pair_build import PairOptions, build_pairs
+from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.reconstruction import mel_distance, psnr
 from data_pipelines.raw.pictures import picture_facts, read_picture
 from data_pipelines.raw.sounds import read_sound, sound_rate
-from data_pipelines.reconstruction import mel_distance, psnr
 
 BLUE, RED = (0, 0, 255), (255, 0, 0)
 

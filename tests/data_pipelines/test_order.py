@@ -12,16 +12,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.batch import Batch, Cursor
-from data_pipelines.dataset import Shard, write_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.evaluation import evaluation_batches, evaluation_rows
-from data_pipelines.mixing import Mixture, integer_weights, mixing_pattern
-from data_pipelines.order import permutation
-from data_pipelines.rows import RowReader, Source, open_sources, order_fingerprint
-from data_pipelines.shards import TokenShardWriter
-from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import BytesTokenizer
+from data_pipelines.permutation import permutation
+from data_pipelines.rows.cut_rows import RowReader, Source, open_sources, order_fingerprint
+from data_pipelines.rows.evaluation import evaluation_batches, evaluation_rows
+from data_pipelines.rows.mixing import Mixture, integer_weights, mixing_pattern
+from data_pipelines.storage.dataset import Shard, write_dataset
+from data_pipelines.storage.shards import TokenShardWriter
+from data_pipelines.stream.batch import Batch, Cursor
+from data_pipelines.stream.stream import open_stream
+from data_pipelines.tokens.tokenizers import BytesTokenizer
 from tests.data_pipelines.helpers import EOT, make_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "row_order.json"

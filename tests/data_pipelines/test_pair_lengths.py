@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import DataError
-from data_pipelines.pair_lengths import refuse_long_pairs, target_lengths
-from data_pipelines.rows import Source, open_sources
+from data_pipelines.rows.cut_rows import Source, open_sources
+from data_pipelines.rows.pair_lengths import refuse_long_pairs, target_lengths
 from tests.data_pipelines.helpers import VOCABULARY, make_dataset, make_pairs, pair
 
 V = VOCABULARY

@@ -10,16 +10,16 @@ import soundfile
 from PIL import Image
 
 from data_pipelines.codecs import PatchCodec
-from data_pipelines.dataset import open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.lint import lint
-from data_pipelines.modalities import load_modalities
-from data_pipelines.pair_build import PairOptions, build_pairs
-from data_pipelines.rows import Source, open_sources
-from data_pipelines.shards import write_tar
-from data_pipelines.tokenizers import word_tokenizer
-from data_pipelines.vocabulary import TASKS
-from data_pipelines.whole_rows import WholeRowReader
+from data_pipelines.inspection.lint import lint
+from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.rows.cut_rows import Source, open_sources
+from data_pipelines.rows.whole_rows import WholeRowReader
+from data_pipelines.storage.dataset import open_dataset
+from data_pipelines.storage.shards import write_tar
+from data_pipelines.tokens.modalities import load_modalities
+from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.vocabulary import TASKS
 from tests.data_pipelines.helpers import VOCABULARY, make_pairs, pair
 from tests.data_pipelines.test_command import run
 from tests.data_pipelines.test_whole_rows import read_back

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.build import BuildOptions, build
-from data_pipelines.documents import file_documents
 from data_pipelines.errors import DataError
-from data_pipelines.pair_build import BuiltPairs, PairOptions, build_pairs
+from data_pipelines.prepare.pairs import BuiltPairs, PairOptions, build_pairs
+from data_pipelines.prepare.text import BuildOptions, build
+from data_pipelines.raw.documents import file_documents
 from data_pipelines.raw.files import find_source, raw_files
 from data_pipelines.raw.report import Report, Tally
 from tests.data_pipelines.helpers import write_jsonl

@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.batch import Cursor
 from data_pipelines.errors import DataError
-from data_pipelines.rows import RowReader, Source, open_sources
-from data_pipelines.stream import open_stream
+from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
+from data_pipelines.stream.batch import Cursor
+from data_pipelines.stream.stream import open_stream
 from tests.data_pipelines.helpers import FIELDS, joined, make_dataset, same
 
 quick = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
-from data_pipelines.stream import open_stream
+from data_pipelines.stream.stream import open_stream
 from data_pipelines.tasks import TASKS, TaskRows, build_task, task_batches
 from data_pipelines.tasks.state import multiplication_table
 

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from data_pipelines.build import BuildOptions, build, held_bytes
-from data_pipelines.dataset import open_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.modalities import load_modalities
-from data_pipelines.pair_build import PairOptions, build_pairs
+from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.text import BuildOptions, build, held_bytes
 from data_pipelines.raw.report import Report
-from data_pipelines.tokenizer_files import end_of_text_name
-from data_pipelines.tokenizers import (
+from data_pipelines.storage.dataset import open_dataset
+from data_pipelines.tokens.modalities import load_modalities
+from data_pipelines.tokens.tokenizer_files import end_of_text_name
+from data_pipelines.tokens.tokenizers import (
     UNBROKEN,
     BpeTokenizer,
     BytesTokenizer,

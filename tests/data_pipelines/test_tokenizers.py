@@ -10,7 +10,7 @@ from tokenizers import Regex as HuggingFaceRegex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.errors import DataError
-from data_pipelines.tokenizers import (
+from data_pipelines.tokens.tokenizers import (
     EOT,
     HARD_TEXTS,
     BpeTokenizer,

@@ -10,16 +10,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.batch import Batch
-from data_pipelines.best_fit import best_fit, count_rows
-from data_pipelines.dataset import write_dataset
 from data_pipelines.errors import DataError
-from data_pipelines.rows import RowReader, Source, open_sources
-from data_pipelines.shards import TokenShardWriter
-from data_pipelines.stream import open_stream
-from data_pipelines.tokenizers import BytesTokenizer
-from data_pipelines.vocabulary import Modality, Vocabulary
-from data_pipelines.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.rows.best_fit import best_fit, count_rows
+from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
+from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.storage.dataset import write_dataset
+from data_pipelines.storage.shards import TokenShardWriter
+from data_pipelines.stream.batch import Batch
+from data_pipelines.stream.stream import open_stream
+from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from tests.data_pipelines.helpers import EOT, VOCABULARY, joined, make_dataset, make_pairs, pair, same
 
 quick = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.modalities import Modalities, code_modality
-from data_pipelines.pairs import PairWriter
-from data_pipelines.tokenizers import BytesTokenizer
-from data_pipelines.vocabulary import Modality, Vocabulary
+from data_pipelines.prepare.pair_writer import PairWriter
+from data_pipelines.tokens.modalities import Modalities, code_modality
+from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from tests.data_pipelines.helpers import make_dataset
 
 TASKS = ("text-to-image", "image-to-text", "text-to-audio")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build import BuildOptions, build
+from data_pipelines.prepare.text import BuildOptions, build
 from pretrain import cli
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from tests.e2e.training import (
@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def flip_token_byte(scene: Scene) -> None:
-    from data_pipelines.index import read_index
+    from data_pipelines.storage.index import read_index
 
     index = read_index(scene.shard.with_suffix(".idx"))
     content = bytearray(scene.shard.read_bytes())

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.dataset import open_dataset
-from data_pipelines.evaluation import evaluation_rows
-from data_pipelines.rows import ORDER, Source, open_sources
-from data_pipelines.stats import sample_texts
-from data_pipelines.tokenizers import load_tokenizer
+from data_pipelines.inspection.stats import sample_texts
+from data_pipelines.rows.cut_rows import ORDER, Source, open_sources
+from data_pipelines.rows.evaluation import evaluation_rows
+from data_pipelines.storage.dataset import open_dataset
+from data_pipelines.tokens.tokenizers import load_tokenizer
 from pretrain import checkpoint_reader
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR

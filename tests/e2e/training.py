@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_pipelines.batch import Batch
+from data_pipelines.stream.batch import Batch
 from pretrain.config import load_config
 from pretrain.engine.base import StepReport
 from pretrain.hooks.base import Hook

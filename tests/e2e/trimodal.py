@@ -8,12 +8,12 @@ import numpy as np
 
 from data_pipelines.codecs import PatchCodec, SpectralCodec
 from data_pipelines.codecs.spectral import Frames
-from data_pipelines.dataset import token_bytes, write_dataset
-from data_pipelines.modalities import Modalities, combine
-from data_pipelines.pairs import PairWriter
-from data_pipelines.shards import TokenShardWriter
-from data_pipelines.tokenizers import word_tokenizer
-from data_pipelines.vocabulary import TASKS
+from data_pipelines.prepare.pair_writer import PairWriter
+from data_pipelines.storage.dataset import token_bytes, write_dataset
+from data_pipelines.storage.shards import TokenShardWriter
+from data_pipelines.tokens.modalities import Modalities, combine
+from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.vocabulary import TASKS
 
 WORDS = ("zero", "one", "two", "three", "plus", "equals")
 TINY = """

@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from data_pipelines.codecs import PatchCodec, load_codec
-from data_pipelines.modalities import combine, load_modalities
-from data_pipelines.tokenizers import BytesTokenizer
-from data_pipelines.vocabulary import load_vocabulary
+from data_pipelines.tokens.modalities import combine, load_modalities
+from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.vocabulary import load_vocabulary
 from launch.progress import read_progress
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState
 from pretrain.checkpoint.manifest import MANIFEST_NAME

@@ -18,20 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.build import BuildOptions, build
 from data_pipelines.codecs import PatchCodec, SpectralCodec, load_codec
 from data_pipelines.codecs.spectral import Frames
-from data_pipelines.dataset import Dataset, Shard
-from data_pipelines.document_checks import member_documents, token_members
-from data_pipelines.documents import file_documents
-from data_pipelines.modalities import combine
-from data_pipelines.pair_build import PairOptions, build_pairs
-from data_pipelines.pair_sources import read_samples
+from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.text import BuildOptions, build
+from data_pipelines.raw.documents import file_documents
 from data_pipelines.raw.files import find_source
 from data_pipelines.raw.pictures import picture_facts, read_picture
 from data_pipelines.raw.report import Report, Tally
+from data_pipelines.raw.samples import read_samples
 from data_pipelines.raw.sounds import read_sound, sound_rate
-from data_pipelines.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec, train_bpe
+from data_pipelines.storage.dataset import Dataset, Shard
+from data_pipelines.tokens.document_form import member_documents, token_members
+from data_pipelines.tokens.modalities import combine
+from data_pipelines.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec, train_bpe
 from pretrain.commands.choices import read_questions
 from pretrain.generate.prompts import check_prompts
 from pretrain.generate.requests import Requests
@@ -191,7 +191,7 @@ def folders(seed: int, folder: Path) -> None:
     with refusals_name(folder):
         source = find_source(folder / "in", None, left_out)
         samples = list(read_samples(source, left_out))
-    there = sum(len(sample.parts) for sample in samples) + sum(left_out.counts.values())
+    there = sum(len(sample.files) for sample in samples) + sum(left_out.counts.values())
     require(there == count, f"{count} files, {there} in samples or told: {left_out.counts}")
     keys = Counter(sample.key for sample in samples if ".tar:" not in sample.where.lower())
     require(max(keys.values(), default=1) == 1, f"keys come twice: {keys}")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from data_pipelines.dataset import read_dataset
 from data_pipelines.errors import DataError
+from data_pipelines.storage.dataset import read_dataset
 from launch import slurm
 from launch.commands import _say_submitted
 from launch.settings import ClusterSettings

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.vocabulary import Modality, Vocabulary
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from models import families
 from models.initialise import initialise
 from pretrain.config_objective import MaskedDiffusionSection

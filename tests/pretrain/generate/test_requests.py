@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.batch import Batch, Cursor
 from data_pipelines.codecs import PatchCodec, SpectralCodec
 from data_pipelines.codecs.spectral import Frames
-from data_pipelines.modalities import Modalities, combine
-from data_pipelines.pair_lengths import TargetLengths
-from data_pipelines.tokenizers import BytesTokenizer, word_tokenizer
+from data_pipelines.rows.pair_lengths import TargetLengths
+from data_pipelines.stream.batch import Batch, Cursor
+from data_pipelines.tokens.modalities import Modalities, combine
+from data_pipelines.tokens.tokenizers import BytesTokenizer, word_tokenizer
 from pretrain.errors import UserError
 from pretrain.generate.documents import documents_of
 from pretrain.generate.lengths import (

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from data_pipelines.vocabulary import Modality, Vocabulary
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 
 WORDS = Vocabulary(text=Modality("text", 0, 3, "words"), eot=2)
 """Three words and nothing else."""

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipelines.batch import Batch, Cursor
-from data_pipelines.mixing import Mixture
-from data_pipelines.vocabulary import Modality, Vocabulary
+from data_pipelines.rows.mixing import Mixture
+from data_pipelines.stream.batch import Batch, Cursor
+from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from models import families
 from models.initialise import initialise
 from models.trimodal.model import Trimodal

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.batch import Batch, Corruption
-from data_pipelines.layout import CONDITION, STRUCTURE, TARGET, Layout, read_layout
-from data_pipelines.mixing import Mixture
+from data_pipelines.rows.mixing import Mixture
+from data_pipelines.stream.batch import Batch, Corruption
+from data_pipelines.tokens.roles import CONDITION, STRUCTURE, TARGET, Roles, read_roles
 from pretrain.monitoring import PART_SCALARS
 from pretrain.objectives.corruption import PARTS
 from pretrain.objectives.counters import hashed, key, stratified, uniform
@@ -33,8 +33,8 @@ def corruption_of(batch: Batch) -> Corruption:
     return batch.corruption
 
 
-def layout_of(batch: Batch) -> Layout:
-    return read_layout(VOCABULARY, batch.tokens, batch.positions.long())
+def roles_of(batch: Batch) -> Roles:
+    return read_roles(VOCABULARY, batch.tokens, batch.positions.long())
 
 
 def masked(batch: Batch) -> torch.Tensor:
@@ -75,9 +75,9 @@ def test_a_rows_masks_depend_on_its_number_alone(settings: dict[str, Any]) -> No
                     "places",
                     "weights",
                     "elbo_weights",
-                    "parts",
+                    "loss_parts",
                     "targets",
-                    "part_targets",
+                    "loss_part_targets",
                 ):
                     assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     others = corruption_of(objective_of(seed=1, **settings).rows(DrawnRows()).batch(range(24)))
@@ -99,7 +99,7 @@ def test_splitting_a_batch_keeps_rows_and_places_together(settings: dict[str, An
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_structure_is_shown_and_what_is_predicted_is_masked(settings: dict[str, Any]) -> None:
     batch = objective_of(**settings).rows(DrawnRows()).batch(range(64))
-    part = layout_of(batch).part
+    part = roles_of(batch).role
     assert not masked(batch)[part == STRUCTURE].any()
     assert masked(batch)[scored(batch)].all()
     inputs = corruption_of(batch).inputs
@@ -111,8 +111,8 @@ def test_structure_is_shown_and_what_is_predicted_is_masked(settings: dict[str, 
 
 def test_a_dropped_condition_is_masked_whole_and_out_of_the_bound() -> None:
     batch = objective_of(condition_dropout=0.25).rows(DrawnRows()).batch(range(400))
-    layout, corruption = layout_of(batch), corruption_of(batch)
-    condition = layout.part == CONDITION
+    roles, corruption = roles_of(batch), corruption_of(batch)
+    condition = roles.role == CONDITION
     dropped, pairs = 0, 0
     weight_BT = torch.zeros(batch.tokens.shape)
     weight_BT.view(-1)[corruption.places] = corruption.elbo_weights
@@ -127,26 +127,26 @@ def test_a_dropped_condition_is_masked_whole_and_out_of_the_bound() -> None:
                 dropped += int(hidden.all())
                 assert (weight_BT[row][here & scored(batch)[row]] > 0).all() != hidden.all()
     assert dropped / pairs == pytest.approx(0.25, abs=0.06)
-    learned = (layout.part == TARGET).sum(1)
+    learned = (roles.role == TARGET).sum(1)
     assert torch.equal(corruption.targets, learned.int())
-    assert corruption.part_targets[:, 0].sum() < learned.sum()
+    assert corruption.loss_part_targets[:, 0].sum() < learned.sum()
 
 
 def test_a_whole_masked_side_is_not_learned() -> None:
     batch = objective_of(condition="joint", whole_modality=1.0).rows(DrawnRows()).batch(range(200))
-    layout = layout_of(batch)
+    roles = roles_of(batch)
     sides = []
     for row in range(200):
         for segment in batch.segment_ids[row].unique():
-            here = (batch.segment_ids[row] == segment) & (layout.task[row] > 0)
-            parts = [here & (layout.part[row] == side) for side in (CONDITION, TARGET)]
+            here = (batch.segment_ids[row] == segment) & (roles.task[row] > 0)
+            parts = [here & (roles.role[row] == side) for side in (CONDITION, TARGET)]
             if parts[0].any():
                 learned = [bool(scored(batch)[row][part].any()) for part in parts]
                 whole = [bool(masked(batch)[row][part].all()) for part in parts]
                 assert sum(learned) == 1 and whole[learned.index(False)]
                 sides.append(learned.index(False))
     assert 0.4 < np.mean(sides) < 0.6
-    assert corruption_of(batch).elbo_weights[corruption_of(batch).parts[:, 1] != 4].eq(0).all()
+    assert corruption_of(batch).elbo_weights[corruption_of(batch).loss_parts[:, 1] != 4].eq(0).all()
 
 
 @pytest.mark.parametrize("masking", ["fixed_count", "bernoulli"])
@@ -157,7 +157,7 @@ def test_complementary_rows_supervise_every_token_once(masking: str) -> None:
     batch = rows.batch(range(60))
     first, second = slice(0, None, 2), slice(1, None, 2)
     assert torch.equal(batch.tokens[first], batch.tokens[second])
-    target = layout_of(batch).part == TARGET
+    target = roles_of(batch).role == TARGET
     assert torch.equal(scored(batch)[first] ^ scored(batch)[second], target[first])
     assert rows.fingerprint != DrawnRows().fingerprint
     assert rows.batch(range(4)).cursor.fingerprint == rows.fingerprint
@@ -223,7 +223,7 @@ def test_weights_follow_the_settings() -> None:
         image={"weight": "none", "schedule": "cosine", "scale": 0.5}, text={"weight": "none"}
     )
     corruption = corruption_of(plain.rows(DrawnRows()).batch(range(40)))
-    image = corruption.parts[:, 0] == PARTS.index("elbo/image")
+    image = corruption.loss_parts[:, 0] == PARTS.index("elbo/image")
     torch.testing.assert_close(corruption.weights[image], torch.full((int(image.sum()),), 0.5 * np.pi / 2))
     assert corruption.weights[~image].eq(2).all()
 
@@ -236,9 +236,9 @@ def test_an_evaluation_shows_all_conditions_and_draws_anew() -> None:
     assert len(batches) == 3
     assert not torch.equal(masked(batches[0]), masked(batches[1]))
     for batch in batches:
-        assert not masked(batch)[layout_of(batch).part == CONDITION].any()
+        assert not masked(batch)[roles_of(batch).role == CONDITION].any()
         assert torch.equal(corruption_of(batch).weights, corruption_of(batch).elbo_weights)
-        assert torch.equal(corruption_of(batch).part_targets[:, 0], corruption_of(batch).targets)
+        assert torch.equal(corruption_of(batch).loss_part_targets[:, 0], corruption_of(batch).targets)
     again = list(objective.evaluation_batches([DrawnRows().batch(range(8))]))
     assert all(torch.equal(masked(a), masked(b)) for a, b in zip(batches, again, strict=True))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_pipelines.layout import CONDITION, TARGET, read_layout
+from data_pipelines.tokens.roles import CONDITION, TARGET, read_roles
 from models.layers.head import Head
 from pretrain.objectives.corruption import PARTS
 from pretrain.objectives.masked_diffusion import MaskedDiffusion
@@ -41,8 +41,8 @@ def exact_bounds(joint: bool) -> dict[str, float]:
     found = {}
     for task, document in zip(TASKS, ROW, strict=True):
         batch = batch_of([[document]], 32, [0])
-        layout = read_layout(VOCABULARY, batch.tokens, batch.positions.long())
-        may = (layout.part == TARGET) | (joint & (layout.part == CONDITION))
+        roles = read_roles(VOCABULARY, batch.tokens, batch.positions.long())
+        may = (roles.role == TARGET) | (joint & (roles.role == CONDITION))
         places = may[0].nonzero().flatten().tolist()
         n = len(places)
         total = 0.0

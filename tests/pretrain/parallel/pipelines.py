@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipelines.batch import Batch
+from data_pipelines.stream.batch import Batch
 from pretrain.config import Config, load_config
 from pretrain.engine.base import Evaluation
 from pretrain.loop import train

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.build import BuildOptions, build
+from data_pipelines.prepare.text import BuildOptions, build
 from pretrain.imports import quick_and_quiet
 from tests.e2e.pairs import TASKS, build_pairs
 from tests.e2e.training import metrics, train_rank

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from data_pipelines.parts import SequencePart
+from data_pipelines.stream.sequence_part import SequencePart
 from kernels.newton_rnn import Solver
 from models.layers.attention import Attention, AttentionShape
 from models.layers.conv import CausalConv

@@ -1,0 +1,1 @@
+"""Looking at a dataset that is there: figures, and every byte checked."""

@@ -1,0 +1,1 @@
+"""From raw files to datasets of tokens: of text, of pairs, of the demo."""
