@@ -95,6 +95,10 @@ def _check_swap(
     """That the ranks of a row can exchange positions for heads or channels, in the mixers that do."""
     for message in swap_problems(parallel.tensor * parallel.context):
         right = [n for n in range(1, model.width + 1) if not swap_problems(parallel.tensor * n)]
+        if not right and swap_problems(
+            parallel.context
+        ):  # the context axis is wrong whatever the tensor axis is
+            right = [n for n in range(1, model.width + 1) if not swap_problems(n)]
         near = sorted(sorted(right, key=lambda n: abs(n - parallel.context))[:4])
         if near:  # else it is the tensor axis that does not divide
             both = (
