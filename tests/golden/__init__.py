@@ -7,13 +7,14 @@ from pathlib import Path
 FOLDER = Path(__file__).parent
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-
-RUNS = ("sigmoid", "softmax", "pararnn/gru", "pararnn/lstm", "mamba2", "tasks", "trimodal")
+NO_RUNS = ("cluster/*.yaml", "*/recipe.yaml")
+"""Settings of clusters, and what several runs extend."""
 
 
 def runnable_configs() -> list[Path]:
-    """Every shipped run: configs/<family>/<size>.yaml, or configs/<family>/<kind>/<size>.yaml."""
-    return sorted(path for folder in RUNS for path in (CONFIGS / folder).glob("*.yaml"))
+    """Every shipped run."""
+    others = {path for pattern in NO_RUNS for path in CONFIGS.glob(pattern)}
+    return sorted(path for path in CONFIGS.rglob("*.yaml") if path not in others)
 
 
 def golden_path(config: Path) -> Path:
