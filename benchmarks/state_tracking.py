@@ -4,8 +4,11 @@
     python -m benchmarks.state_tracking --budget paper --seeds 3 --device cuda
     python -m benchmarks.state_tracking --tasks a5,cycle_navigation --models gru,lstm --steps 5000
 
-Every model has one layer of width 64 and reads fresh sequences of 100 symbols; the best of the seeds counts, as in
-the paper. The tasks' settings are those of configs/tasks; the paper's figures are of arXiv 2510.21450v2, those in
+    python -m benchmarks.state_tracking --stacks             # two layers: attention, ParaGRU, one of each
+
+Every model of the table has one layer of width 64 and reads fresh sequences of 100 symbols; the best of the seeds counts, as in
+the paper. With --stacks models have two layers of that width, and two tasks which no one kind of layer learns: parity,
+which needs a state, and recall (configs/tasks/recall.yaml), which needs to look things up. The tasks' settings are those of configs/tasks; the paper's figures are of arXiv 2510.21450v2, those in
 brackets second-hand, from its conference version.
 """
 
@@ -55,6 +58,22 @@ TASKS: dict[str, TaskRow] = {
     "modular_arithmetic": TaskRow(LAST, {"mamba2": 44, "gru": 63, "lstm": 94}, in_paper_tables=False),
     "a5": TaskRow(LAST, {"mamba2": 36, "gru": 40, "lstm": 38}, in_paper_tables=False),
 }
+STACKED_TASKS: dict[str, TaskRow] = {
+    "parity": TaskRow(LAST, {}, in_paper_tables=False, quick_steps=800),
+    "recall": TaskRow(TOKEN, {}, in_paper_tables=False, quick_steps=1500),
+}
+TWO_LAYERS: Mapping[str, Any] = {"layers": 2, "width": 64, "mlp_width": 128, "tied_head": False}
+STACKS: dict[str, Mapping[str, Any]] = {
+    "transformer x 2": {"family": "softmax", "heads": 4, "positions": "rope", "norm": "pre", **TWO_LAYERS},
+    "gru x 2": {"family": "pararnn", "cell": "gru", "heads": 4, "recurrent_clip": None, **TWO_LAYERS},
+    "gru + transformer": {
+        "family": "hybrid",
+        "mixers": ["pararnn_gru", "softmax"],
+        "pararnn_gru": {"heads": 4, "recurrent_clip": None},
+        "softmax": {"heads": 4},
+        **TWO_LAYERS,
+    },
+}
 MODELS: dict[str, Mapping[str, Any] | None] = {
     "transformer": {
         "family": "softmax",
@@ -80,7 +99,13 @@ MODELS: dict[str, Mapping[str, Any] | None] = {
     "gru": None,  # the shipped config
     "lstm": None,
 }
-LEARNING_RATES = {"transformer": 1e-3, "mamba2": 3e-3}
+LEARNING_RATES = {
+    "transformer": 1e-3,
+    "mamba2": 3e-3,
+    "transformer x 2": 1e-3,
+    "gru x 2": 3e-3,
+    "gru + transformer": 3e-3,
+}
 """Of the baselines; at the recurrent models' rates they learn worse."""
 
 
@@ -103,7 +128,7 @@ def measure(task: str, model: str, *, steps: int | None, seeds: int, device: str
     """Train and judge one model on one task."""
     began = time.perf_counter()
     values = configured(task, model, steps=steps, device=device)
-    metric = TASKS[task].metric
+    metric = (STACKED_TASKS if model in STACKS else TASKS)[task].metric
     best, longer = -1.0, None
     for seed in range(1, seeds + 1):
         values["run"]["seed"] = seed
@@ -126,9 +151,9 @@ def measure(task: str, model: str, *, steps: int | None, seeds: int, device: str
 
 def configured(task: str, model: str, *, steps: int | None, device: str) -> dict[str, Any]:
     """The task's shipped config with another model or budget, as plain values."""
-    cell = [f"model.cell={model}"] if MODELS[model] is None else []
+    section = {**MODELS, **STACKS}[model]
+    cell = [f"model.cell={model}"] if section is None else []
     values = load_config(CONFIGS / f"{task}.yaml", cell).to_dict()
-    section = MODELS[model]
     if section is not None:
         values["model"] = dict(section)
         values["optim"]["lr"] = LEARNING_RATES[model]
@@ -158,7 +183,7 @@ def train(values: dict[str, Any]) -> dict[str, float]:
 def table(results: Sequence[Result]) -> Table:
     shown = Table("task", "model", "parameters", "steps", "seconds", "ours", "at 400", "the paper's")
     for result in results:
-        row = TASKS[result.task]
+        row = (STACKED_TASKS if result.model in STACKS else TASKS)[result.task]
         paper = row.paper.get(result.model)
         percent = "-" if paper is None else f"{paper:.0f} %"
         shown.add_row(
@@ -176,6 +201,8 @@ def table(results: Sequence[Result]) -> Table:
 
 def chosen(arguments: argparse.Namespace) -> list[tuple[str, int | None]]:
     """(task, steps) of the budget; None leaves them to the config."""
+    if arguments.stacks:
+        return [(task, arguments.steps or row.quick_steps) for task, row in STACKED_TASKS.items()]
     if arguments.tasks:
         return [(task, arguments.steps) for task in arguments.tasks]
     if arguments.budget == "paper":
@@ -207,6 +234,7 @@ def main() -> None:
     parser.add_argument(
         "--budget", choices=["quick", "paper"], default="quick", help="which tasks, and how long"
     )
+    parser.add_argument("--stacks", action="store_true", help="two layers, of one kind and of two")
     parser.add_argument("--steps", type=int, help="for every run, instead of the budget's")
     parser.add_argument("--seeds", type=int, default=1, help="the best counts")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -214,13 +242,14 @@ def main() -> None:
     arguments = parser.parse_args()
     results = []
     for task, steps in chosen(arguments):
-        for model in arguments.models:
+        for model in STACKS if arguments.stacks else arguments.models:
             found = measure(task, model, steps=steps, seeds=arguments.seeds, device=arguments.device)
             results.append(found)
             print(f"{task}, {model}: {100 * found.accuracy:.2f} % in {found.seconds:.0f} s", flush=True)
     Console(width=100).print(table(results))
     rows = [
-        {**vars(result), "paper_percent": TASKS[result.task].paper.get(result.model)} for result in results
+        {**vars(result), "paper_percent": {**STACKED_TASKS, **TASKS}[result.task].paper.get(result.model)}
+        for result in results
     ]
     save({"results": rows}, arguments.out)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
@@ -19,6 +18,7 @@ from models.hybrid.mixers import (
     SoftmaxMixer,
 )
 from models.layers.config import Problem, not_positive, swiglu_width, unknown_choices
+from models.own import own_class
 from models.pararnn.config import NewtonConfig
 
 INITIALISATIONS = ("fan_in", "dclm", "small", "torch")
@@ -29,7 +29,7 @@ class HybridConfig:
     """A decoder whose layers are of several kinds.
 
     `mixers`: the kind of each layer, from the first on: a pattern that repeats, or all of them. A name is that of the
-    settings beside it (`pararnn_gru: {...}`), or `module:Class`, a `MixerSettings` of one's own found on PYTHONPATH,
+    settings beside it (`pararnn_gru: {...}`), or `module:Class`, a `MixerSettings` of one's own (`models.own`),
     whose settings stand in `own` under that name. `mlp_width` None means `swiglu_width(width)`; Mamba-2 layers have no
     feed-forward part. `vocabulary` None means that the dataset's tokenizer decides. `initialisation` of all matrices as
     in the pararnn family.
@@ -207,17 +207,7 @@ MIXERS = _mixers()
 
 def own_settings(name: str, values: Mapping[str, Any]) -> MixerSettings:
     """Of a `module:Class` on PYTHONPATH. Raises ValueError that says what is wrong with it."""
-    module_name, _, class_name = name.partition(":")
-    try:
-        kind = getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
-        raise ValueError(
-            f"{name}: no module {module_name} can be imported ({error}); is it on PYTHONPATH?"
-        ) from None
-    except AttributeError:
-        raise ValueError(f"{name}: {module_name} has no {class_name}") from None
-    if not (isinstance(kind, type) and issubclass(kind, MixerSettings)):
-        raise ValueError(f"{name}: is no models.hybrid.mixers.MixerSettings")
+    kind = own_class(name, MixerSettings)
     known = [one.name for one in dataclasses.fields(kind)]
     strange = [key for key in values if key not in known]
     if strange:

@@ -33,6 +33,7 @@ WIDTH, VOCABULARY, TIME = 32, 50, 24
 @pytest.fixture(autouse=True)
 def path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(Path("examples/gated_linear_attention").resolve()))
+    monkeypatch.setenv("TRIPTYCH_MODULES", "gated_linear_attention")
     yield
     sys.modules.pop(EXAMPLE.partition(":")[0], None)
 
@@ -251,3 +252,28 @@ def test_settings_that_say_nothing_refuse_every_layout_but_copies() -> None:
     assert "Silent does not say how its positions meet" in settings.swap_problems(shape, 2)[0]
     with pytest.raises(NotImplementedError, match="Silent gives no `products`"):
         settings.products(shape, TIME)
+
+
+def test_a_module_that_nobody_trusts_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "harmful.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = {"mixers": ("harmful:Mixer",), "layers": 1, "width": WIDTH}
+    problems = dict(HybridConfig(**values).problems(TIME))
+    assert "export TRIPTYCH_MODULES=gated_linear_attention,harmful" in problems["mixers"]
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gated_linear_attention:Missing", "has no Missing"),
+        ("gated_linear_attention:Column", "is no models.hybrid.mixers.MixerSettings"),
+        ("no_such_module:Mixer", "cannot be imported"),
+    ],
+)
+def test_what_is_wrong_with_a_module_is_said(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIPTYCH_MODULES", "gated_linear_attention,no_such_module")
+    problems = dict(HybridConfig(mixers=(name,), layers=1, width=WIDTH).problems(TIME))
+    assert message in problems["mixers"]

@@ -33,6 +33,7 @@ class Silent(MixerSettings):
 @pytest.fixture(autouse=True)
 def example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path("examples/gated_linear_attention").resolve()))
+    monkeypatch.setenv("TRIPTYCH_MODULES", "gated_linear_attention, silent")
     monkeypatch.setitem(runs.MODELS, "own", MODEL)
 
 

@@ -1,0 +1,38 @@
+"""Classes of one's own, named `module:Class` in a config. Imports no torch by itself.
+
+A config, and a run's files with it, may come from anyone, and importing a module runs it: only modules that the user
+names in the environment are imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TypeVar
+
+T = TypeVar("T")
+
+TRUSTED = "TRIPTYCH_MODULES"
+"""Environment variable: modules that a config may name, several with commas between them."""
+
+
+def own_class(name: str, kind: type[T]) -> type[T]:
+    """The class, under `kind`, that `module:Class` names on PYTHONPATH. Raises ValueError that says what to do."""
+    module_name, _, class_name = name.partition(":")
+    trusted = [one.strip() for one in os.environ.get(TRUSTED, "").split(",")]
+    if module_name not in trusted:
+        raise ValueError(
+            f"{name}: a module of your own is code, and is imported only where you say so: export "
+            f"{TRUSTED}={','.join([*filter(None, trusted), module_name])}"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{name}: {module_name} cannot be imported ({error}); is it on PYTHONPATH?"
+        ) from None
+    except AttributeError:
+        raise ValueError(f"{name}: {module_name} has no {class_name}") from None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise ValueError(f"{name}: is no {kind.__module__}.{kind.__name__}")
+    return found
