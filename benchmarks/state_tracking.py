@@ -6,10 +6,10 @@
 
     python -m benchmarks.state_tracking --stacks             # two layers: attention, ParaGRU, one of each
 
-Every model of the table has one layer of width 64 and reads fresh sequences of 100 symbols; the best of the seeds counts, as in
-the paper. With --stacks models have two layers of that width, and two tasks which no one kind of layer learns: parity,
-which needs a state, and recall (configs/tasks/recall.yaml), which needs to look things up. The tasks' settings are those of configs/tasks; the paper's figures are of arXiv 2510.21450v2, those in
-brackets second-hand, from its conference version.
+Every model of the table has one layer of width 64 and reads fresh sequences of 100 symbols; the best of the seeds
+counts, as in the paper. The tasks' settings are those of configs/tasks; the paper's figures are of arXiv 2510.21450v2,
+those in brackets second-hand, from its conference version. With --stacks models have two layers of that width, and two
+tasks: parity, which needs a state, and recall (configs/tasks/recall.yaml), which needs to look things up.
 """
 
 from __future__ import annotations

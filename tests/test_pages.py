@@ -42,7 +42,7 @@ def test_files_are_there(page: str) -> None:
         if named.startswith(MADE_BY_RUNS):
             continue
         beside = (ROOT / page).parent / named
-        known = named.startswith(tuple(f"{folder}/" for folder in FOLDERS)) or named.startswith("../")
+        known = named.startswith(("../", *(f"{folder}/" for folder in FOLDERS)))
         assert not known or beside.exists() or (ROOT / named).exists(), f"{page} names {named}"
 
 
@@ -83,6 +83,5 @@ def test_settings_are_there(page: str) -> None:
     known = set(settings())
     sections = {section for section, _ in known}
     for section, key in SETTING.findall(text_of(page)):
-        assert section not in sections or key in ("py", "yaml") or (section, key) in known, (
-            f"{page} names {section}.{key}"
-        )
+        is_file = key in ("py", "yaml")
+        assert section not in sections or is_file or (section, key) in known, f"{page} names {section}.{key}"
