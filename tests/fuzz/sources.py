@@ -76,7 +76,7 @@ def jsonl(seed: int, folder: Path) -> None:
     path = folder / chosen(random, ["a.jsonl", "A.JSONL", "b.NdJson"])
     if packed:
         path = path.with_name(path.name + chosen(random, [".gz", ".GZ"]))
-    path.write_bytes(gzip.compress(data) if packed else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if packed else data)
     report = Report()
     with refusals_name(path):
         found = list(file_documents(path, report))
@@ -571,7 +571,7 @@ def builds(seed: int, folder: Path) -> None:
                 item.size = len(line)
                 tar.addfile(item, io.BytesIO(line))
         elif form == "md.gz":
-            path.write_bytes(gzip.compress(text.encode()))
+            path.write_bytes(gzip.compress(text.encode(), mtime=0))
         else:
             path.write_bytes(line if form == "json" else text.encode())
         texts.append(text)
