@@ -19,8 +19,9 @@ quickstart-trimodal: $(STAMP) $(DIGITS)
 	$(BIN)/triptych train configs/trimodal/demo.yaml
 	$(BIN)/python -m benchmarks.digits digits --out runs/digits/report
 
-# Two processes, a file of tests at a time: many tests fork ranks of their own, and more would only crowd them.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes, a file of tests at a time, the longest first (tests/conftest.py): many tests fork ranks of their own,
+# and more would only crowd them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint
 	$(PYTEST)

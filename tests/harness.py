@@ -36,6 +36,8 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch._C._distributed_c10d import FileStore
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -159,7 +161,7 @@ def _run_rank(
         GLOO_SOCKET_IFNAME="lo",
     )
     try:
-        dist.init_process_group("gloo", store=dist.FileStore(str(store), n), rank=rank, world_size=n)
+        dist.init_process_group("gloo", store=FileStore(str(store), n), rank=rank, world_size=n)
         outbox.send((True, function(*args)))
         dist.barrier()  # no rank closes its sockets while another still talks to it
     except BaseException:

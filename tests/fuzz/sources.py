@@ -261,7 +261,7 @@ def captions(seed: int, folder: Path) -> None:
     with refusals_name(path):
         (sample,) = read_samples(find_source(folder))
         found = sample.caption()
-    told = data.decode("utf-8-sig")
+    told: Any = data.decode("utf-8-sig")
     if path.suffix.lower() == ".json":
         record = json.loads(told)
         told = record.get("caption", record.get("text"))
@@ -429,7 +429,8 @@ def _shown(text: str) -> str:
 
 def _changed(content: Any, random: np.random.Generator) -> Any:
     """JSON with one of its values exchanged, left out or put in twice, anywhere in it."""
-    holder, key = None, None
+    holder: Any = None
+    key: Any = None
     inner = content
     while isinstance(inner, dict | list) and inner and (holder is None or random.random() < 0.8):
         holder = inner

@@ -210,7 +210,8 @@ def test_a_rank_with_a_part_of_the_heads_runs_the_same_code(family: str, positio
     assert table["blocks.*.attention.qkv"] == Column(by="heads")
     assert table["blocks.*.attention.out"] == Row()
     model = small_model(family, positions=positions)
-    attention, config = model.blocks[0].attention, model.config
+    attention: Any = model.blocks[0].attention
+    config = model.config
     x = torch.randn(2, TIME, config.width, dtype=torch.float64)
     places = torch.arange(TIME).expand(2, -1)
     whole = attention(x, None, places)
