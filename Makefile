@@ -22,8 +22,9 @@ quickstart-trimodal: $(STAMP) $(DIGITS) ## text, pictures and sounds from one mo
 	$(BIN)/triptych train configs/trimodal/demo.yaml
 	$(BIN)/python -m benchmarks.digits digits --out runs/digits/report
 
-# Two processes, a file of tests at a time: many tests fork ranks of their own, and more would only crowd them.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes, a file of tests at a time, the longest first (tests/conftest.py): many tests fork ranks of their own,
+# and more would only crowd them.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: lint ## lint, type-check, and run all tests
 	$(PYTEST)

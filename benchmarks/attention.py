@@ -120,8 +120,8 @@ def contestants(case: Case, device: torch.device) -> dict[str, Attention]:
 
 def softmax(q: Tensor, k: Tensor, v: Tensor, *, backend: SDPBackend, causal: bool) -> Tensor:
     with sdpa_kernel(backend):
-        heads_first = (x.transpose(1, 2) for x in (q, k, v))
-        return scaled_dot_product_attention(*heads_first, is_causal=causal).transpose(1, 2)
+        q_first, k_first, v_first = (x.transpose(1, 2) for x in (q, k, v))
+        return scaled_dot_product_attention(q_first, k_first, v_first, is_causal=causal).transpose(1, 2)
 
 
 class _Blocked(torch.autograd.Function):
@@ -133,7 +133,8 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *blocked_backward(grad, *ctx.saved_tensors, ctx.problem)[:3], None
+        q, k, v = ctx.saved_tensors
+        return *blocked_backward(grad, q, k, v, ctx.problem)[:3], None
 
 
 def by_blocks(q: Tensor, k: Tensor, v: Tensor, *, bias: float, causal: bool, ids: Tensor | None) -> Tensor:

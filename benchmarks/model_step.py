@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.common import save
 from models import families
 from models.initialise import initialise
+from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, token_cross_entropy
 
 VOCABULARY, LENGTH = 50432, 2048
@@ -82,7 +83,9 @@ class Training:
             self.model = family.build(config)
         initialise(self.model, 0)
         self.model.to(dtype)
-        self.head: nn.Module = self.model.head  # type: ignore[assignment]
+        head = self.model.head
+        assert isinstance(head, Head)
+        self.head = head
         self.body = torch.compile(self.model) if compile_it else self.model
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device.type == "cuda")
         generator = torch.Generator().manual_seed(0)
@@ -147,7 +150,7 @@ def measure(
         median = {key: statistics.median(values) for key, values in times.items()}
         ratio = median[name] / median[BASELINE]
         tokens = size.rows * size.length
-        row = {
+        row: dict[str, Any] = {
             "model": name,
             "parameters": pair[name].parameters,
             "step_seconds": median[name],

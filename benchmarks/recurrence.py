@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -285,8 +286,7 @@ def layers(case: Case, device: torch.device, repeats: int) -> dict[str, Any]:
 
 def _rival(case: Case, device: torch.device) -> Any:
     """pararnn-torch's layer of the same width, three iterations, in training mode."""
-    import pararnn
-
+    pararnn = import_module("pararnn")  # is not among this project's dependencies
     cell = pararnn.ParaGRU if case.cell == "gru" else pararnn.ParaLSTM
     layer = pararnn.ParaRNN(
         cell(case.width, case.width, device=device), config=pararnn.NewtonConfig(max_iters=3)

@@ -143,6 +143,7 @@ class TaskData(RunData):
 class DiffusionData(RunData):
     """Whole documents of text, and of pairs with images and sounds."""
 
+    train: WholeRowReader
     modalities: Modalities
     validation: WholeEvaluation
 

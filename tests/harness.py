@@ -21,6 +21,7 @@ threads; it must not start CUDA, which does not survive a fork.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -35,13 +36,40 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch._C._distributed_c10d import FileStore
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.distributed as dist
 
+from pretrain.imports import quick_and_quiet
+
 T = TypeVar("T")
+
+IMPORTED_LATE = (
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "pretrain.engine.deepspeed",
+    "pretrain.engine.megatron",
+    "pretrain.parallel.stages",
+    "megatron.core.parallel_state",
+    "megatron.core.distributed",
+    "megatron.core.optimizer.distrib_optimizer",
+    "megatron.core.pipeline_parallel.schedules",
+    "megatron.core.tensor_parallel.layers",
+    "megatron.core.transformer.multi_token_prediction",
+    "models.layers.limits",
+    "numpy.ma",
+    "pydantic.dataclasses",
+    "torch._dynamo",  # torch's optimizers import it when they are made
+    "torch.distributed.tensor.experimental",
+    "torch.utils.cpp_extension",
+    "torch.utils.serialization.config",
+    "torch.utils.tensorboard",
+)
 
 GRACE_S = 3.0  # how long the other ranks may take to end after one has failed
 
@@ -96,10 +124,11 @@ def run_ranks(n: int, function: Callable[..., T], *args: Any, timeout_s: float =
 def import_deepspeed() -> None:
     """Import DeepSpeed, and keep it from compiling its shared-memory op, which only its inference uses.
 
-    Muon's module, which every engine imports, brings torch's compiler with it. That would cost seconds in
-    each rank, unless it is here already.
+    All that engines and runs import late comes too, once here instead of in each rank: a second of the CPU's each.
     """
-    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  # for the children
+    with quick_and_quiet():
+        for name in IMPORTED_LATE:
+            importlib.import_module(name)
 
     # `deepspeed.comm.torch` as an attribute is the real torch; the module is only to be had here
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
@@ -132,7 +161,7 @@ def _run_rank(
         GLOO_SOCKET_IFNAME="lo",
     )
     try:
-        dist.init_process_group("gloo", store=dist.FileStore(str(store), n), rank=rank, world_size=n)
+        dist.init_process_group("gloo", store=FileStore(str(store), n), rank=rank, world_size=n)
         outbox.send((True, function(*args)))
         dist.barrier()  # no rank closes its sockets while another still talks to it
     except BaseException:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.conftest import LONGEST_FIRST
 from tests.harness import RanksFailed, run_ranks
 
 
@@ -62,3 +63,8 @@ def test_the_time_limit_ends_ranks_and_what_they_started(tmp_path: Path) -> None
     while status.exists() and "zombie" not in status.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not status.exists() or "zombie" in status.read_text()
+
+
+def test_the_files_that_go_first_are_there() -> None:
+    assert [name for name in LONGEST_FIRST if not (Path(__file__).parent / name).is_file()] == []
+    assert len(set(LONGEST_FIRST)) == len(LONGEST_FIRST)

@@ -54,7 +54,8 @@ def test_modules_are_there(page: str) -> None:
 
 def commands() -> dict[str, set[str]]:
     """Every command, with its subcommands."""
-    from launch.cli import app
+    import launch.cli  # noqa: F401  # which adds its commands
+    from pretrain.cli import app
 
     found = typer.main.get_command(app)
     return {name: set(getattr(command, "commands", {})) for name, command in found.commands.items()}  # type: ignore[attr-defined]

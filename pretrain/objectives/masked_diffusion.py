@@ -33,8 +33,11 @@ if TYPE_CHECKING:
 class MixedRows(Protocol):
     """Rows of several sources, such as `WholeRowReader`'s."""
 
-    fingerprint: str
-    mixture: Mixture
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def mixture(self) -> Mixture: ...
 
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch: ...
 

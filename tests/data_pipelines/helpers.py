@@ -19,7 +19,7 @@ FIELDS = ("tokens", "targets", "weights", "segment_ids", "positions", "rows")
 EOT = 256
 
 
-def write_documents(folder: Path, split: str, documents: Sequence[np.ndarray], shard_bytes: int) -> list:  # type: ignore[type-arg]
+def write_documents(folder: Path, split: str, documents: Sequence[np.ndarray], shard_bytes: int) -> list:
     """Write documents (ids without end-of-text) to shards; returns their records."""
     writer = TokenShardWriter(folder, split, 2, shard_bytes)
     for ids in documents:

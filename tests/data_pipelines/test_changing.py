@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_a_change_during_the_copy_is_found(folder: Path, monkeypatch: pytest.Mon
     rows.batch(range(1000))
     copy = packing._copy
 
-    def hurt(runs: packing.Runs) -> np.ndarray:
+    def hurt(runs: Any) -> np.ndarray:
         overwrite(folder / SHARD, data_of(folder / SHARD) + 500, b"\x07")
         return copy(runs)
 
@@ -84,7 +85,7 @@ def test_a_shard_that_is_written_to_without_end(folder: Path, monkeypatch: pytes
     rows, times = reader(folder), iter(range(1, 100))
     copy = packing._copy
 
-    def touched(runs: packing.Runs) -> np.ndarray:
+    def touched(runs: Any) -> np.ndarray:
         os.utime(folder / SHARD, ns=(0, next(times) * 10**9))
         return copy(runs)
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def tones(count: int, samples: int = 1656) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3)])
-def test_patches_of_few_colours_come_back_exactly(tmp_path, shape):
+def test_patches_of_few_colours_come_back_exactly(tmp_path: Path, shape: tuple[int, ...]) -> None:
     images = pictures(60, shape, 3)
     codec = PatchCodec.train(images, 3 if len(shape) == 2 else 27, 2)
     codes = codec.encode(images)
@@ -56,7 +57,7 @@ def test_patches_of_few_colours_come_back_exactly(tmp_path, shape):
 
 
 @pytest.mark.parametrize("codebooks", [1, 3])
-def test_a_tone_keeps_its_pitch(tmp_path, codebooks):
+def test_a_tone_keeps_its_pitch(tmp_path: Path, codebooks: int) -> None:
     sounds = tones(60)
     codec = SpectralCodec.train(sounds, 24, FRAMES, codebooks)
     codes = codec.encode(sounds)
@@ -71,7 +72,7 @@ def test_a_tone_keeps_its_pitch(tmp_path, codebooks):
     assert np.array_equal(again.decode(codes[:1])[0], codec.decode(codes[:1])[0])
 
 
-def test_more_codebooks_come_closer():
+def test_more_codebooks_come_closer() -> None:
     sounds = [s + np.random.default_rng(1).normal(0, 0.02, 1656).astype(np.float32) for s in tones(80)]
     errors = []
     for codebooks in (1, 2, 3):
@@ -86,13 +87,13 @@ def test_more_codebooks_come_closer():
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_short_and_long_sounds_are_encoded_whole():
+def test_short_and_long_sounds_are_encoded_whole() -> None:
     codec = SpectralCodec.train(tones(60), 24, FRAMES)
     for samples, frames in ((1, 1), (256, 1), (257, 2), (456, 2), (457, 3)):
         assert codec.encode([np.full(samples, 0.1, np.float32)])[0].shape == (frames,)
 
 
-def test_kmeans_is_the_same_on_any_number_of_threads():
+def test_kmeans_is_the_same_on_any_number_of_threads() -> None:
     code = (
         "import numpy as np, hashlib; from data_pipelines.codecs.kmeans import kmeans;"
         "p = np.random.default_rng(0).normal(size=(3000, 5));"
@@ -108,7 +109,7 @@ def test_kmeans_is_the_same_on_any_number_of_threads():
     assert len(found) == 1
 
 
-def test_kmeans_finds_clusters_and_tells_when_there_are_too_few_points():
+def test_kmeans_finds_clusters_and_tells_when_there_are_too_few_points() -> None:
     random = np.random.default_rng(0)
     points = np.concatenate([random.normal(c, 0.1, (50, 2)) for c in (0, 5, 10)])
     centroids = np.sort(kmeans(points, 3, 0, "points")[:, 0])
@@ -127,7 +128,9 @@ def test_kmeans_finds_clusters_and_tells_when_there_are_too_few_points():
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_codebooks_in_a_line_come_back(codebooks, frames, size, delay, seed):
+def test_codebooks_in_a_line_come_back(
+    codebooks: int, frames: int, size: int, delay: bool, seed: int
+) -> None:
     codes = np.random.default_rng(seed).integers(0, size, (codebooks, frames))
     line = flatten(codes, size, delay)
     each = level_size(size, delay)
@@ -142,7 +145,7 @@ def test_codebooks_in_a_line_come_back(codebooks, frames, size, delay, seed):
     assert np.array_equal(unflatten(line, codebooks, size, delay), codes)
 
 
-def test_lines_that_are_no_frames():
+def test_lines_that_are_no_frames() -> None:
     line = flatten(np.asarray([[0, 1], [2, 0]]), 3, True)
     assert line.tolist() == [0, 7, 1, 6, 3, 4]
     with pytest.raises(DataError, match="no whole frames of 2"):
@@ -162,10 +165,11 @@ def modalities() -> Modalities:
     return combine(word_tokenizer(["red", "blue"]), images, sounds, delay=True)
 
 
-def test_modalities_there_and_back(tmp_path, modalities):
+def test_modalities_there_and_back(tmp_path: Path, modalities: Modalities) -> None:
     modalities.save(tmp_path)
     again = load_modalities(tmp_path)
     v = again.vocabulary
+    assert v.audio is not None and v.image is not None
     assert v == modalities.vocabulary and v.audio.delay and v.audio.size == 2 * 13 and v.image.size == 5
     assert again.sample("text", np.append(again.text_ids("red blue"), [v.eot, v.eot, 0])) == "red blue"
     (ids,) = again.ids("audio", tones(1), "x")
@@ -177,12 +181,13 @@ def test_modalities_there_and_back(tmp_path, modalities):
         again.sample("image", ids - 3)
 
 
-def test_files_that_do_not_belong_together(tmp_path, modalities):
+def test_files_that_do_not_belong_together(tmp_path: Path, modalities: Modalities) -> None:
     modalities.save(tmp_path)
     other = PatchCodec.train(pictures(90, colours=8), 6, 2)
     other.save(tmp_path / "codecs/image")
     with pytest.raises(DataError, match="the image codec has fingerprint"):
         load_modalities(tmp_path)
+    assert modalities.image is not None
     modalities.image.save(tmp_path / "codecs/image")
     word_tokenizer(["red", "green"]).save(tmp_path)
     with pytest.raises(DataError, match="tokenizer.json: fingerprint"):
@@ -204,7 +209,9 @@ def test_files_that_do_not_belong_together(tmp_path, modalities):
         ("patches", "not one of patch, spectral, .*diffusers-vq"),
     ],
 )
-def test_codecs_that_are_not_there(tmp_path, monkeypatch, kind, message):
+def test_codecs_that_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, message: str
+) -> None:
     monkeypatch.setenv("TRIPTYCH_CODECS", "no_such_package, data_pipelines.stream.batch")
     (tmp_path / "codec.json").write_text(json.dumps({"kind": kind}))
     with pytest.raises(DataError, match=message):
@@ -214,7 +221,9 @@ def test_codecs_that_are_not_there(tmp_path, monkeypatch, kind, message):
 
 
 @pytest.mark.parametrize("kind", ["transformers-dac", "transformers-encodec", "diffusers-vq"])
-def test_pretrained_codecs_say_what_they_need(tmp_path, monkeypatch, kind):
+def test_pretrained_codecs_say_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """Their packages are large extras, and cannot be imported here even where they are installed."""
     (tmp_path / "codec.json").write_text(json.dumps({"kind": kind, "model": "model"}))
     with pytest.raises(DataError, match="model: no such folder; codec.json names it"):
@@ -229,7 +238,7 @@ def test_pretrained_codecs_say_what_they_need(tmp_path, monkeypatch, kind):
         load_codec(tmp_path)
 
 
-def test_a_codec_of_ones_own(tmp_path, monkeypatch):
+def test_a_codec_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = (
         "class Thirds:\n"
         "    modality, codebooks, codebook_size, grid, fingerprint = 'audio', 1, 3, None, 'thirds'\n"
@@ -250,7 +259,9 @@ def test_a_codec_of_ones_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "kind", ["torch:hub", "subprocess:Popen", "os:", "a.b", "os:path:join", None, ["patch"], {}]
 )
-def test_a_kind_that_is_no_codec_runs_nothing(tmp_path, monkeypatch, kind):
+def test_a_kind_that_is_no_codec_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: object
+) -> None:
     (tmp_path / "codec.json").write_text(json.dumps({"kind": kind}))
     with pytest.raises(DataError, match="codec.json: "):
         load_codec(tmp_path)
@@ -259,7 +270,8 @@ def test_a_kind_that_is_no_codec_runs_nothing(tmp_path, monkeypatch, kind):
         load_codec(tmp_path)
 
 
-def test_samples_that_codecs_refuse(modalities):
+def test_samples_that_codecs_refuse(modalities: Modalities) -> None:
+    assert modalities.image is not None and modalities.audio is not None
     with pytest.raises(DataError, match=r"image 1 is uint8 \(8, 8\), this codec takes uint8 \(8, 6\)"):
         modalities.image.encode([*pictures(1), np.zeros((8, 8), np.uint8)])
     with pytest.raises(DataError, match="sound 0 is float64"):
@@ -274,26 +286,26 @@ def test_samples_that_codecs_refuse(modalities):
         PatchCodec.train(pictures(3), 2, 4)
 
 
-def test_text_alone_has_no_modalities(tmp_path):
+def test_text_alone_has_no_modalities(tmp_path: Path) -> None:
     BytesTokenizer().save(tmp_path)
     with pytest.raises(DataError, match="text alone"):
         load_modalities(tmp_path)
 
 
-def test_a_cell_of_a_grid_is_one_token():
+def test_a_cell_of_a_grid_is_one_token() -> None:
     with pytest.raises(DataError, match="image codec of 2 codebooks with a grid"):
         code_modality("image", 0, (2, 16), "x", (4, 4))
     assert code_modality("image", 0, (2, 16), "x").size == 32
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "\ufeff{", '{"kind": 1e999}', "[]"])
-def test_a_damaged_config_is_named(tmp_path, content):
+def test_a_damaged_config_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "codec.json").write_text(content)
     with pytest.raises(DataError, match=r"codec\.json"):
         load_codec(tmp_path)
 
 
-def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
+def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -302,7 +314,7 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
         load_codec(tmp_path)
 
 
-def test_points_that_are_no_numbers_are_refused():
+def test_points_that_are_no_numbers_are_refused() -> None:
     points = np.ones((9, 2))
     points[3, 1] = np.nan
     with pytest.raises(DataError, match="frames: some are NaN or infinite"):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -26,7 +27,7 @@ def run(*words: object, code: int = 0) -> str:
     return result.stdout
 
 
-def test_build_lint_stats_index(tmp_path):
+def test_build_lint_stats_index(tmp_path: Path) -> None:
     source, out = write_jsonl(tmp_path / "in.jsonl", TEXTS), tmp_path / "out"
     text = run("build", source, "--out", out, "--tokenizer", "bpe:300", "--validation-fraction", 0.2)
     assert "removed" not in text and "train: " in text and f"data.path={out}" in text
@@ -43,7 +44,7 @@ def test_build_lint_stats_index(tmp_path):
     assert problems and problems[0]["path"].endswith("train-000000.tar")
 
 
-def test_build_says_what_training_still_needs(tmp_path):
+def test_build_says_what_training_still_needs(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", TEXTS)
     text = run(
         "build", source, "--out", tmp_path / "out", "--tokenizer", "bpe:9000", "--validation-fraction", 0
@@ -52,7 +53,7 @@ def test_build_says_what_training_still_needs(tmp_path):
     assert "Training needs a validation split" in text and "a --validation-fraction that holds some" in text
 
 
-def test_demo_and_tokenize_with_its_tokenizer(tmp_path):
+def test_demo_and_tokenize_with_its_tokenizer(tmp_path: Path) -> None:
     run("demo", "--out", tmp_path / "demo", "--megabytes", 0.5, "--tokenizer", "bpe:400")
     (tmp_path / "raw").mkdir()
     write_tar(
@@ -65,13 +66,13 @@ def test_demo_and_tokenize_with_its_tokenizer(tmp_path):
         run("tokenize", tmp_path / "demo" / "dataset.json", "--out", tmp_path / "x", "--tokenizer", "bytes")
 
 
-def test_raw_shards_can_be_indexed_and_linted(tmp_path):
+def test_raw_shards_can_be_indexed_and_linted(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", [{"__key__": "0", "txt": b"one"}, {"__key__": "1", "txt": b"two"}])
     assert "1 indices written" in run("index", tmp_path) and index_path(tmp_path / "a.tar").exists()
     assert "no problems" in run("lint", tmp_path)
 
 
-def test_importing_the_commands_costs_only_typer():
+def test_importing_the_commands_costs_only_typer() -> None:
     code = "import sys, pretrain.commands.data; print([m for m in ('torch', 'numpy') if m in sys.modules])"
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

@@ -22,7 +22,7 @@ SHARD = "train-000000.tar"
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory):
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shards of equal layout, three samples each."""
     folder = tmp_path_factory.mktemp("original")
     make_dataset(folder, [200_000] * 6, shard_bytes=1_150_000, validation=2)
@@ -177,13 +177,15 @@ AT_FIRST_TOUCH: list[tuple[Callable[[Path], None], str]] = [
 ]
 
 
-def test_an_undamaged_dataset_has_no_problems(original):
+def test_an_undamaged_dataset_has_no_problems(original: Path) -> None:
     assert lint(original) == []
     assert open_dataset(original).splits["train"].documents == 6
 
 
 @pytest.mark.parametrize(("damage", "message"), AT_OPENING, ids=lambda value: getattr(value, "__name__", ""))
-def test_damage_seen_at_opening(tmp_path, original, damage, message):
+def test_damage_seen_at_opening(
+    tmp_path: Path, original: Path, damage: Callable[[Path], object], message: str
+) -> None:
     folder = tmp_path / "data"
     shutil.copytree(original, folder)
     damage(folder)
@@ -198,7 +200,9 @@ def test_damage_seen_at_opening(tmp_path, original, damage, message):
 @pytest.mark.parametrize(
     ("damage", "message"), AT_FIRST_TOUCH, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_damage_seen_when_a_member_is_first_read(tmp_path, original, damage, message):
+def test_damage_seen_when_a_member_is_first_read(
+    tmp_path: Path, original: Path, damage: Callable[[Path], object], message: str
+) -> None:
     folder = tmp_path / "data"
     shutil.copytree(original, folder)
     damage(folder)
@@ -208,7 +212,7 @@ def test_damage_seen_when_a_member_is_first_read(tmp_path, original, damage, mes
     assert any(SHARD[:12] in str(problem.path) for problem in lint(folder))
 
 
-def test_lint_reports_all_problems(tmp_path, original):
+def test_lint_reports_all_problems(tmp_path: Path, original: Path) -> None:
     folder = tmp_path / "data"
     shutil.copytree(original, folder)
     flip(folder / SHARD, member(folder, 1)[1] + 9)
@@ -221,7 +225,7 @@ def test_lint_reports_all_problems(tmp_path, original):
         assert part in text
 
 
-def test_lint_checks_the_tokens_themselves(tmp_path):
+def test_lint_checks_the_tokens_themselves(tmp_path: Path) -> None:
     make_dataset(tmp_path, [5, 6])
     shard = tmp_path / SHARD
     index = read_index(index_path(shard))
@@ -235,7 +239,7 @@ def test_lint_checks_the_tokens_themselves(tmp_path):
     assert "1 documents do not end in id 256" in text and "1 end-of-text ids inside documents" in text
 
 
-def test_rebuilding_an_index_gives_the_same_bytes(tmp_path, original):
+def test_rebuilding_an_index_gives_the_same_bytes(tmp_path: Path, original: Path) -> None:
     folder = tmp_path / "data"
     shutil.copytree(original, folder)
     wanted = {path.name: path.read_bytes() for path in folder.glob("*.idx")}
@@ -245,7 +249,7 @@ def test_rebuilding_an_index_gives_the_same_bytes(tmp_path, original):
     assert {path.name: path.read_bytes() for path in folder.glob("*.idx")} == wanted
 
 
-def test_an_index_is_not_rebuilt_over_damage(tmp_path, original):
+def test_an_index_is_not_rebuilt_over_damage(tmp_path: Path, original: Path) -> None:
     folder = tmp_path / "data"
     shutil.copytree(original, folder)
     flipped_byte_in_data(folder)
@@ -254,7 +258,7 @@ def test_an_index_is_not_rebuilt_over_damage(tmp_path, original):
     assert lint(folder)
 
 
-def test_datasets_of_different_tokenizers_are_not_mixed(tmp_path, original):
+def test_datasets_of_different_tokenizers_are_not_mixed(tmp_path: Path, original: Path) -> None:
     make_dataset(tmp_path / "other", [5])
     content = json.loads((tmp_path / "other" / "dataset.json").read_text())
     other = "f" * 64
@@ -269,14 +273,14 @@ def test_datasets_of_different_tokenizers_are_not_mixed(tmp_path, original):
         load_tokenizer(tmp_path / "other")
 
 
-def test_an_empty_split_is_refused(tmp_path, original):
+def test_an_empty_split_is_refused(tmp_path: Path, original: Path) -> None:
     with pytest.raises(DataError, match=r"'test' does not exist \(splits with data: train, validation\)"):
         open_sources([Source(original)], "test")
     with pytest.raises(DataError, match="no dataset given"):
         open_sources([])
 
 
-def test_walk_reads_long_names_and_rejects_a_bad_checksum(tmp_path):
+def test_walk_reads_long_names_and_rejects_a_bad_checksum(tmp_path: Path) -> None:
     path = tmp_path / "long.tar"
     name = "folder/" * 20 + "x" * 60
     write_tar(path, [{"__key__": name, "a.b": b"1"}, {"__key__": "ü", "txt": b"2"}])
@@ -287,4 +291,4 @@ def test_walk_reads_long_names_and_rejects_a_bad_checksum(tmp_path):
     damaged = bytearray(data)
     damaged[3] ^= 1
     with pytest.raises(DataError, match="checksum is wrong at byte 0"):
-        list(walk(path, damaged))
+        list(walk(path, bytes(damaged)))

@@ -1,6 +1,8 @@
 """The digits demo: its data, its splits and its judges."""
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,23 +27,27 @@ from data_pipelines.tokens.modalities import load_modalities
 from data_pipelines.tokens.vocabulary import TASKS
 from tests.data_pipelines.test_whole_rows import read_back
 
+Demo = tuple[Path, dict[str, Any]]
+"""The folder, and the built datasets by name."""
+
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory):
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     root = tmp_path_factory.mktemp("digits")
     return root, build_digits(root / "d", DigitOptions(copies=2, clips=(300, 50, 100)))
 
 
 @pytest.fixture(scope="module")
-def judge():
+def judge() -> ImageJudge:
     return ImageJudge()
 
 
-def test_five_datasets_of_one_vocabulary(demo):
+def test_five_datasets_of_one_vocabulary(demo: Demo) -> None:
     root, datasets = demo
     assert list(datasets) == ["text", *TASKS]
     sources = open_sources([Source(root / "d" / name) for name in datasets])
     vocabulary = vocabulary_of(sources)
+    assert vocabulary.image is not None
     assert vocabulary.size == 14 + 256 + 64 + 12 and vocabulary.image.grid == (4, 4)
     reader = WholeRowReader(sources, 24, 0)
     tasks = {int(document[0]) for row in read_back(reader.batch(range(60))) for document in row}
@@ -52,7 +58,7 @@ def test_five_datasets_of_one_vocabulary(demo):
     assert all(lint(root / "d" / name) == [] for name in datasets)
 
 
-def test_the_test_split_holds_the_real_images(demo, judge):
+def test_the_test_split_holds_the_real_images(demo: Demo, judge: ImageJudge) -> None:
     root, _ = demo
     folder = root / "d" / "image-to-text"
     modalities = load_modalities(folder)
@@ -67,7 +73,7 @@ def test_the_test_split_holds_the_real_images(demo, judge):
     assert (judge(shown) == test.labels_N).mean() > 0.95
 
 
-def test_splits_share_no_image_and_have_all_digits_in_proportion():
+def test_splits_share_no_image_and_have_all_digits_in_proportion() -> None:
     digits = load_digits()
     assert {name: len(part.labels_N) for name, part in digits.items()} == {
         "train": 1257,
@@ -81,7 +87,7 @@ def test_splits_share_no_image_and_have_all_digits_in_proportion():
         assert np.abs(share - 0.1).max() < 0.012
 
 
-def test_warped_copies_keep_their_digit(judge):
+def test_warped_copies_keep_their_digit(judge: ImageJudge) -> None:
     train = load_digits()["test"]
     weak, moderate = augment(train, 3, WEAK, 0), augment(train, 3, MODERATE, 0)
     assert np.array_equal(weak.images_N[:360], train.images_N)
@@ -93,7 +99,7 @@ def test_warped_copies_keep_their_digit(judge):
     )
 
 
-def test_distances_tell_copies_and_variety():
+def test_distances_tell_copies_and_variety() -> None:
     digits = load_digits()
     train, test = digits["train"], digits["test"]
     assert nearest_neighbour_distance(train.images_N[:5], train.images_N).max() < 1e-5
@@ -103,9 +109,10 @@ def test_distances_tell_copies_and_variety():
     assert 30 < real < 42 and within_class_distance(prototypes, test.labels_N) < 1
 
 
-def test_tones_are_heard_before_and_after_the_codec(demo):
+def test_tones_are_heard_before_and_after_the_codec(demo: Demo) -> None:
     root, _ = demo
     codec = load_modalities(root / "d" / "text-to-audio").audio
+    assert codec is not None
     digits = np.arange(100) % 10
     clips = make_tones(digits, 5)
     assert [detect_digit(clip) for clip in clips] == digits.tolist()
@@ -118,7 +125,7 @@ def test_tones_are_heard_before_and_after_the_codec(demo):
     assert detect_digit(star) == NO_DIGIT
 
 
-def test_sentences():
+def test_sentences() -> None:
     every, split = facts(), split_facts()
     assert len(every) == len(set(every)) == 110 and all(map(is_true_sentence, every))
     assert all(map(is_sentence, every))
@@ -135,14 +142,14 @@ def test_sentences():
     assert is_number_word("seven") and not is_number_word("plus")
 
 
-def test_free_text_fills_its_slot(demo):
+def test_free_text_fills_its_slot(demo: Demo) -> None:
     root, datasets = demo
     evaluation = WholeEvaluation(open_sources([Source(root / "d" / "text")], "train"), 6)
     documents = [d for batch in evaluation.batches(500) for row in read_back(batch) for d in row]
     assert {len(d) for d in documents} == {6} and {d[-1] for d in documents} == {datasets["text"].eot}
 
 
-def test_the_demo_names_the_package_it_needs(tmp_path, monkeypatch):
+def test_the_demo_names_the_package_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"pip install 'triptych\[demo\]'"):
         build_digits(tmp_path / "d")

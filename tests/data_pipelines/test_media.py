@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image, PngImagePlugin
 
+from data_pipelines.codecs import PatchCodec, SpectralCodec
 from data_pipelines.codecs.kmeans import TooFewError
 from data_pipelines.errors import DataError
 from data_pipelines.prepare.pairs import PairOptions, build_pairs
@@ -22,7 +25,7 @@ from data_pipelines.raw.sounds import read_sound, sound_rate
 BLUE, RED = (0, 0, 255), (255, 0, 0)
 
 
-def encoded(picture: Image.Image, form: str = "PNG", **options) -> bytes:
+def encoded(picture: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, form, **options)
     return file.getvalue()
@@ -55,11 +58,11 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_pictures_are_turned_as_their_exif_says(orientation, form):
+def test_pictures_are_turned_as_their_exif_says(orientation: int, form: str) -> None:
     upright = np.zeros((16, 32, 3), np.uint8)
     upright[:, :16], upright[:, 16:] = BLUE, RED
     upright[:8, :16] = 255  # white in the upper left corner
-    stored = {
+    turned: dict[int, Callable[[np.ndarray], np.ndarray]] = {
         1: lambda a: a,
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
@@ -68,7 +71,8 @@ def test_pictures_are_turned_as_their_exif_says(orientation, form):
         6: np.rot90,
         7: lambda a: np.rot90(np.fliplr(a), -1),
         8: lambda a: np.rot90(a, -1),
-    }[orientation](upright)
+    }
+    stored = turned[orientation](upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = (
@@ -83,7 +87,7 @@ def test_pictures_are_turned_as_their_exif_says(orientation, form):
     assert (facts.height, facts.width, facts.colours) == (16, 32, 3)
 
 
-def test_what_is_transparent_shows_white_not_what_is_hidden():
+def test_what_is_transparent_shows_white_not_what_is_hidden() -> None:
     pixels = np.zeros((2, 2, 4), np.uint8)
     pixels[..., 0] = 255  # red, hidden
     pixels[0, 0], pixels[1, 1] = (0, 255, 0, 255), (0, 0, 0, 128)
@@ -136,7 +140,7 @@ def png_with(**changes: bytes) -> bytes:
         (b"", "not a picture that can be read"),
     ],
 )
-def test_damaged_pictures_are_named_without_objects(data, message):
+def test_damaged_pictures_are_named_without_objects(data: bytes, message: str) -> None:
     for read in (lambda: read_picture(data, "x.png", 1), lambda: picture_facts(data, "x.png")):
         with pytest.raises(DataError, match=rf"x\.png: {message}") as caught:
             read()
@@ -145,15 +149,16 @@ def test_damaged_pictures_are_named_without_objects(data, message):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_colour_is_that_of_any_picture_whichever_comes_first(tmp_path, first):
+def test_colour_is_that_of_any_picture_whichever_comes_first(tmp_path: Path, first: bool) -> None:
     pictures = {f"{n}.png": picture(n, colour=(n == 0) == first) for n in range(8)}
     built = build_pairs(
         put(tmp_path / "in", pictures), tmp_path / "out", PairOptions("patch:16:2", tokenizer="bytes")
     )
-    assert built.modalities.image.colours == 3
+    image = built.modalities.image
+    assert isinstance(image, PatchCodec) and image.colours == 3
 
 
-def test_pictures_of_two_sizes_are_both_named(tmp_path):
+def test_pictures_of_two_sizes_are_both_named(tmp_path: Path) -> None:
     files = {"a.png": picture(0, True), "b.png": picture(1, True), "c.png": picture(2, True, side=6)}
     with pytest.raises(DataError, match=r"c\.png: an image of 6 x 6 pixels, .*a\.png has 4 x 4"):
         build_pairs(
@@ -161,7 +166,7 @@ def test_pictures_of_two_sizes_are_both_named(tmp_path):
         )
 
 
-def test_a_given_grey_codec_tells_that_colours_are_lost(tmp_path):
+def test_a_given_grey_codec_tells_that_colours_are_lost(tmp_path: Path) -> None:
     grey = {f"{n}.png": picture(n, False) for n in range(6)}
     build_pairs(put(tmp_path / "grey", grey), tmp_path / "a", PairOptions("patch:8:2", tokenizer="bytes"))
     colour = {f"{n}.png": picture(n, n > 3) for n in range(6)}
@@ -173,15 +178,17 @@ def test_a_given_grey_codec_tells_that_colours_are_lost(tmp_path):
 @pytest.mark.parametrize(
     ("rates", "wanted"), [((8000, 16_000, 16_000), 16_000), ((16_000, 8000, 8000, 8000), 8000)]
 )
-def test_the_sample_rate_is_the_most_common_one(tmp_path, rates, wanted):
+def test_the_sample_rate_is_the_most_common_one(tmp_path: Path, rates: tuple[int, ...], wanted: int) -> None:
     files = {f"{n}.wav": sound(rate=rate, seed=n) for n, rate in enumerate(rates)}
     built = build_pairs(
         put(tmp_path / "in", files), tmp_path / "out", PairOptions(None, "spectral:8", "bytes")
     )
-    assert built.modalities.audio.sample_rate == wanted
+    audio = built.modalities.audio
+    assert isinstance(audio, SpectralCodec) and audio.sample_rate == wanted
     assert built.report.changed.counts == {f"resampled to {wanted:,} Hz": 1}
     chosen = PairOptions(None, "spectral:8:1:12000", "bytes", force=True)
-    assert build_pairs(tmp_path / "in", tmp_path / "out", chosen).modalities.audio.sample_rate == 12_000
+    audio = build_pairs(tmp_path / "in", tmp_path / "out", chosen).modalities.audio
+    assert isinstance(audio, SpectralCodec) and audio.sample_rate == 12_000
 
 
 FORMS = [
@@ -192,7 +199,7 @@ FORMS = [
 
 @pytest.mark.parametrize(("form", "subtype"), FORMS)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_whole_sounds_are_read_and_cut_ones_refused(form, subtype, channels):
+def test_whole_sounds_are_read_and_cut_ones_refused(form: str, subtype: str | None, channels: int) -> None:
     """Half, a third, and all but a byte: none is taken for a shorter sound."""
     file = io.BytesIO()
     wave = np.random.default_rng(0).normal(0, 0.1, (8000, channels))
@@ -212,7 +219,7 @@ def test_whole_sounds_are_read_and_cut_ones_refused(form, subtype, channels):
         assert "BytesIO" not in str(caught.value)
 
 
-def test_other_forms_are_called_so():
+def test_other_forms_are_called_so() -> None:
     for form in ("AIFF", "W64", "RF64"):
         with pytest.raises(DataError, match=f"in the form of {form}; give WAV, FLAC, Ogg or MP3"):
             read_sound(sound(form=form), "x")
@@ -256,21 +263,21 @@ def riff(data: bytes, size: int, promised: int | None = None) -> bytes:
     ],
     ids=range(11),  # the bytes hold the time at which they were made, and workers must agree on the names
 )
-def test_sounds_that_say_nothing_are_named(data, message):
+def test_sounds_that_say_nothing_are_named(data: bytes, message: str) -> None:
     with pytest.raises(DataError, match=rf"z\.wav: .*({message})"):
         read_sound(data, "z.wav")
 
 
-def test_zeros_behind_the_end_of_a_wav_only_fill_a_block():
+def test_zeros_behind_the_end_of_a_wav_only_fill_a_block() -> None:
     assert len(read_sound(riff(bytes(2000), 1000), "x")[0]) == 500
 
 
-def test_a_wav_that_was_written_into_a_pipe_is_read_to_its_end():
+def test_a_wav_that_was_written_into_a_pipe_is_read_to_its_end() -> None:
     samples, rate = read_sound(riff(b"\1\0" * 500, 0xFFFFFFFF, 0xFFFFFFFF), "x")
     assert (len(samples), rate) == (500, 8000)
 
 
-def test_a_flac_header_that_promises_too_much_takes_no_memory():
+def test_a_flac_header_that_promises_too_much_takes_no_memory() -> None:
     data = bytearray(sound(form="FLAC"))
     data[21] |= 0x0F  # the upper bits of the number of samples
     data[22:26] = b"\xff" * 4
@@ -278,14 +285,14 @@ def test_a_flac_header_that_promises_too_much_takes_no_memory():
         read_sound(bytes(data), "z.flac")
 
 
-def test_a_damaged_ogg_page_is_no_hole_in_a_sound():
+def test_a_damaged_ogg_page_is_no_hole_in_a_sound() -> None:
     data = bytearray(sound(seconds=4, form="OGG", subtype="VORBIS"))
     data[len(data) // 2] ^= 1
     with pytest.raises(DataError, match="its Ogg page at byte .* has a wrong checksum"):
         read_sound(bytes(data), "x")
 
 
-def test_reconstructions_are_measured_and_shown(tmp_path):
+def test_reconstructions_are_measured_and_shown(tmp_path: Path) -> None:
     files = {f"{n}.png": picture(n, True, side=8) for n in range(6)}
     built = build_pairs(
         put(tmp_path / "in", files), tmp_path / "a", PairOptions("patch:96:2", tokenizer="bytes")
@@ -300,7 +307,8 @@ def test_reconstructions_are_measured_and_shown(tmp_path):
     assert 5 < fewer.figure < 20 and "PSNR" in fewer.describe() and "pictures.png" in fewer.describe()
     sounds = {f"{n}.wav": sound(seed=n) for n in range(5)}
     built = build_pairs(put(tmp_path / "sounds", sounds), tmp_path / "c", PairOptions(tokenizer="bytes"))
-    assert (built.modalities.audio.codebooks, built.modalities.audio.codebook_size) == (2, 64), "of 95 frames"
+    audio = built.modalities.audio
+    assert audio is not None and (audio.codebooks, audio.codebook_size) == (2, 64), "of 95 frames"
     (heard,) = built.reconstructions
     assert 0 < heard.figure < 40 and "mel-spectral distance" in heard.describe()
     original, again = (soundfile.read(tmp_path / "c" / name)[0] for name in heard.files)
@@ -309,7 +317,7 @@ def test_reconstructions_are_measured_and_shown(tmp_path):
         build_pairs(tmp_path / "sounds", tmp_path / "d", PairOptions(None, "spectral:256:2", "bytes"))
 
 
-def test_figures_of_reconstruction():
+def test_figures_of_reconstruction() -> None:
     a = np.full((4, 4), 100, np.uint8)
     assert psnr([(a, a + 5)]) == pytest.approx(20 * np.log10(255 / 5))
     wave = np.random.default_rng(0).normal(0, 0.1, 8000)

@@ -5,6 +5,7 @@ import itertools
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def epoch_by_hand(reader: RowReader, documents: list[np.ndarray], rows: int) -> 
 
 @given(st.integers(1, 3000), st.integers())
 @quick
-def test_permutation_holds_each_number_once(count, seed):
+def test_permutation_holds_each_number_once(count: int, seed: int) -> None:
     order = permutation(count, seed, "shards")
     assert np.array_equal(np.sort(order), np.arange(count))
     assert np.array_equal(order, permutation(count, seed, "shards"))
@@ -51,14 +52,14 @@ def test_permutation_holds_each_number_once(count, seed):
     ("weights", "whole"),
     [([1e-9, 1], (1, 10_000)), ([1, 1e-12, 1], (5000, 1, 5000)), ([1e-300, 1], (1, 10_000))],
 )
-def test_tiny_weights_keep_a_share(weights, whole):
+def test_tiny_weights_keep_a_share(weights: list[float], whole: tuple[int, ...]) -> None:
     assert integer_weights(weights) == whole
     assert set(Mixture(weights).draws(np.arange(20_000))[0].tolist()) == set(range(len(weights)))
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12))
 @quick
-def test_mixing_counts_are_exact_and_prefixes_deviate_by_less_than_one(weights):
+def test_mixing_counts_are_exact_and_prefixes_deviate_by_less_than_one(weights: list[int]) -> None:
     pattern = mixing_pattern(weights)
     total = sum(weights)
     assert np.bincount(pattern, minlength=len(weights)).tolist() == weights
@@ -70,7 +71,7 @@ def test_mixing_counts_are_exact_and_prefixes_deviate_by_less_than_one(weights):
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 10**12))
 @quick
-def test_draws_count_up_without_a_gap_at_any_row(weights, first):
+def test_draws_count_up_without_a_gap_at_any_row(weights: list[int], first: int) -> None:
     mixture = Mixture(weights)
     source, draw = mixture.draws(np.arange(first, first + 100))
     for number in set(source.tolist()):
@@ -90,12 +91,12 @@ def test_draws_count_up_without_a_gap_at_any_row(weights, first):
         ((5,), (1,)),
     ],
 )
-def test_float_weights_become_integers(weights, wanted):
+def test_float_weights_become_integers(weights: tuple[float, ...], wanted: tuple[int, ...]) -> None:
     assert integer_weights(weights) == wanted
 
 
 @pytest.mark.parametrize("weights", [(), (0, 1), (-1.0,), (float("nan"),), (float("inf"), 1)])
-def test_bad_weights_are_refused(weights):
+def test_bad_weights_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(DataError, match="weight"):
         integer_weights(weights)
 
@@ -110,8 +111,14 @@ def scored(batch: Batch) -> list[tuple[int, int, int]]:
 @given(lengths_lists, st.integers(1, 40), st.integers(0, 5), st.integers(1, 3), st.booleans(), st.booleans())
 @quick
 def test_each_epoch_serves_each_token_once(
-    tmp_path_factory, lengths, length, seed, window, shuffle, shuffle_rows
-):
+    tmp_path_factory: pytest.TempPathFactory,
+    lengths: list[int],
+    length: int,
+    seed: int,
+    window: int,
+    shuffle: bool,
+    shuffle_rows: bool,
+) -> None:
     folder = tmp_path_factory.mktemp("data")
     documents = make_dataset(folder, lengths, shard_bytes=160, seed=seed)
     reader = RowReader(open_sources([Source(folder)]), length, seed, window, shuffle, shuffle_rows)
@@ -132,8 +139,8 @@ def test_each_epoch_serves_each_token_once(
 @given(lengths_lists, st.integers(1, 50), st.integers(0, 3), st.booleans())
 @quick
 def test_each_token_is_predicted_from_the_one_before_it_in_its_document(
-    tmp_path_factory, lengths, length, seed, shuffle_rows
-):
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, seed: int, shuffle_rows: bool
+) -> None:
     folder = tmp_path_factory.mktemp("data")
     documents = make_dataset(folder, lengths, shard_bytes=200, seed=seed)
     reader = RowReader(open_sources([Source(folder)]), length, seed, shuffle_rows=shuffle_rows)
@@ -160,8 +167,8 @@ def test_each_token_is_predicted_from_the_one_before_it_in_its_document(
 )
 @quick
 def test_an_epoch_over_ranks_and_a_resume_scores_every_token_once(
-    tmp_path_factory, lengths, length, world, stop
-):
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, world: int, stop: int
+) -> None:
     folder = tmp_path_factory.mktemp("data")
     documents = make_dataset(folder, lengths, shard_bytes=90, seed=3)
     reader = RowReader(open_sources([Source(folder)]), length, 5, window_shards=2)
@@ -182,7 +189,7 @@ def test_an_epoch_over_ranks_and_a_resume_scores_every_token_once(
     assert found == Counter({pair: int(epochs) * count for pair, count in wanted.items()})
 
 
-def test_the_rows_of_one_long_document_do_not_follow_each_other(tmp_path):
+def test_the_rows_of_one_long_document_do_not_follow_each_other(tmp_path: Path) -> None:
     make_dataset(tmp_path, [4095])
     sources = open_sources([Source(tmp_path)])
     order = [RowReader(sources, 64, 0).documents(row)[0].first // 64 for row in range(192)]
@@ -193,7 +200,7 @@ def test_the_rows_of_one_long_document_do_not_follow_each_other(tmp_path):
     assert [plain.documents(row)[0].first // 64 for row in range(64)] == list(range(64))
 
 
-def test_a_checkpoint_of_rows_that_left_first_tokens_out_is_refused_with_the_reason(tmp_path):
+def test_a_checkpoint_of_rows_that_left_first_tokens_out_is_refused_with_the_reason(tmp_path: Path) -> None:
     make_dataset(tmp_path, [40, 50])
     reader = RowReader(open_sources([Source(tmp_path)]), 16, 0)
     settings = {"weights": [1], "sequence_length": 16, "seed": 0, "window_shards": 16, "shuffle": True}
@@ -203,7 +210,7 @@ def test_a_checkpoint_of_rows_that_left_first_tokens_out_is_refused_with_the_rea
 
 
 @pytest.mark.parametrize("length", [2**15, 2**15 + 1])
-def test_places_in_rows_of_any_length_fit_their_type(tmp_path, length):
+def test_places_in_rows_of_any_length_fit_their_type(tmp_path: Path, length: int) -> None:
     make_dataset(tmp_path, [3, 2 * length])
     batch = RowReader(open_sources([Source(tmp_path)]), length, 0).batch(range(3))
     assert batch.positions.max() == length - 1 and batch.positions.min() == 0
@@ -213,7 +220,9 @@ def test_places_in_rows_of_any_length_fit_their_type(tmp_path, length):
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=12), st.integers(0, 3))
 @quick
-def test_a_row_does_not_depend_on_the_rows_beside_it(tmp_path_factory, rows, seed):
+def test_a_row_does_not_depend_on_the_rows_beside_it(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[int], seed: int
+) -> None:
     root = tmp_path_factory.mktemp("data")
     make_dataset(root / "a", [5, 17, 40, 3, 9], shard_bytes=60, seed=1)
     make_dataset(root / "b", [30, 2, 2, 8], shard_bytes=60, seed=2)
@@ -226,7 +235,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(tmp_path_factory, rows, see
             assert torch.equal(getattr(together, field)[place], getattr(alone, field)[0])
 
 
-def test_sources_are_mixed_exactly(tmp_path):
+def test_sources_are_mixed_exactly(tmp_path: Path) -> None:
     make_dataset(tmp_path / "a", [50] * 20)
     make_dataset(tmp_path / "b", [50] * 3)
     reader = RowReader(open_sources([Source(tmp_path / "a", 0.75), Source(tmp_path / "b", 0.25)]), 10, 0)
@@ -234,7 +243,7 @@ def test_sources_are_mixed_exactly(tmp_path):
     assert Counter(first) == {0: 300, 1: 100}
 
 
-def test_a_document_longer_than_a_member_stays_whole(tmp_path):
+def test_a_document_longer_than_a_member_stays_whole(tmp_path: Path) -> None:
     documents = make_dataset(tmp_path, [600_000, 10, 262_143, 262_144, 5], seed=3)
     reader = RowReader(open_sources([Source(tmp_path)]), 1000, seed=1)
     total = sum(len(d) + 1 for d in documents)
@@ -251,8 +260,8 @@ def test_a_document_longer_than_a_member_stays_whole(tmp_path):
 @given(lengths_lists, st.integers(1, 30), st.integers(1, 4), st.sampled_from([1, 2, 3]))
 @quick
 def test_evaluation_scores_each_target_once_on_any_number_of_ranks(
-    tmp_path_factory, lengths, length, rows, world
-):
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, rows: int, world: int
+) -> None:
     folder = tmp_path_factory.mktemp("data")
     documents = make_dataset(folder, lengths, shard_bytes=100)
     sources = open_sources([Source(folder)])
@@ -266,13 +275,13 @@ def test_evaluation_scores_each_target_once_on_any_number_of_ranks(
     assert sum(int((b.weights.sum(1) > 0).sum()) for b in batches) <= evaluation_rows(sources, length)
 
 
-def test_evaluation_can_be_limited(tmp_path):
+def test_evaluation_can_be_limited(tmp_path: Path) -> None:
     make_dataset(tmp_path, [50] * 10)
     batches = list(evaluation_batches(open_sources([Source(tmp_path)]), 10, 4, limit_rows=6))
     assert [int((b.weights.sum(1) > 0).sum()) for b in batches] == [4, 2]
 
 
-def test_row_order_is_pinned(tmp_path):
+def test_row_order_is_pinned(tmp_path: Path) -> None:
     """Frozen: a change breaks the resume of every run. Raise `order` in the fingerprint if it must be."""
     make_dataset(tmp_path / "a", [7, 30, 2, 19, 44, 11, 5, 23], shard_bytes=60, seed=1)
     make_dataset(tmp_path / "b", [13, 13, 40], shard_bytes=60, seed=2)
@@ -285,11 +294,11 @@ def test_row_order_is_pinned(tmp_path):
     assert reader.fingerprint == golden["fingerprint"]
 
 
-def test_later_epochs_do_not_open_the_shards_again(tmp_path, monkeypatch):
+def test_later_epochs_do_not_open_the_shards_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     original = Shard.open
 
-    def counted(shard):
+    def counted(shard: Shard) -> Any:
         opened.append(shard.path.name)
         return original(shard)
 
@@ -302,7 +311,7 @@ def test_later_epochs_do_not_open_the_shards_again(tmp_path, monkeypatch):
     assert not np.array_equal(epochs[:630], epochs[630:1260])
 
 
-def test_a_document_without_an_end_is_refused(tmp_path):
+def test_a_document_without_an_end_is_refused(tmp_path: Path) -> None:
     writer = TokenShardWriter(tmp_path, "train", 2, 10**9)
     for ids in ([1, 2, EOT], [3, 4], [5, EOT]):
         writer.write(np.asarray(ids, np.uint16), len(ids))

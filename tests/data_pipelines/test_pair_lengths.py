@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ def audio(frames: int) -> list[int]:
     return [265, 269] * frames
 
 
-def test_the_longest_pair_of_all_datasets_is_named_at_once(tmp_path):
+def test_the_longest_pair_of_all_datasets_is_named_at_once(tmp_path: Path) -> None:
     lengths = {}
     for name, made in (("a", [audio(3), audio(20)]), ("b", [audio(40), audio(2)]), ("c", [audio(1)])):
         documents = [pair("text-to-audio", [1, 2], sounds) for sounds in made]
@@ -38,7 +39,7 @@ def test_the_longest_pair_of_all_datasets_is_named_at_once(tmp_path):
     refuse_long_pairs(sources, V, 87)
 
 
-def test_target_lengths_are_counted_over_a_whole_split(tmp_path):
+def test_target_lengths_are_counted_over_a_whole_split(tmp_path: Path) -> None:
     documents = [
         *(pair("text-to-audio", [1], audio(2)) for _ in range(6)),
         *(pair("text-to-audio", [2, 3], audio(n)) for n in (4, 5)),

@@ -3,6 +3,8 @@
 import io
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +45,9 @@ def wav(number: int, rate: int = 8000, form: str = "WAV") -> bytes:
     return file.getvalue()
 
 
-def samples(**changes: dict) -> list[dict]:
+def samples(**changes: dict[str, bytes | None]) -> list[dict[str, Any]]:
     """Captions with images and sounds; `changes` by key."""
-    made = [
+    made: list[dict[str, Any]] = [
         {"__key__": f"s{n}", "txt": f"number {n}".encode(), "png": png(n), "wav": wav(n)}
         for n in range(COUNT)
     ]
@@ -62,7 +64,7 @@ OPTIONS = PairOptions(
 )
 
 
-def documents(folder, split="train"):
+def documents(folder: Path, split: str = "train") -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids of condition, ids of target) of every document, in stored order."""
     reader = WholeRowReader(open_sources([Source(folder)], split), 200, 0, shuffle=False)
     v = reader.vocabulary
@@ -75,7 +77,7 @@ def documents(folder, split="train"):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pairs")
     (root / "raw").mkdir()
     made = samples()
@@ -85,7 +87,7 @@ def built(tmp_path_factory):
     return root
 
 
-def test_all_tasks_hold_the_samples_on_one_side(built):
+def test_all_tasks_hold_the_samples_on_one_side(built: Path) -> None:
     words = {}
     for task, (x, y) in TASKS.items():
         folder = built / "out" / task
@@ -108,7 +110,7 @@ def test_all_tasks_hold_the_samples_on_one_side(built):
     assert len({load_modalities(built / "out" / task).vocabulary.fingerprint for task in TASKS}) == 1
 
 
-def test_images_and_captions_stay_together(built):
+def test_images_and_captions_stay_together(built: Path) -> None:
     folder = built / "out" / "text-to-image"
     modalities = load_modalities(folder)
     for given, made in documents(folder):
@@ -118,7 +120,7 @@ def test_images_and_captions_stay_together(built):
         assert np.array_equal(made, wanted)
 
 
-def test_a_folder_of_files_gives_the_same_tokens(tmp_path, built):
+def test_a_folder_of_files_gives_the_same_tokens(tmp_path: Path, built: Path) -> None:
     for sample in samples():
         for extension, data in sample.items():
             if extension != "__key__":
@@ -141,13 +143,15 @@ def test_a_folder_of_files_gives_the_same_tokens(tmp_path, built):
         ({"delay": True}, "--delay: --vocabulary .* says whether there is a delay"),
     ],
 )
-def test_a_vocabulary_leaves_nothing_to_choose(tmp_path, built, changes, message):
+def test_a_vocabulary_leaves_nothing_to_choose(
+    tmp_path: Path, built: Path, changes: dict[str, Any], message: str
+) -> None:
     options = PairOptions(vocabulary=built / "out" / "text-to-image", **changes)
     with pytest.raises(DataError, match=message):
         build_pairs(built / "raw", tmp_path / "out", options)
 
 
-def test_codes_get_their_codec_later(tmp_path):
+def test_codes_get_their_codec_later(tmp_path: Path) -> None:
     """The dataset knows how many codes there are, not whose they are."""
     pictures = np.random.default_rng(0).integers(0, 256, (40, 4, 6), dtype=np.uint8)
     codec = PatchCodec.train(list(pictures), codes=12, patch=2)
@@ -172,7 +176,7 @@ def test_codes_get_their_codec_later(tmp_path):
         load_modalities(folder)
 
 
-def test_codes_are_taken_as_they_are(tmp_path):
+def test_codes_are_taken_as_they_are(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images, sounds = random.integers(0, 70_000, (5, 6)), random.integers(0, 9, (5, 2, 4))
     made = [
@@ -185,11 +189,16 @@ def test_codes_are_taken_as_they_are(tmp_path):
         for n in range(5)
     ]
     write_tar(tmp_path / "a.tar", made)
-    spec = {"image_codec": "codes:70000:2x3", "audio_codec": "codes:9:2", "tokenizer": "bytes"}
+    spec: dict[str, Any] = {
+        "image_codec": "codes:70000:2x3",
+        "audio_codec": "codes:9:2",
+        "tokenizer": "bytes",
+    }
     built = build_pairs(
         tmp_path / "a.tar", tmp_path / "out", PairOptions(**spec, validation_fraction=0, delay=True)
     )
     v = built.modalities.vocabulary
+    assert v.image is not None and v.audio is not None
     assert v.image.size == 70_000 and v.audio.size == 20 and v.audio.delay
     pairs = documents(tmp_path / "out/text-to-image")
     assert sorted(made.tolist() for _, made in pairs) == sorted((images + v.image.first).tolist())
@@ -236,14 +245,16 @@ BAD = [
 
 
 @pytest.mark.parametrize(("changes", "options", "message"), BAD)
-def test_bad_samples_and_options(tmp_path, changes, options, message):
+def test_bad_samples_and_options(
+    tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
     write_tar(tmp_path / "a.tar", samples(**changes))
     with pytest.raises(DataError, match=message):
         build_pairs(tmp_path / "a.tar", tmp_path / "out", PairOptions(**{**OPTIONS.__dict__, **options}))
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"], "nothing is left of a build that failed"
 
 
-def test_another_codec_or_tokenizer_than_the_vocabularys(tmp_path, built):
+def test_another_codec_or_tokenizer_than_the_vocabularys(tmp_path: Path, built: Path) -> None:
     write_tar(tmp_path / "a.tar", samples())
     theirs = built / "out" / "text-to-image"
     build_pairs(tmp_path / "a.tar", tmp_path / "b", PairOptions(tokenizer="bytes", image_codec="patch:30:2"))
@@ -260,7 +271,7 @@ def test_another_codec_or_tokenizer_than_the_vocabularys(tmp_path, built):
         build_pairs(tmp_path / "a.tar", tmp_path / "out", PairOptions(tokenizer="bytes", audio_codec=other))
 
 
-def test_sounds_are_resampled_to_the_codecs_rate(tmp_path, built):
+def test_sounds_are_resampled_to_the_codecs_rate(tmp_path: Path, built: Path) -> None:
     write_tar(tmp_path / "a.tar", [{"__key__": "x", "txt": b"x", "wav": wav(3, 16_000)}])
     options = PairOptions(
         vocabulary=built / "out/text-to-audio", tasks=("text-to-audio",), validation_fraction=0
@@ -271,7 +282,7 @@ def test_sounds_are_resampled_to_the_codecs_rate(tmp_path, built):
     assert abs(np.abs(np.fft.rfft(sound)).argmax() * 8000 / len(sound) - 420) < 40
 
 
-def test_colour_images_and_a_trained_tokenizer(tmp_path):
+def test_colour_images_and_a_trained_tokenizer(tmp_path: Path) -> None:
     made = [{"__key__": f"{n}", "txt": f"photo {n}".encode(), "png": png(n, True)} for n in range(40)]
     write_tar(tmp_path / "a.tar", made)
     text = run(
@@ -285,7 +296,7 @@ def test_colour_images_and_a_trained_tokenizer(tmp_path):
     assert "no problems" in run("lint", tmp_path / "out/image-to-text")
 
 
-def test_lint_finds_pairs_that_are_none(tmp_path):
+def test_lint_finds_pairs_that_are_none(tmp_path: Path) -> None:
     make_pairs(
         tmp_path, [pair("image-to-text", [257] * 4, [1]), np.asarray([VOCABULARY.task("image-to-text"), 5])]
     )
@@ -293,7 +304,7 @@ def test_lint_finds_pairs_that_are_none(tmp_path):
     assert "document 1" in problem.what
 
 
-def test_a_caption_with_an_unknown_word_is_named(tmp_path):
+def test_a_caption_with_an_unknown_word_is_named(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", samples(s9={"txt": b"number nein"}))
     (tmp_path / "words").mkdir()
     word_tokenizer(["number", *map(str, range(COUNT))]).save(tmp_path / "words")
@@ -304,7 +315,7 @@ def test_a_caption_with_an_unknown_word_is_named(tmp_path):
         build_pairs(tmp_path / "a.tar", tmp_path / "out", options)
 
 
-def test_reading_sounds_names_the_packages_it_needs(tmp_path, monkeypatch):
+def test_reading_sounds_names_the_packages_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "a.tar", samples(s5={"wav": None, "flac": wav(5, form="FLAC")}))
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(DataError, match=r"a.tar:s5.flac: .*pip install 'triptych\[audio\]'"):

@@ -1,5 +1,7 @@
 """The vocabulary's ranges and the roles that rows tell of themselves."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_images_have_rows_and_columns() -> None:
     assert torch.equal(both[0, others, 1], positions[0, others])
 
 
-def test_a_vocabulary_reads_itself_back(tmp_path) -> None:
+def test_a_vocabulary_reads_itself_back(tmp_path: Path) -> None:
     VOCABULARY.save(tmp_path)
     assert load_vocabulary(tmp_path) == VOCABULARY
     assert VOCABULARY.size == 36 + 12

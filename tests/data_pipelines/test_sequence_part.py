@@ -73,7 +73,7 @@ def test_every_masked_token_is_in_one_part(
     assert whole.corruption is not None
     drawn = whole.corruption
     numbered = torch.arange(rows * time).view(rows, time)
-    found = []
+    found: list[tuple[float, ...]] = []
     targets, part_targets = torch.zeros_like(drawn.targets), torch.zeros_like(drawn.loss_part_targets)
     for number in range(count):
         part = SequencePart(number, count, order)

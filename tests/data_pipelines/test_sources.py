@@ -73,13 +73,13 @@ def documents(built: BuiltPairs) -> int:
 
 
 @pytest.mark.parametrize("name", ["DATA.JSONL", "data.Ndjson", "DATA.JSONL.GZ"])
-def test_endings_count_in_any_case(tmp_path, name):
+def test_endings_count_in_any_case(tmp_path: Path, name: str) -> None:
     data = b"".join(json.dumps({"text": f"text {n}"}).encode() + b"\n" for n in range(5))
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("GZ") else data)
     assert texts_of(tmp_path / name) == [f"text {n}" for n in range(5)]
 
 
-def test_json_files_are_objects_or_lists_of_them_as_in_a_tar(tmp_path):
+def test_json_files_are_objects_or_lists_of_them_as_in_a_tar(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"text": "one"}, {"text": "two"}]')
     (tmp_path / "b.JSON").write_text('{"text": "three", "url": "x"}')
     assert [*texts_of(tmp_path / "a.json"), *texts_of(tmp_path / "b.JSON")] == ["one", "two", "three"]
@@ -96,7 +96,7 @@ def test_json_files_are_objects_or_lists_of_them_as_in_a_tar(tmp_path):
         texts_of(tmp_path / "e.json")
 
 
-def test_lines_end_with_a_line_feed_alone_and_may_begin_with_a_mark(tmp_path):
+def test_lines_end_with_a_line_feed_alone_and_may_begin_with_a_mark(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes('\ufeff{"text": "a\u2028b\u0085c"}\r\n\n{"text": "d"}'.encode())
     assert texts_of(tmp_path / "a.jsonl") == ["a\u2028b\u0085c", "d"]
     (tmp_path / "b.jsonl").write_text('{"text": "a", "text": "b"}')
@@ -105,7 +105,7 @@ def test_lines_end_with_a_line_feed_alone_and_may_begin_with_a_mark(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["tar", "TAR", "tar.gz", "TGZ"])
-def test_links_in_tars_are_read_or_told(tmp_path, ending):
+def test_links_in_tars_are_read_or_told(tmp_path: Path, ending: str) -> None:
     links = {
         "b_txt": (tarfile.LNKTYPE, "a.txt"),
         "d_txt": (tarfile.SYMTYPE, "./c.txt"),
@@ -124,7 +124,7 @@ def test_links_in_tars_are_read_or_told(tmp_path, ending):
 
 
 @pytest.mark.parametrize("form", ["gnu", "posix"])
-def test_sparse_members_are_read_with_their_holes(tmp_path, form):
+def test_sparse_members_are_read_with_their_holes(tmp_path: Path, form: str) -> None:
     path = tmp_path / "sparse.txt"
     with path.open("wb") as file:
         file.write(b"begin" * 100)
@@ -137,9 +137,9 @@ def test_sparse_members_are_read_with_their_holes(tmp_path, form):
         "--sparse",
         f"--format={form}",
         "-C",
-        tmp_path,
+        str(tmp_path),
         "-cf",
-        tmp_path / "a.tar",
+        str(tmp_path / "a.tar"),
         "sparse.txt",
         "z.txt",
     ]
@@ -150,7 +150,7 @@ def test_sparse_members_are_read_with_their_holes(tmp_path, form):
     assert found == [path.read_bytes(), b"the next member"]
 
 
-def test_names_in_tars(tmp_path):
+def test_names_in_tars(tmp_path: Path) -> None:
     members = [
         ("./d.v1/0.txt", b"a"),
         ("./d.v1/._0.txt", b"\0"),
@@ -169,7 +169,7 @@ def test_names_in_tars(tmp_path):
     }
 
 
-def test_every_file_of_a_folder_is_read_or_told(tmp_path):
+def test_every_file_of_a_folder_is_read_or_told(tmp_path: Path) -> None:
     folder = put(
         tmp_path / "in", [("a.txt", b"a"), (".git/b.txt", b"b"), (".c.txt", b"c"), ("e.txt.xz", b"e")]
     )
@@ -197,7 +197,7 @@ def test_every_file_of_a_folder_is_read_or_told(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "in" / "shut").mkdir(parents=True)
     (tmp_path / "in" / "a.txt").write_text("a")
     (tmp_path / "in" / "shut").chmod(0)
@@ -205,7 +205,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(tmp_path):
         find_source(tmp_path / "in")
 
 
-def test_a_command_tells_what_is_left_out_and_strict_refuses(tmp_path):
+def test_a_command_tells_what_is_left_out_and_strict_refuses(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", [*samples("a", "b", "c"), ("d.v2.png", png(9)), ("readme.md", b"x")])
     text = run(
         "pairs", folder, "--out", tmp_path / "out", "--tokenizer", "bytes", "--image-codec", "patch:8:2"
@@ -217,14 +217,14 @@ def test_a_command_tells_what_is_left_out_and_strict_refuses(tmp_path):
         build_pairs(folder, tmp_path / "out2", PairOptions(**{**vars(PAIRS), "strict": True}))
 
 
-def test_keys_have_their_folder(tmp_path):
+def test_keys_have_their_folder(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", samples(*(f"{n:03d}/image" for n in range(8))))
     built = build_pairs(folder, tmp_path / "out", PAIRS)
     counts = {name: split.documents for name, split in built.datasets["text-to-image"].splits.items()}
     assert sum(counts.values()) == 8 and min(counts["train"], counts["validation"]) >= 1
 
 
-def test_samples_that_all_have_one_key_are_refused(tmp_path):
+def test_samples_that_all_have_one_key_are_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a", "b", "c"):
         tar_of(tmp_path / "in" / f"{name}.tar", samples("sample"))
@@ -232,7 +232,7 @@ def test_samples_that_all_have_one_key_are_refused(tmp_path):
         build_pairs(tmp_path / "in", tmp_path / "out", PAIRS)
 
 
-def test_tars_packed_or_not_and_loose_files_are_all_read(tmp_path):
+def test_tars_packed_or_not_and_loose_files_are_all_read(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", samples("x", "y"))
     tar_of(folder / "a.tar", samples("a0", "a1", "a2"))
     tar_of(folder / "b.tar.gz", samples("b0", "b1"))
@@ -242,7 +242,7 @@ def test_tars_packed_or_not_and_loose_files_are_all_read(tmp_path):
     assert built.found.describe() == "read 6 sample(s) of 3 tar(s) and 2 of loose files beside them"
 
 
-def test_second_files_of_a_sample_are_told_and_equal_names_refused(tmp_path):
+def test_second_files_of_a_sample_are_told_and_equal_names_refused(tmp_path: Path) -> None:
     folder = put(
         tmp_path / "in", [*samples("a", "b"), ("a.jpg", b"x"), ("b.json", b"{}"), ("b.image.u16", b"xx")]
     )
@@ -271,13 +271,15 @@ def test_second_files_of_a_sample_are_told_and_equal_names_refused(tmp_path):
         ),
     ],
 )
-def test_tars_whose_samples_are_not_whole(tmp_path, members, message):
+def test_tars_whose_samples_are_not_whole(
+    tmp_path: Path, members: list[tuple[str, bytes]], message: str
+) -> None:
     tar_of(tmp_path / "a.tar", members)
     with pytest.raises(DataError, match=message):
         build_pairs(tmp_path / "a.tar", tmp_path / "out", PAIRS)
 
 
-def test_samples_that_the_tasks_do_not_need_are_told(tmp_path):
+def test_samples_that_the_tasks_do_not_need_are_told(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", [*samples("a", "b"), ("c.txt", b"c"), ("c.audio.u16", b"xx")])
     options = PairOptions(**{**vars(PAIRS), "tasks": ("text-to-image",)})
     built = build_pairs(folder, tmp_path / "out", options)
@@ -295,13 +297,13 @@ def test_samples_that_the_tasks_do_not_need_are_told(tmp_path):
         ("a.txt", b"\xff", r"a\.txt: a caption that is not UTF-8"),
     ],
 )
-def test_damaged_captions_are_named(tmp_path, name, content, message):
+def test_damaged_captions_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     put(tmp_path / "in", [*samples("b", "c"), ("a.png", png(1)), (name, content)])
     with pytest.raises(DataError, match=message):
         build_pairs(tmp_path / "in", tmp_path / "out", PAIRS)
 
 
-def test_half_a_surrogate_pair_in_a_caption_is_told(tmp_path):
+def test_half_a_surrogate_pair_in_a_caption_is_told(tmp_path: Path) -> None:
     caption = json.dumps({"caption": " a \ud800 b \U0001f600 "}).encode()
     put(tmp_path / "in", [*samples("b", "c"), ("a.png", png(1)), ("a.json", b"\xef\xbb\xbf" + caption)])
     built = build_pairs(tmp_path / "in", tmp_path / "out", PAIRS)
@@ -309,7 +311,7 @@ def test_half_a_surrogate_pair_in_a_caption_is_told(tmp_path):
     assert built.text_slot == len("a \ufffd b \U0001f600".encode()) + 1
 
 
-def test_shards_are_told_apart_from_other_files(tmp_path):
+def test_shards_are_told_apart_from_other_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write_jsonl(tmp_path / "in" / "b.jsonl", ["one"])
     tar_of(tmp_path / "in" / "a.TAR", [("a.txt", b"one"), ("b.txt", b"two")])
@@ -317,7 +319,7 @@ def test_shards_are_told_apart_from_other_files(tmp_path):
     assert "left out: 1 no tar shard" in text and "b.jsonl" in text
 
 
-def test_files_that_hold_no_document_are_told(tmp_path):
+def test_files_that_hold_no_document_are_told(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", [("a.jsonl", b'{"text": "one"}\n'), ("b.jsonl", b""), ("c.json", b"[]")])
     put(folder, [("d.JSONL", b"\n \n"), ("e.txt", b"")])
     tar_of(folder / "f.tar", [])
@@ -326,7 +328,7 @@ def test_files_that_hold_no_document_are_told(tmp_path):
     assert report.left_out.counts == {"empty": 4, "tars with nothing in them": 1}
 
 
-def test_a_member_that_a_later_one_replaces_is_told(tmp_path):
+def test_a_member_that_a_later_one_replaces_is_told(tmp_path: Path) -> None:
     path = tar_of(tmp_path / "t.tar", [("a.txt", b"old"), ("b.txt", b"b"), ("./a.txt", b"new")])
     report = Report()
     assert texts_of(path, report) == ["b", "new"]
@@ -334,7 +336,7 @@ def test_a_member_that_a_later_one_replaces_is_told(tmp_path):
     assert "1 replaced by a later member" in line and line.endswith("t.tar:a.txt")
 
 
-def test_what_was_left_out_stands_beside_a_half_sample(tmp_path):
+def test_what_was_left_out_stands_beside_a_half_sample(tmp_path: Path) -> None:
     folder = put(tmp_path / "in", [*samples("a", "b"), ("k.txt", b"caption"), ("k.v2.png", png(3))])
     with pytest.raises(DataError, match=r"(?s)k.txt: a caption without an image.*with a dot.*k.v2.png"):
         build_pairs(folder, tmp_path / "out", PairOptions(image_codec="patch:8:2", tokenizer="bytes"))

@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ quick = settings(max_examples=15, deadline=None, suppress_health_check=list(Heal
 
 
 @pytest.fixture(scope="module")
-def reader(tmp_path_factory):
+def reader(tmp_path_factory: pytest.TempPathFactory) -> RowReader:
     root = tmp_path_factory.mktemp("stream")
     make_dataset(root / "a", [5, 17, 40, 3, 9, 100], shard_bytes=80, seed=1)
     make_dataset(root / "b", [30, 2, 2, 8], shard_bytes=60, seed=2)
@@ -29,14 +31,14 @@ def reader(tmp_path_factory):
     return RowReader(sources, 12, seed=7, window_shards=2)
 
 
-def collect(reader, rows, steps, **options):
+def collect(reader: RowReader, rows: int, steps: int, **options: Any) -> list[Any]:
     with open_stream(reader, rows, steps=steps, **options) as stream:
         return list(stream)
 
 
 @given(world=st.sampled_from([1, 2, 3, 4, 6, 12]), prefetch=st.integers(1, 5))
 @quick
-def test_ranks_together_serve_the_rows_of_one(reader, world, prefetch):
+def test_ranks_together_serve_the_rows_of_one(reader: RowReader, world: int, prefetch: int) -> None:
     alone = collect(reader, 12, 3)
     ranks = [collect(reader, 12, 3, rank=r, world=world, prefetch=prefetch) for r in range(world)]
     for step, whole in enumerate(alone):
@@ -47,7 +49,7 @@ def test_ranks_together_serve_the_rows_of_one(reader, world, prefetch):
 
 
 @pytest.mark.parametrize(("workers", "prefetch", "world"), [(1, 3, 1), (2, 1, 2)])
-def test_worker_processes_change_nothing(reader, workers, prefetch, world):
+def test_worker_processes_change_nothing(reader: RowReader, workers: int, prefetch: int, world: int) -> None:
     plain = collect(reader, 8, 5, world=world, rank=world - 1)
     worked = collect(reader, 8, 5, world=world, rank=world - 1, workers=workers, prefetch=prefetch)
     assert len(plain) == len(worked) == 5
@@ -56,7 +58,9 @@ def test_worker_processes_change_nothing(reader, workers, prefetch, world):
 
 @given(stop=st.integers(0, 6), rows=st.sampled_from([1, 4, 6]), world=st.sampled_from([1, 2]))
 @quick
-def test_a_resume_from_any_cursor_equals_the_uninterrupted_stream(reader, stop, rows, world):
+def test_a_resume_from_any_cursor_equals_the_uninterrupted_stream(
+    reader: RowReader, stop: int, rows: int, world: int
+) -> None:
     rows *= world
     whole = collect(reader, rows, 7, world=world)
     before = collect(reader, rows, stop, world=world)
@@ -65,14 +69,14 @@ def test_a_resume_from_any_cursor_equals_the_uninterrupted_stream(reader, stop, 
     assert all(same(a, b) for a, b in zip(whole, before + after, strict=True))
 
 
-def test_a_resume_on_another_number_of_ranks_and_rows_serves_the_next_rows(reader):
+def test_a_resume_on_another_number_of_ranks_and_rows_serves_the_next_rows(reader: RowReader) -> None:
     cursor = collect(reader, 6, 2)[-1].cursor
     ranks = [collect(reader, 8, 2, start=cursor, rank=r, world=2) for r in range(2)]
     served = [row for step in range(2) for batches in ranks for row in batches[step].rows.tolist()]
     assert served == list(range(12, 28))
 
 
-def test_a_cursor_of_other_data_is_refused(reader):
+def test_a_cursor_of_other_data_is_refused(reader: RowReader) -> None:
     other = RowReader(reader.sources, 12, seed=8, window_shards=2)
     cursor = collect(other, 4, 1)[-1].cursor
     with pytest.raises(DataError, match=f"(?s){cursor.fingerprint[:12]}.*{reader.fingerprint[:12]}"):
@@ -80,17 +84,17 @@ def test_a_cursor_of_other_data_is_refused(reader):
 
 
 @pytest.mark.parametrize("change", [{"row": -1}, {"row": "3"}, {"fingerprint": None}])
-def test_a_broken_cursor_is_refused(change):
+def test_a_broken_cursor_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="cursor"):
         Cursor.from_dict({"row": 3, "fingerprint": "x", **change})
 
 
-def test_rows_that_the_ranks_cannot_share_are_refused(reader):
+def test_rows_that_the_ranks_cannot_share_are_refused(reader: RowReader) -> None:
     with pytest.raises(DataError, match="multiple of 3"):
         open_stream(reader, 8, world=3)
 
 
-def test_split_gives_micro_batches_as_views(reader):
+def test_split_gives_micro_batches_as_views(reader: RowReader) -> None:
     batch = reader.batch(range(7))
     parts = batch.split(3)
     assert [len(part.rows) for part in parts] == [3, 3, 1]
@@ -99,7 +103,7 @@ def test_split_gives_micro_batches_as_views(reader):
     assert same(batch.to("cpu"), batch)
 
 
-def test_closing_stops_thread_and_workers(reader):
+def test_closing_stops_thread_and_workers(reader: RowReader) -> None:
     before = threading.active_count()
     streams = [open_stream(reader, 4, prefetch=2), open_stream(reader, 4, workers=1)]
     for stream in streams:
@@ -114,18 +118,19 @@ def test_closing_stops_thread_and_workers(reader):
     assert not multiprocessing.active_children()
 
 
-def test_workers_outlive_the_signals_that_stop_a_run(reader):
+def test_workers_outlive_the_signals_that_stop_a_run(reader: RowReader) -> None:
     with open_stream(reader, 4, workers=2, prefetch=1) as stream:
         batches = [next(stream) for _ in range(3)]
         for child in multiprocessing.active_children():
             for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+                assert child.pid is not None
                 os.kill(child.pid, number)
         batches += [next(stream) for _ in range(9)]
     assert [batch.cursor.row for batch in batches] == [4 * step for step in range(1, 13)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_damage_reaches_the_consumer_as_it_was_raised(tmp_path, workers):
+def test_damage_reaches_the_consumer_as_it_was_raised(tmp_path: Path, workers: int) -> None:
     make_dataset(tmp_path, [40] * 30)
     reader = RowReader(open_sources([Source(tmp_path)]), 8, seed=0)
     shard = tmp_path / "train-000000.tar"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,8 @@ def cycle(row: list[int]) -> list[int | None]:
 
 def alternating_group(row: list[int]) -> list[int | None]:
     even = [p for p in permutations(range(5)) if np.linalg.det(np.eye(5)[list(p)]) > 0]
-    state, found = tuple(range(5)), []
+    found: list[int | None] = []
+    state = tuple(range(5))
     for symbol in row:
         state = tuple(even[symbol][i] for i in state)
         found.append(even.index(state))
@@ -160,7 +162,7 @@ def test_evaluation_counts_each_row_once_over_the_ranks() -> None:
     assert scored == {row: row < 10 for row in range(16)}
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "an unknown task": ({"name": "paritty"}, ["paritty", "did you mean parity"]),
     "an unknown option": ({"name": "k_hop", "hop": 2}, ["no option hop", "did you mean hops"]),
     "a text for a number": ({"name": "k_hop", "hops": "two"}, ["hops = 'two'", "whole number"]),

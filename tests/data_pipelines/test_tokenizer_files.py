@@ -54,7 +54,7 @@ def lowercase(unknown: bool, kind: str = "metaspace") -> str:
 
 @pytest.mark.parametrize("unknown", [False, True])
 @pytest.mark.parametrize("kind", ["metaspace", "bytes"])
-def test_characters_without_a_token_are_counted(unknown, kind):
+def test_characters_without_a_token_are_counted(unknown: bool, kind: str) -> None:
     tokenizer = BpeTokenizer(lowercase(unknown, kind), "file")
     for ids in (tokenizer.encode(TEXT), tokenizer.encode_batch([TEXT, "x"])[0]):
         assert tokenizer.lost(TEXT, ids) == LOST
@@ -65,7 +65,7 @@ def test_characters_without_a_token_are_counted(unknown, kind):
     )
 
 
-def test_a_tokenizer_of_all_bytes_loses_nothing_and_one_that_folds_case_neither():
+def test_a_tokenizer_of_all_bytes_loses_nothing_and_one_that_folds_case_neither() -> None:
     for tokenizer in (BytesTokenizer(), train_bpe(["abc"] * 3, 300)):
         assert tokenizer.lost(TEXT, tokenizer.encode(TEXT)) == Counter()
     folds = Tokenizer.from_str(lowercase(True))
@@ -87,7 +87,7 @@ def test_a_tokenizer_of_all_bytes_loses_nothing_and_one_that_folds_case_neither(
 
 
 @pytest.mark.parametrize("unknown", [False, True])
-def test_a_build_tells_what_is_lost_and_bits_per_byte_leave_it_out(tmp_path, unknown):
+def test_a_build_tells_what_is_lost_and_bits_per_byte_leave_it_out(tmp_path: Path, unknown: bool) -> None:
     (tmp_path / "t.json").write_text(lowercase(unknown))
     source = write_jsonl(tmp_path / "in.jsonl", [TEXT] * 3)
     options = BuildOptions(str(tmp_path / "t.json"), validation_fraction=0)
@@ -108,7 +108,7 @@ def test_a_build_tells_what_is_lost_and_bits_per_byte_leave_it_out(tmp_path, unk
     }
 
 
-def test_texts_that_a_tokenizer_rewrites_are_told(tmp_path):
+def test_texts_that_a_tokenizer_rewrites_are_told(tmp_path: Path) -> None:
     folds = Tokenizer.from_str(lowercase(True))
     folds.normalizer = normalizers.Lowercase()
     (tmp_path / "t.json").write_text(folds.to_str())
@@ -120,7 +120,7 @@ def test_texts_that_a_tokenizer_rewrites_are_told(tmp_path):
     )
 
 
-def test_bytes_of_a_text_that_a_normalizer_takes_apart_or_shortens(tmp_path):
+def test_bytes_of_a_text_that_a_normalizer_takes_apart_or_shortens(tmp_path: Path) -> None:
     apart = Tokenizer.from_str(lowercase(True))
     apart.normalizer = (
         normalizers.NFKD()
@@ -132,16 +132,17 @@ def test_bytes_of_a_text_that_a_normalizer_takes_apart_or_shortens(tmp_path):
         assert held_bytes(tokenizer, text, tokenizer.encode(text), Report(), "here") == held
 
 
-def test_byte_lengths_are_those_of_the_text():
+def test_byte_lengths_are_those_of_the_text() -> None:
     text = "Grüße 日本 and more words"
     for tokenizer in (BytesTokenizer(), train_bpe([text] * 3, 300)):
         lengths = tokenizer.byte_lengths()
+        assert lengths is not None
         assert len(lengths) == tokenizer.vocabulary and lengths[tokenizer.eot] == 0
         assert lengths[tokenizer.encode(text)].sum() == len(text.encode())
     assert BpeTokenizer(lowercase(True), "file").byte_lengths() is None
 
 
-def test_half_a_surrogate_pair_is_a_replacement_character_alone_and_in_batches():
+def test_half_a_surrogate_pair_is_a_replacement_character_alone_and_in_batches() -> None:
     text, repaired = "caf\udce9 \ud800 \ud83d\ude00", "caf\ufffd \ufffd \U0001f600"
     for tokenizer in (BytesTokenizer(), train_bpe(["abc"] * 3, 300), BpeTokenizer(lowercase(True), "file")):
         wanted = tokenizer.encode(repaired)
@@ -172,12 +173,12 @@ def byte_level(*special: str) -> str:
         "<|endofdocument|>",
     ],
 )
-def test_usual_names_of_end_of_text_are_known(name):
+def test_usual_names_of_end_of_text_are_known(name: str) -> None:
     tokenizer = BpeTokenizer(byte_level("<｜begin▁of▁sentence｜>", name, "<|im_start|>"), "file")
     assert (tokenizer.eot_name, tokenizer.eot) == (name, 1)
 
 
-def test_an_end_of_text_token_can_be_named_and_stays_so(tmp_path):
+def test_an_end_of_text_token_can_be_named_and_stays_so(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text(byte_level("<|pad|>", "<|stop|>", "<|endoftext|>"))
     usual, named = tokenizer_from_spec(str(path)), tokenizer_from_spec(str(path), "<|stop|>")
@@ -221,7 +222,9 @@ def test_an_end_of_text_token_can_be_named_and_stays_so(tmp_path):
         ("bpe:300", "a", "--end-of-text a: bpe:300 gets its own"),
     ],
 )
-def test_what_cannot_end_a_text(tmp_path, monkeypatch, spec, name, message):
+def test_what_cannot_end_a_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, name: str | None, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("t.json").write_text(byte_level("<|pad|>", "<|stop|>"))
     Path("two.json").write_text(byte_level("[EOS]", "<EOD>"))
@@ -233,7 +236,7 @@ def test_what_cannot_end_a_text(tmp_path, monkeypatch, spec, name, message):
         )
 
 
-def test_a_recorded_end_of_text_must_still_be_special():
+def test_a_recorded_end_of_text_must_still_be_special() -> None:
     spec = {"added_tokens": [{"content": "a", "special": True}]}
     assert end_of_text_name(spec, {"a": 5}, "f", 5) == ("a", True)
     twice = {"added_tokens": [{"content": "</s>", "special": True}] * 2}
@@ -243,7 +246,7 @@ def test_a_recorded_end_of_text_must_still_be_special():
 
 
 @pytest.mark.parametrize("change", [{"a": 0, "b": 0}, {"a": 2**31}, {}])
-def test_ids_that_cannot_be_are_refused(change):
+def test_ids_that_cannot_be_are_refused(change: dict[str, int]) -> None:
     spec = json.loads(lowercase(False))
     spec["model"]["vocab"] = change
     spec["added_tokens"] = []
@@ -253,14 +256,14 @@ def test_ids_that_cannot_be_are_refused(change):
         BpeTokenizer(json.dumps(spec), "file")
 
 
-def test_a_byte_level_vocabulary_without_all_bytes_does_not_reach_the_engine_that_panics():
+def test_a_byte_level_vocabulary_without_all_bytes_does_not_reach_the_engine_that_panics() -> None:
     spec = json.loads(train_bpe(["abc"] * 3, 300)._content)
     del spec["model"]["vocab"]["Ã"]
     tokenizer = BpeTokenizer(json.dumps(spec), "file")
     assert tokenizer.engine == "tokenizers" and tokenizer.lost("é", tokenizer.encode("é")) == Counter("é")
 
 
-def test_unbroken_text_is_cut_for_training_and_nothing_is_lost():
+def test_unbroken_text_is_cut_for_training_and_nothing_is_lost() -> None:
     text = "word " * 50 + "A" * 1000 + " more\n" + " " * 700 + "end"
     pieces = list(unbroken_pieces(text))
     assert "".join(pieces) == text and len(pieces) > 5
@@ -268,7 +271,7 @@ def test_unbroken_text_is_cut_for_training_and_nothing_is_lost():
     assert list(unbroken_pieces("plain words\n" * 1000)) == ["plain words\n" * 1000]
 
 
-def test_training_on_text_without_blanks_takes_time_in_proportion():
+def test_training_on_text_without_blanks_takes_time_in_proportion() -> None:
     """Four times the text in far less than the sixteen-fold time of one word that long."""
     random = np.random.default_rng(0)
 

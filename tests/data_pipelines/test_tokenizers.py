@@ -1,6 +1,7 @@
 """Tokenizers: round trips, identical ids from both BPE engines, what is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from tokenizers import Regex as HuggingFaceRegex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.errors import DataError
+from data_pipelines.tokens.tokenizer_files import EOT
 from data_pipelines.tokens.tokenizers import (
-    EOT,
     HARD_TEXTS,
     BpeTokenizer,
     BytesTokenizer,
@@ -33,25 +34,25 @@ GPT4_PATTERN = (
 
 
 @pytest.fixture(scope="module")
-def bpe():
+def bpe() -> BpeTokenizer:
     return train_bpe(TEXT, 350)
 
 
-def test_bpe_has_the_asked_size_and_encodes_through_tiktoken(bpe):
+def test_bpe_has_the_asked_size_and_encodes_through_tiktoken(bpe: BpeTokenizer) -> None:
     assert bpe.vocabulary == 350 and bpe.engine == "tiktoken" and bpe.eot == 0
     assert len(bpe.encode(TEXT[3])) < len(TEXT[3]) / 2
 
 
 @given(st.text(max_size=200))
 @settings(deadline=None, max_examples=300)
-def test_both_engines_give_the_same_ids_for_any_text(bpe, text):
+def test_both_engines_give_the_same_ids_for_any_text(bpe: BpeTokenizer, text: str) -> None:
     ids = bpe.encode(text)
     assert np.array_equal(ids, bpe.encode_reference(text))
     assert bpe.decode(ids) == text
 
 
 @pytest.mark.parametrize("text", [*TEXT, *HARD_TEXTS, "a<|endoftext|>b"])
-def test_both_engines_give_the_same_ids_for_hard_texts(bpe, text):
+def test_both_engines_give_the_same_ids_for_hard_texts(bpe: BpeTokenizer, text: str) -> None:
     ids = bpe.encode(text)
     assert np.array_equal(ids, bpe.encode_reference(text))
     assert np.array_equal(ids, bpe.encode_batch([text, "x"])[0])
@@ -60,14 +61,14 @@ def test_both_engines_give_the_same_ids_for_hard_texts(bpe, text):
 
 @given(st.text(max_size=100))
 @settings(deadline=None)
-def test_bytes_go_round(text):
+def test_bytes_go_round(text: str) -> None:
     tokenizer = BytesTokenizer()
     ids = tokenizer.encode(text)
     assert ids.dtype == np.uint16 and tokenizer.decode(ids) == text
     assert tokenizer.decode([65, 256, 66]) == f"A{EOT}B"
 
 
-def trained(pre_tokenizer, special=EOT):
+def trained(pre_tokenizer: pre_tokenizers.PreTokenizer, special: str | None = EOT) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
@@ -80,7 +81,7 @@ def trained(pre_tokenizer, special=EOT):
     return tokenizer.to_str()
 
 
-def test_a_file_with_its_own_pattern_goes_through_tiktoken(tmp_path):
+def test_a_file_with_its_own_pattern_goes_through_tiktoken(tmp_path: Path) -> None:
     split = pre_tokenizers.Split(HuggingFaceRegex(GPT4_PATTERN), "isolated")
     steps = [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     path = tmp_path / "tokenizer.json"
@@ -91,19 +92,19 @@ def test_a_file_with_its_own_pattern_goes_through_tiktoken(tmp_path):
         assert np.array_equal(tokenizer.encode(text), tokenizer.encode_reference(text))
 
 
-def test_a_file_that_tiktoken_cannot_follow_goes_through_its_own_library():
+def test_a_file_that_tiktoken_cannot_follow_goes_through_its_own_library() -> None:
     tokenizer = BpeTokenizer(trained(pre_tokenizers.ByteLevel(add_prefix_space=True)), "file")
     assert tokenizer.engine == "tokenizers"
     assert np.array_equal(tokenizer.encode("a b"), tokenizer.encode_batch(["a b"])[0])
 
 
-def test_merges_out_of_the_order_of_ids_are_left_to_the_library(bpe):
+def test_merges_out_of_the_order_of_ids_are_left_to_the_library(bpe: BpeTokenizer) -> None:
     spec = json.loads(bpe._content)
     spec["model"]["merges"].reverse()
     assert BpeTokenizer(json.dumps(spec), "file").engine == "tokenizers"
 
 
-def test_truncation_and_padding_of_a_file_are_not_applied(bpe):
+def test_truncation_and_padding_of_a_file_are_not_applied(bpe: BpeTokenizer) -> None:
     texts = [TEXT[0], "x"]
     for change in (lambda t: t.enable_truncation(8), lambda t: t.enable_padding(length=4000)):
         for fast in (True, False):
@@ -118,12 +119,12 @@ def test_truncation_and_padding_of_a_file_are_not_applied(bpe):
 
 
 @pytest.mark.parametrize("text", [" " * 1_500_000, "a" + "\n " * 60_000 + "b"])
-def test_long_whitespace_is_encoded(bpe, text):
+def test_long_whitespace_is_encoded(bpe: BpeTokenizer, text: str) -> None:
     for ids in (bpe.encode(text), bpe.encode_batch(["x", text])[1]):
         assert bpe.decode(ids) == text
 
 
-def test_an_end_of_text_token_that_is_not_special_is_refused(bpe):
+def test_an_end_of_text_token_that_is_not_special_is_refused(bpe: BpeTokenizer) -> None:
     spec = json.loads(bpe._content)
     spec["added_tokens"][0]["special"] = False
     with pytest.raises(DataError, match=r"file: its end-of-text token <\|endoftext\|> is an ordinary token"):
@@ -137,12 +138,12 @@ def test_an_end_of_text_token_that_is_not_special_is_refused(bpe):
     ("spec", "text"),
     [("bpe", "bpe:N"), ("bpe:x", "bpe:N"), ("bpe:256", "at least 257")],
 )
-def test_bad_sizes_are_refused(spec, text):
+def test_bad_sizes_are_refused(spec: str, text: str) -> None:
     with pytest.raises(DataError, match=text):
         bpe_size(spec)
 
 
-def test_bad_files_are_refused(tmp_path):
+def test_bad_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         tokenizer_from_spec(str(tmp_path / "none.json"))
     (tmp_path / "bad.json").write_text("{}")
@@ -158,10 +159,10 @@ def test_bad_files_are_refused(tmp_path):
         tokenizer_from_spec(str(tmp_path / "open.json"))
 
 
-def test_a_folder_that_holds_a_tokenizer_file_is_a_tokenizer(bpe, tmp_path):
+def test_a_folder_that_holds_a_tokenizer_file_is_a_tokenizer(bpe: BpeTokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(bpe._content)
     assert tokenizer_from_spec(str(tmp_path)).fingerprint == bpe.fingerprint
 
 
-def test_a_tiny_corpus_gives_a_smaller_vocabulary():
+def test_a_tiny_corpus_gives_a_smaller_vocabulary() -> None:
     assert 257 <= train_bpe(["abab"], 5000).vocabulary < 300

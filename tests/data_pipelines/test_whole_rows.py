@@ -3,6 +3,9 @@
 import hashlib
 import pickle
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,12 +46,14 @@ def read_back(batch: Batch) -> list[list[list[int]]]:
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60), capacity=st.integers(30, 40))
 @quick
-def test_best_fit_overlaps_nothing_and_leaves_no_row_that_another_could_take(lengths, capacity):
+def test_best_fit_overlaps_nothing_and_leaves_no_row_that_another_could_take(
+    lengths: list[int], capacity: int
+) -> None:
     pattern = best_fit(np.asarray(lengths), capacity)
     ordered = sorted(lengths, reverse=True)
     assert pattern.rows == count_rows(np.asarray(lengths), capacity) == len(set(pattern.row_S.tolist()))
     assert pattern.row_S.max() == pattern.rows - 1
-    filled = Counter()
+    filled: Counter[int] = Counter()
     for length, row, place in zip(ordered, pattern.row_S.tolist(), pattern.place_S.tolist(), strict=True):
         # The item stands where its row was filled to, and no row that was as full or fuller had room for it.
         assert place == filled[row] and place + length <= capacity
@@ -64,12 +69,14 @@ def test_best_fit_overlaps_nothing_and_leaves_no_row_that_another_could_take(len
     shuffle=st.booleans(),
 )
 @quick
-def test_every_document_appears_once_per_epoch(tmp_path_factory, lengths, shard_bytes, window, shuffle):
+def test_every_document_appears_once_per_epoch(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], shard_bytes: int, window: int, shuffle: bool
+) -> None:
     root = tmp_path_factory.mktemp("whole")
     documents = make_dataset(root, lengths, shard_bytes)
     reader = WholeRowReader(open_sources([Source(root)]), 16, 3, window_shards=window, shuffle=shuffle)
     (rows,) = reader.rows_per_epoch
-    wanted = Counter()
+    wanted: Counter[tuple[int, ...]] = Counter()
     for document in documents:
         whole = [*document.tolist(), EOT]
         wanted.update(tuple(whole[i : i + 16]) for i in range(0, len(whole), 16))
@@ -83,14 +90,14 @@ def test_every_document_appears_once_per_epoch(tmp_path_factory, lengths, shard_
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     root = tmp_path_factory.mktemp("sources")
     make_pairs(root / "pairs", [picture(n) for n in range(30)], shard_bytes=150)
     make_dataset(root / "text", [3, 9, 40, 1, 7, 15] * 4, shard_bytes=150)
     return open_sources([Source(root / "pairs", 2), Source(root / "text", 1)])
 
 
-def test_the_tensors_of_a_row(sources):
+def test_the_tensors_of_a_row(sources: list[Any]) -> None:
     reader = WholeRowReader(sources, 30, 1)
     batch = reader.batch(range(12))
     assert batch.sequences.shape == (12, 31) and batch.sequences[:, -1].eq(V.pad).all()
@@ -106,7 +113,7 @@ def test_the_tensors_of_a_row(sources):
         assert batch.segment_ids[row].max() + 1 == len(parts) + int(not batch.weights[row].all())
 
 
-def test_rows_are_a_function_of_their_numbers(sources):
+def test_rows_are_a_function_of_their_numbers(sources: list[Any]) -> None:
     reader, other = WholeRowReader(sources, 30, 1), WholeRowReader(sources, 30, 2)
     whole = reader.batch(range(100))
     mixed = torch.randperm(100, generator=torch.Generator().manual_seed(0))
@@ -120,7 +127,7 @@ def test_rows_are_a_function_of_their_numbers(sources):
     assert not torch.equal(*epochs)
 
 
-def test_the_stream_serves_whole_rows(sources):
+def test_the_stream_serves_whole_rows(sources: list[Any]) -> None:
     reader = WholeRowReader(sources, 30, 1)
     with open_stream(reader, 6, steps=3) as stream:
         whole = list(stream)
@@ -134,7 +141,7 @@ def test_the_stream_serves_whole_rows(sources):
         assert torch.equal(both["weights"], whole[step].weights)
 
 
-def test_mixture_and_padding_are_told(sources):
+def test_mixture_and_padding_are_told(sources: list[Any]) -> None:
     reader = WholeRowReader(sources, 30, 1)
     drawn = Counter(reader.documents(row)[0].source for row in range(30))
     assert drawn == {0: 20, 1: 10}
@@ -145,7 +152,7 @@ def test_mixture_and_padding_are_told(sources):
     assert reader.padding_share == pytest.approx((2 * pairs + text) / 3)
 
 
-def test_evaluation_shows_each_document_once_in_stored_order(sources):
+def test_evaluation_shows_each_document_once_in_stored_order(sources: list[Any]) -> None:
     evaluation = WholeEvaluation(sources[:1], 12)
     batches = list(evaluation.batches(7))
     shown = [document for batch in batches for row in read_back(batch) for document in row]
@@ -155,7 +162,7 @@ def test_evaluation_shows_each_document_once_in_stored_order(sources):
 
 
 @pytest.mark.parametrize("limit", [None, 7, 2])
-def test_ranks_share_an_evaluation(sources, limit):
+def test_ranks_share_an_evaluation(sources: list[Any], limit: int | None) -> None:
     alone = list(WholeEvaluation(sources, 30, limit).batches(100))
     assert len(alone) == 1
     ranks = [list(WholeEvaluation(sources, 30, limit).batches(4, rank, 3)) for rank in range(3)]
@@ -173,7 +180,7 @@ def test_ranks_share_an_evaluation(sources, limit):
     assert tasks == {True, False}, "each source has its share of a limited evaluation"
 
 
-def test_longer_text_is_cut_and_longer_pairs_are_refused(tmp_path):
+def test_longer_text_is_cut_and_longer_pairs_are_refused(tmp_path: Path) -> None:
     long = pair("image-to-text", IMAGE, range(41))
     make_pairs(tmp_path / "a", [picture(1), np.arange(50), long])
     opened = open_sources([Source(tmp_path / "a")])
@@ -183,7 +190,7 @@ def test_longer_text_is_cut_and_longer_pairs_are_refused(tmp_path):
     assert reader.rows_per_epoch == [3]
 
 
-def bad_documents():
+def bad_documents() -> list[tuple[Sequence[int] | np.ndarray, str]]:
     v = V
     task, caption = v.task("image-to-text"), [v.begin("text"), 5, v.end("text")]
     image = [v.begin("image"), *IMAGE, v.end("image")]
@@ -208,7 +215,9 @@ def bad_documents():
 
 
 @pytest.mark.parametrize(("document", "message"), bad_documents())
-def test_documents_that_the_vocabulary_does_not_allow(tmp_path, document, message):
+def test_documents_that_the_vocabulary_does_not_allow(
+    tmp_path: Path, document: Sequence[int] | np.ndarray, message: str
+) -> None:
     good = [picture(1), pair("audio-to-text", [265, 270], [5, EOT])]
     make_pairs(tmp_path / "a", [good[0], np.asarray(document), good[1]])
     reader = WholeRowReader(open_sources([Source(tmp_path / "a")]), 30, 0)
@@ -216,7 +225,7 @@ def test_documents_that_the_vocabulary_does_not_allow(tmp_path, document, messag
         reader.batch(range(3))
 
 
-def test_good_documents_of_all_kinds_pass(tmp_path):
+def test_good_documents_of_all_kinds_pass(tmp_path: Path) -> None:
     make_pairs(
         tmp_path / "a", [picture(1), np.asarray([5, EOT]), pair("audio-to-text", [265, 270], [5, EOT])]
     )
@@ -224,7 +233,7 @@ def test_good_documents_of_all_kinds_pass(tmp_path):
     assert sum(len(row) for row in read_back(reader.batch(range(reader.rows_per_epoch[0])))) == 3
 
 
-def test_text_with_ids_outside_of_its_tokenizer(tmp_path):
+def test_text_with_ids_outside_of_its_tokenizer(tmp_path: Path) -> None:
     writer = TokenShardWriter(tmp_path, "train", 2, 10**9)
     writer.write(np.asarray([5, EOT], np.uint16), 1)
     writer.write(np.asarray([300, EOT], np.uint16), 1)
@@ -234,7 +243,7 @@ def test_text_with_ids_outside_of_its_tokenizer(tmp_path):
         reader.batch([0])
 
 
-def test_damage_is_found_on_first_touch(tmp_path):
+def test_damage_is_found_on_first_touch(tmp_path: Path) -> None:
     make_dataset(tmp_path, [60] * 300)
     reader = WholeRowReader(open_sources([Source(tmp_path)]), 64, 0)
     shard = tmp_path / "train-000000.tar"
@@ -245,7 +254,7 @@ def test_damage_is_found_on_first_touch(tmp_path):
         reader.batch([0])
 
 
-def test_sources_of_different_vocabularies_are_refused(tmp_path):
+def test_sources_of_different_vocabularies_are_refused(tmp_path: Path) -> None:
     other = Vocabulary(text=V.text, eot=EOT, image=Modality("image", 257, 8, "other", grid=(2, 2)))
     make_pairs(tmp_path / "a", [picture(1)])
     make_pairs(tmp_path / "b", [pair("text-to-image", [5], IMAGE, other)], vocabulary=other)
@@ -256,22 +265,22 @@ def test_sources_of_different_vocabularies_are_refused(tmp_path):
         vocabulary_of(open_sources([Source(tmp_path / "a")]))
 
 
-def test_text_alone_has_a_vocabulary_too(tmp_path):
+def test_text_alone_has_a_vocabulary_too(tmp_path: Path) -> None:
     make_dataset(tmp_path, [5])
     found = vocabulary_of(open_sources([Source(tmp_path)]))
     assert found.size == 257 + 12 and found.eot == EOT and found.tasks() == []
 
 
-def test_pairs_are_not_read_as_plain_text(sources):
+def test_pairs_are_not_read_as_plain_text(sources: list[Any]) -> None:
     with pytest.raises(DataError, match="a dataset of pairs"):
         RowReader(sources, 30, 0)
 
 
-def test_equal_readers_have_equal_batches(sources):
+def test_equal_readers_have_equal_batches(sources: list[Any]) -> None:
     assert same(WholeRowReader(sources, 30, 1).batch([5, 2]), WholeRowReader(sources, 30, 1).batch([5, 2]))
 
 
-def test_the_order_of_rows_is_frozen(sources):
+def test_the_order_of_rows_is_frozen(sources: list[Any]) -> None:
     """Whoever changes it must raise `whole_order`, or a run that goes on would see other rows."""
     batch = WholeRowReader(sources, 30, 1).batch(range(200))
     assert hashlib.sha256(batch.sequences.numpy().tobytes()).hexdigest()[:16] == "de4a9172e9e63171"

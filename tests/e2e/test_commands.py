@@ -56,7 +56,9 @@ def test_evaluate_refuses_another_tokenizer(trained: Path, tmp_path: Path) -> No
     assert ended.code == EXIT_USER_ERROR and "tokenizer" in ended.errors and "Traceback" not in ended.errors
 
 
-def test_a_model_of_an_earlier_version_is_told_of(trained: Path, caplog, monkeypatch) -> None:
+def test_a_model_of_an_earlier_version_is_told_of(
+    trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load_trained_model(RunFolder(trained), device="cpu")
     assert "earlier version" not in caplog.text
     monkeypatch.setattr(checkpoint_reader, "FIRST_TOKENS_TRAINED", ORDER + 1)

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from pretrain.exit_codes import EXIT_DONE, EXIT_NODE_FAULT, EXIT_RESUME, EXIT_USER_ERROR
-from tests.e2e.training import command, environment, losses, run_command, wait_for_step, write_config
+from tests.e2e.training import command, environment, losses, run_forked, wait_for_step, write_config
 
 LONG = ["run.steps=1000000", "optim.schedule=constant", "checkpoint.save_every_steps=null"]
 as_root = pytest.mark.skipif(
@@ -137,7 +137,7 @@ def test_other_commands_end_quietly_when_nobody_reads(
 def once(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("once")
-    assert run_command(write_config(folder, corpus)).returncode == EXIT_DONE
+    assert run_forked("train", str(write_config(folder, corpus))).code == EXIT_DONE
     return folder / "runs" / "tiny"
 
 
@@ -238,9 +238,9 @@ def test_a_start_without_manifests_is_refused_and_changes_nothing(
     for manifest in run.glob("checkpoints/*/MANIFEST.json"):
         manifest.unlink()
     before = sorted((p, p.read_bytes()) for p in run.rglob("*") if p.is_file() and "run." not in p.name)
-    done = run_command(config, "run.steps=20")
-    assert done.returncode == EXIT_USER_ERROR and "step_00000012: MANIFEST.json is gone" in done.stderr
-    assert "Put the files back" in done.stderr
+    done = run_forked("train", str(config), "run.steps=20")
+    assert done.code == EXIT_USER_ERROR and "step_00000012: MANIFEST.json is gone" in done.errors
+    assert "Put the files back" in done.errors
     assert before == sorted(
         (p, p.read_bytes()) for p in run.rglob("*") if p.is_file() and "run." not in p.name
     )
@@ -252,8 +252,8 @@ def test_steps_that_somebody_took_away_are_missed(once: Path, tmp_path: Path, co
     run = tmp_path / "runs" / "tiny"
     before = (run / "logs" / "metrics.jsonl").read_bytes()
     (run / "checkpoints").rename(tmp_path / "elsewhere")
-    done = run_command(config)
-    assert done.returncode == EXIT_DONE, done.stderr
-    assert "step 12 was saved by the ledger" in done.stderr and "the run begins anew" in done.stderr
+    done = run_forked("train", str(config))
+    assert done.code == EXIT_DONE, done.errors
+    assert "step 12 was saved by the ledger" in done.errors and "the run begins anew" in done.errors
     assert (run / "logs" / "metrics.aside-1.jsonl").read_bytes() == before
     assert losses(run) == losses(once)

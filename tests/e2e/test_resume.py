@@ -18,7 +18,7 @@ from tests.e2e.training import (
     kill_at,
     losses,
     metrics,
-    run_command,
+    run_forked,
     train_rank,
     wait_for_step,
     write_config,
@@ -30,8 +30,8 @@ from tests.harness import run_ranks
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[int, float]:
     """The losses of one process that trains to the end."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = run_command(write_config(folder, corpus))
-    assert done.returncode == EXIT_DONE, done.stderr
+    done = run_forked("train", str(write_config(folder, corpus)))
+    assert done.code == EXIT_DONE, done.errors
     return losses(folder / "runs" / "tiny")
 
 
@@ -42,8 +42,8 @@ def test_kill_9_twice_at_random_steps_and_resume_bit_identically(
     first = random.randint(4, 7)
     kill_at(config, first, run / "logs" / "metrics.jsonl")
     kill_at(config, random.randint(8, 11), run / "logs" / "metrics.jsonl")
-    done = run_command(config)
-    assert done.returncode == EXIT_DONE, done.stderr
+    done = run_forked("train", str(config))
+    assert done.code == EXIT_DONE, done.errors
     assert losses(run) == uninterrupted
     starts = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     assert [line["event"] for line in starts if line["event"] in ("start", "end")] == [
@@ -73,11 +73,11 @@ def test_sigterm_saves_and_asks_to_be_started_again(tmp_path: Path, corpus: Path
     assert (ledger[-1]["reason"], ledger[-1]["exit_code"]) == ("SIGTERM", EXIT_RESUME)
     assert [line["step"] for line in ledger if line["event"] == "save"] == [stopped]
     steps = f"run.steps={stopped + 5}"
-    done = run_command(config, *settings, steps)
-    assert done.returncode == EXIT_DONE, done.stderr
+    done = run_forked("train", str(config), *settings, steps)
+    assert done.code == EXIT_DONE, done.errors
     (tmp_path / "whole").mkdir()
     whole = write_config(tmp_path / "whole", corpus)
-    assert run_command(whole, *settings, steps).returncode == EXIT_DONE
+    assert run_forked("train", str(whole), *settings, steps).code == EXIT_DONE
     # Also where the stop fell between two logs: the sums since the last log are part of the checkpoint.
     assert losses(run) == losses(tmp_path / "whole" / "runs" / "tiny")
 

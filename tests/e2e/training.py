@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import importlib
 import json
 import os
 import signal
@@ -39,6 +39,23 @@ monitor: {{log_every_steps: 1, evaluate_every_steps: null, evaluate_rows: 8, sam
 """
 
 
+IMPORTED_LATE = (
+    "launch.cli",
+    "launch.commands",
+    "pretrain.commands.choices",
+    "pretrain.commands.data_tables",
+    "pretrain.commands.generate",
+    "pretrain.commands.inference",
+    "pretrain.commands.plan",
+    "pretrain.commands.train",
+    "pretrain.evaluation",
+    "rich._emoji_codes",
+    "rich.progress",
+    "rich.table",
+    "typer.rich_utils",
+)
+
+
 def write_config(folder: Path, data: Path) -> Path:
     path = folder / "tiny.yaml"
     path.write_text(TINY.format(folder=folder / "runs", data=data))
@@ -55,17 +72,6 @@ def environment() -> dict[str, str]:
         k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE", "LOCAL_"))
     }
     return {**inherited, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-
-
-def run_command(config: Path, *overrides: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, *overrides),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        env=environment(),
-        check=False,
-    )
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -91,7 +97,7 @@ def run_forked(*arguments: str, before: Callable[[], object] | None = None, time
 
     before: called in the child first, for instance to lower its limits.
     """
-    import_deepspeed()
+    import_commands()
     with tempfile.TemporaryDirectory() as folder:
         texts = [Path(folder) / "out", Path(folder) / "err"]
         child = get_context("fork").Process(target=_be_triptych, args=(arguments, before, *texts))
@@ -105,10 +111,17 @@ def run_forked(*arguments: str, before: Callable[[], object] | None = None, time
         return Ended(child.exitcode, *(text.read_text() for text in texts))
 
 
+def import_commands() -> None:
+    """What the commands import when they are called, once here instead of in each child."""
+    import_deepspeed()
+    for name in IMPORTED_LATE:
+        importlib.import_module(name)
+
+
 def _be_triptych(
     arguments: tuple[str, ...], before: Callable[[], object] | None, out: Path, err: Path
 ) -> None:
-    from pretrain.cli import main
+    from launch.cli import main
 
     torch.set_num_threads(1)
     os.environ.update(environment())
@@ -130,23 +143,28 @@ def _be_triptych(
 
 def kill_at(config: Path, step: int, log: Path, *overrides: str, timeout_s: float = 120) -> None:
     """Start the run and SIGKILL it as soon as `step` is in its log."""
-    process = subprocess.Popen(
-        command(config, *overrides), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    import_commands()
+    nowhere = Path(os.devnull)
+    arguments = ("train", str(config), *overrides)
+    process = get_context("fork").Process(target=_be_triptych, args=(arguments, None, nowhere, nowhere))
+    process.start()
     try:
-        wait_for_step(process, step, log, timeout_s)
+        _wait_for_step(lambda: process.exitcode, step, log, timeout_s)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
+        process.kill()
+        process.join(30)
 
 
 def wait_for_step(process: subprocess.Popen[Any], step: int, log: Path, timeout_s: float = 120) -> None:
+    _wait_for_step(process.poll, step, log, timeout_s)
+
+
+def _wait_for_step(exit_code: Callable[[], int | None], step: int, log: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if log.exists() and f'"step": {step},' in log.read_text():
             return
-        assert process.poll() is None, f"the run ended by itself with {process.returncode}"
+        assert exit_code() is None, f"the run ended by itself with {exit_code()}"
         time.sleep(0.005)
     raise AssertionError(f"step {step} did not come within {timeout_s} s")
 

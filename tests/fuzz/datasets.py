@@ -23,7 +23,24 @@ from tests.data_pipelines.helpers import make_dataset
 from tests.fuzz.base import Finding, Fuzzer, chosen, mutated, refusals_name, require
 
 LENGTH, ROWS = 16, 40
-ODD = (None, True, -1, 0, 1, 2**31, 2**63, 1e400, float("nan"), "", "x", "../..", [], {}, [[]], {"a": None})
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    1e400,
+    float("nan"),
+    "",
+    "x",
+    "../..",
+    [],
+    {},
+    [[]],
+    {"a": None},
+)
 
 
 @cache

@@ -76,7 +76,7 @@ def jsonl(seed: int, folder: Path) -> None:
     path = folder / chosen(random, ["a.jsonl", "A.JSONL", "b.NdJson"])
     if packed:
         path = path.with_name(path.name + chosen(random, [".gz", ".GZ"]))
-    path.write_bytes(gzip.compress(data) if packed else data)
+    path.write_bytes(gzip.compress(data, mtime=0) if packed else data)
     report = Report()
     with refusals_name(path):
         found = list(file_documents(path, report))
@@ -261,7 +261,7 @@ def captions(seed: int, folder: Path) -> None:
     with refusals_name(path):
         (sample,) = read_samples(find_source(folder))
         found = sample.caption()
-    told = data.decode("utf-8-sig")
+    told: Any = data.decode("utf-8-sig")
     if path.suffix.lower() == ".json":
         record = json.loads(told)
         told = record.get("caption", record.get("text"))
@@ -429,7 +429,8 @@ def _shown(text: str) -> str:
 
 def _changed(content: Any, random: np.random.Generator) -> Any:
     """JSON with one of its values exchanged, left out or put in twice, anywhere in it."""
-    holder, key = None, None
+    holder: Any = None
+    key: Any = None
     inner = content
     while isinstance(inner, dict | list) and inner and (holder is None or random.random() < 0.8):
         holder = inner
@@ -571,7 +572,7 @@ def builds(seed: int, folder: Path) -> None:
                 item.size = len(line)
                 tar.addfile(item, io.BytesIO(line))
         elif form == "md.gz":
-            path.write_bytes(gzip.compress(text.encode()))
+            path.write_bytes(gzip.compress(text.encode(), mtime=0))
         else:
             path.write_bytes(line if form == "json" else text.encode())
         texts.append(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def _refuse_unnamed() -> None:
         (lambda: require(False, "a picture vanished"), "a picture vanished"),
     ],
 )
-def test_what_is_a_finding(action, finding: str) -> None:
+def test_what_is_a_finding(action: Callable[[], None], finding: str) -> None:
     result = run_case(Fuzzer("x", lambda seed, folder: action()), 0)
     assert finding in result.finding and bool(result.finding) == bool(finding)
 

@@ -6,7 +6,7 @@ Shape suffixes: B batch, T query time, S key time, H query heads, K key heads, D
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -160,7 +160,16 @@ KEY_HEADS = {"mha": 9, "mqa": 1, "gqa": 3}
 def grid(widths: tuple[int, ...], lengths: tuple[tuple[int, int], ...]) -> Iterator[GridCase]:
     """The grid's cases of these head widths and lengths; 42,240 of all."""
     flags = (False, True)
-    axes = (flags, flags, (torch.float16, torch.bfloat16), KEY_HEADS, flags, flags, flags, flags)
+    axes: tuple[Iterable[Any], ...] = (
+        flags,
+        flags,
+        (torch.float16, torch.bfloat16),
+        KEY_HEADS,
+        flags,
+        flags,
+        flags,
+        flags,
+    )
     for chosen in product(*axes, widths, lengths):
         yield GridCase(*chosen)
 

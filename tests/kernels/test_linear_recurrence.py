@@ -8,6 +8,8 @@ Shape suffixes: B batch, T time, D channels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,6 +93,6 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("change", "message"), ERRORS.values(), ids=ERRORS.keys())
-def test_bad_input_is_refused_by_name(change, message: str) -> None:
+def test_bad_input_is_refused_by_name(change: Callable[..., tuple[torch.Tensor, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         linear_recurrence(*change(*integers(9, block=False)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,11 +25,11 @@ def solved(cell: str, weight: float, solver: Solver, seed: int = 0) -> tuple[flo
 
     x = draw(ROWS, TIME, 1, 3, CHANNELS)
     if cell == "gru":
-        weights = (draw(3, CHANNELS).sign() * weight, draw(3, CHANNELS))
-        run = gru
+        weights: tuple[torch.Tensor, ...] = (draw(3, CHANNELS).sign() * weight, draw(3, CHANNELS))
+        run: Callable[..., Any] = gru
     else:
         weights = (draw(3, CHANNELS).sign() * weight, draw(2, CHANNELS).sign() * weight, draw(3, CHANNELS))
-        run = lstm  # type: ignore[assignment]
+        run = lstm
     exact = run(x, *weights, solver=Solver(method="sequential"))
     found = run(x, *weights, solver=solver)
     error = (found.output_BTD - exact.output_BTD).abs().max().item()

@@ -5,7 +5,9 @@ Shape suffixes: B batch, T time, H input heads, G gates, N channels of a head, D
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.newton_rnn import NewtonError, Solver, check_structure, gru, gru_step, lstm_step, recurrence
-from kernels.newton_rnn.cells import GRU, LSTM
+from kernels.newton_rnn.cells import GRU, LSTM, Step, Structure
 from kernels.newton_rnn.newton import Problem, keep_of
 from tests.kernels.newton_problems import Arguments, Shape, arguments, results, solve
 
@@ -73,7 +75,14 @@ def test_outputs_and_gradients_equal_autograd_through_a_loop(
     seed=st.integers(0, 2**16),
 )
 def test_any_shape_equals_autograd_through_a_loop(
-    cell, batch, time, heads, channels, segments, window, seed
+    cell: str,
+    batch: int,
+    time: int,
+    heads: int,
+    channels: int,
+    segments: bool,
+    window: int | None,
+    seed: int,
 ) -> None:
     shape = Shape(cell=cell, batch=batch, time=time, heads=heads, channels=channels, segments=segments)
     call = arguments(shape, seed)
@@ -137,7 +146,7 @@ def test_steps_equal_the_sequence(cell: str) -> None:
     call = arguments(Shape(cell=cell, time=12, dtype=torch.float32))
     gates, *parameters, state = call.tensors
     solution = solve(call, SEQUENTIAL)
-    step = lstm_step if cell == "lstm" else gru_step
+    step: Callable[..., Tensor] = lstm_step if cell == "lstm" else gru_step
     for t in range(12):
         state = step(gates[:, t], *parameters, state)
         output = state[:, 1] if cell == "lstm" else state
@@ -237,7 +246,7 @@ def test_the_jacobian_norm_is_that_of_the_steps() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("method", ["sequential", "newton"])
-def test_bfloat16_storage(cell: str, method: str) -> None:
+def test_bfloat16_storage(cell: str, method: Literal["sequential", "newton"]) -> None:
     call = arguments(Shape(cell=cell, time=64, dtype=torch.bfloat16))
     wide = Arguments(cell, [x.detach().double().requires_grad_() for x in call.tensors], None)
     actual, expected = results(call, Solver(method=method)), results(wide, SEQUENTIAL)
@@ -274,15 +283,15 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("change", "options", "message"), ERRORS.values(), ids=ERRORS.keys())
-def test_bad_input_is_refused_by_name(change, options, message) -> None:
+def test_bad_input_is_refused_by_name(change: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gru(*change(*(x.detach() for x in arguments(Shape()).tensors)), **options)
 
 
 def test_every_problem_of_a_solver_is_found() -> None:
-    wrong = Solver(
-        method="fast", iterations=0, tolerance=-1, limit=0, on_exceed="warn", max_iterations=-1, window=0
-    )
+    values: dict[str, Any] = {"method": "fast", "iterations": 0, "tolerance": -1, "limit": 0}
+    values |= {"on_exceed": "warn", "max_iterations": -1, "window": 0}
+    wrong = Solver(**values)
     fields = {"method", "iterations", "tolerance", "limit", "on_exceed", "max_iterations", "window"}
     assert {key for key, _ in wrong.problems()} == fields
     for solver in (Solver(), CONVERGED, Solver(project=False, window=64, on_exceed="error", tolerance=0.0)):
@@ -301,12 +310,12 @@ def oscillator(inputs: Tensor, parameters: tuple[Tensor, ...], state: Tensor) ->
     return torch.stack([moved, torch.sin(first - parameters[1] * moved)], -2)
 
 
-STEPS = {"diagonal": (elman, 1), "block2": (oscillator, 2)}
+STEPS: dict[Structure, tuple[Step, int]] = {"diagonal": (elman, 1), "block2": (oscillator, 2)}
 
 
 @pytest.mark.parametrize("structure", STEPS)
 @pytest.mark.parametrize("segments", [False, True])
-def test_a_cell_by_its_step_alone(structure: str, segments: bool) -> None:
+def test_a_cell_by_its_step_alone(structure: Structure, segments: bool) -> None:
     step, count = STEPS[structure]
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(2, 23, 5, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -323,7 +332,8 @@ def test_a_cell_by_its_step_alone(structure: str, segments: bool) -> None:
     problem = Problem(
         GRU, inputs, tuple(leaves[1:]), inputs.new_zeros((2, 5) if count == 1 else (2, 2, 5)), keep_of(ids)
     )
-    state, loss, outputs = problem.state, 0.0, []
+    outputs: list[Tensor] = []
+    state, loss = problem.state, torch.zeros(())
     for t in range(23):
         keep = 1.0 if ids is None or t == 0 else float(ids[0, t] == ids[0, t - 1])
         state = step(inputs[:, t], problem.parameters, state * keep)
@@ -385,7 +395,7 @@ def test_a_jacobian_that_is_not_the_steps_is_refused() -> None:
 
 
 @pytest.mark.parametrize("structure", STEPS)
-def test_a_step_that_mixes_channels_is_refused(structure: str) -> None:
+def test_a_step_that_mixes_channels_is_refused(structure: Structure) -> None:
     def mixing(inputs: Tensor, parameters: tuple[Tensor, ...], state: Tensor) -> Tensor:
         return torch.tanh(inputs + state @ parameters[0])
 

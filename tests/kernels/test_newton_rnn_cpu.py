@@ -52,7 +52,9 @@ def test_the_library_is_built_here() -> None:
     segments=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_any_shape_equals_the_torch_loop(cell, batch, time, heads, channels, segments, seed) -> None:
+def test_any_shape_equals_the_torch_loop(
+    cell: str, batch: int, time: int, heads: int, channels: int, segments: bool, seed: int
+) -> None:
     shape = Shape(cell, batch, time, heads, channels, segments=segments, dtype=torch.float32)
     assert_close(results(arguments(shape, seed), SEQUENTIAL), by_the_torch_loop(shape, seed), 1e-5)
 

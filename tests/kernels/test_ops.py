@@ -26,9 +26,6 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.factor = inputs[1]
 
 
-scaled.register_autograd(lambda ctx, grad: (halved(grad) * 2 * ctx.factor, None), setup_context=_keep)
-
-
 @operator("triptych_test::halved")
 def halved(x: Tensor) -> Tensor:
     return x / 2
@@ -37,6 +34,9 @@ def halved(x: Tensor) -> Tensor:
 @halved.register_fake
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+scaled.register_autograd(lambda ctx, grad: (halved(grad) * 2 * ctx.factor, None), setup_context=_keep)
 
 
 def test_values_gradients_and_a_whole_graph() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -98,7 +99,7 @@ def test_sums_over_ranges_of_keys_add_up(case: Case, cut: int) -> None:
     q, k, v = inputs(case)
     whole = results(sigmoid_attention, [q, k, v], **chosen)
 
-    def in_two(q: Tensor, k: Tensor, v: Tensor, **chosen: object) -> Tensor:
+    def in_two(q: Tensor, k: Tensor, v: Tensor, **chosen: Any) -> Tensor:
         ids = chosen.pop("key_segment_ids", None)
         total = torch.zeros_like(q)
         for first, last in ((0, cut), (cut, case.keys)):
@@ -334,8 +335,8 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize(("changes", "message"), BAD_CALLS.values(), ids=BAD_CALLS.keys())
-def test_a_bad_argument_is_named(changes: dict[str, Tensor], message: str) -> None:
-    call = {"q": GOOD, "k": GOOD, "v": GOOD, "bias": -1.0, **changes}
+def test_a_bad_argument_is_named(changes: dict[str, Any], message: str) -> None:
+    call: dict[str, Any] = {"q": GOOD, "k": GOOD, "v": GOOD, "bias": -1.0, **changes}
     with pytest.raises(ValueError, match=message):
         sigmoid_attention(call.pop("q"), call.pop("k"), call.pop("v"), **call)
 

@@ -43,14 +43,17 @@ def by_flex_attention(q: Tensor, k: Tensor, v: Tensor, case: Case) -> Tensor:
     slopes = chosen["alibi_slopes"]
     ids = segment_ids(case.batch, case.queries, 0)
 
+    window = case.window
+    assert window is None or isinstance(window, int)
+
     def score(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         penalty = 0.0 if slopes is None else slopes[h] * (i - j).abs()
         return logsigmoid(s - penalty + chosen["bias"])
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         seen = j <= i
-        if case.window is not None:
-            seen = seen & (j >= i - case.window)
+        if window is not None:
+            seen = seen & (j >= i - window)
         if case.segments:
             seen = seen & (ids[b, i] == ids[b, j])
         return seen
@@ -61,6 +64,7 @@ def by_flex_attention(q: Tensor, k: Tensor, v: Tensor, case: Case) -> Tensor:
     out, aux = flex_attention(
         q, k, v, score_mod=score, block_mask=mask, enable_gqa=grouped, return_aux=AuxRequest(lse=True)
     )
+    assert aux.lse is not None
     return (out * aux.lse.exp()[..., None]).transpose(1, 2)
 
 

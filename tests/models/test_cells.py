@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,14 +60,15 @@ def test_a_weight_at_the_bound_in_bf16(limit: float) -> None:
 def test_first_weights_are_within_the_bound_and_the_model_names_what_is_bounded() -> None:
     family = families["pararnn"]
     config = family.config(cell="lstm", layers=2, width=12, heads=3, vocabulary=8, recurrent_clip=0.2)
-    model = family.build(config)
+    model: Any = family.build(config)
     initialise(model, 0)
     parameters = dict(model.named_parameters())
     cells = [f"blocks.{layer}.mixer.cell" for layer in range(2)]
     assert model.bounds() == {f"{c}.{n}": 0.2 for c in cells for n in ("recurrent", "peephole")}
     for name, bound in model.bounds().items():
         assert parameters[name].abs().max().item() == pytest.approx(bound)
-    assert family.build(replace(config, recurrent_clip=None)).bounds() == {}
+    unbounded: Any = family.build(replace(config, recurrent_clip=None))
+    assert unbounded.bounds() == {}
 
 
 def test_weights_pushed_out_stay_at_the_bound_and_return() -> None:
@@ -101,7 +103,7 @@ def test_newton_and_time_order_agree_and_resets_cut(name: str) -> None:
 
 @pytest.mark.parametrize("name", CELLS)
 def test_steps_equal_the_sequence(name: str) -> None:
-    cell = drawn(CELLS[name](shape(Solver(method="sequential"), clip=0.3)))
+    cell: Any = drawn(CELLS[name](shape(Solver(method="sequential"), clip=0.3)))
     x = torch.randn(2, 7, 12, dtype=torch.float64)
     whole, final = cell(x)
     state = cell.new_state(2, None, torch.float64)
@@ -115,11 +117,12 @@ def test_steps_equal_the_sequence(name: str) -> None:
 
 def test_a_rank_with_some_of_the_heads_runs_the_same_code() -> None:
     """What tensor parallelism relies on: channels of one head never meet those of another."""
-    cell, x = drawn(ParaGRU(shape())), torch.randn(2, 6, 12, dtype=torch.float64)
+    cell: Any = drawn(ParaGRU(shape()))
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
     whole, _ = cell(x)
     parts = []
     for head in range(3):
-        part = ParaGRU(shape(width=12)).double()
+        part: Any = ParaGRU(shape(width=12)).double()
         channels = slice(4 * head, 4 * head + 4)
         part.input.data = cell.input.data[head : head + 1]
         part.recurrent.data, part.bias.data = cell.recurrent.data[:, channels], cell.bias.data[:, channels]
@@ -177,7 +180,7 @@ def test_elman_learns() -> None:
         "mlp_width": 0,
         "initialisation": "torch",
     }
-    model = family.build(family.config(**settings).resolved(vocabulary=3, sequence_length=12))
+    model: Any = family.build(family.config(**settings).resolved(vocabulary=3, sequence_length=12))
     initialise(model, 0)
     assert isinstance(model.cells()["blocks.0.mixer.cell"], Elman)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -196,7 +199,7 @@ def test_elman_learns() -> None:
 
 
 def test_telemetry_is_of_training_alone_and_begins_anew() -> None:
-    cell = drawn(ParaGRU(shape(Solver(method="newton"), clip=0.2)))
+    cell: Any = drawn(ParaGRU(shape(Solver(method="newton"), clip=0.2)))
     x = torch.randn(2, 9, 12, dtype=torch.float64)
     cell(x)
     cell(3 * x)

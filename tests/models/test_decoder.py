@@ -209,7 +209,8 @@ def test_a_rank_with_a_part_of_the_heads_runs_the_same_code(family: str, positio
     table = splits_of(model)
     assert table["blocks.0.attention.qkv"] == Column(stacked=model.config.qkv_features)
     assert table["blocks.0.attention.out"] == Row()
-    attention, config = model.blocks[0].attention, model.config
+    attention: Any = model.blocks[0].attention
+    config = model.config
     x = torch.randn(2, TIME, config.width, dtype=torch.float64)
     places = torch.arange(TIME).expand(2, -1)
     whole = attention(x, None, places)

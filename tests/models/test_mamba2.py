@@ -169,11 +169,12 @@ def test_ranks_that_divide_groups_compute_what_one_does(of: int, groups: int, ga
         part, mine = divided(whole, exchange.rank, of, add_up), inputs().requires_grad_()
         found = part(mine, None)
         (found * weight_BTC).sum().backward()
-        assert mine.grad is not None and part.norm.weight.grad is not None
-        return found.detach(), mine.grad, part.norm.weight.grad, part.out.weight.grad
+        norm, out = part.norm.weight.grad, part.out.weight.grad
+        assert mine.grad is not None and norm is not None and out is not None
+        return found.detach(), mine.grad, norm, out
 
     parts = run_threads(of, on_rank)
-    close = {"rtol": 1e-9, "atol": 1e-11}
+    close: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
     torch.testing.assert_close(sum(part[0] for part in parts), wanted.detach(), **close)
     torch.testing.assert_close(sum(part[1] for part in parts), x_BTC.grad, **close)
     torch.testing.assert_close(torch.cat([part[2] for part in parts]), whole.norm.weight.grad, **close)

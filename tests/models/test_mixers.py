@@ -142,10 +142,12 @@ def test_what_a_mixer_is_divided_into_has_a_half(name: str) -> None:
         owner, _, last = f"{prefix}.{parameter_name}".rpartition(".")
         split = table.get(owner)
         assert split is not None, f"{owner} is neither divided nor Shared()"
-        dimension = {Column: 0, Row: 1}.get(type(split))
-        if isinstance(split, Channels):
-            dimension = split.dimensions[last]
-        assert isinstance(split, Shared) or parameter.shape[dimension] % 2 == 0, parameter_name
+        if isinstance(split, Shared):
+            continue
+        dimension = (
+            split.dimensions[last] if isinstance(split, Channels) else {Column: 0, Row: 1}[type(split)]
+        )
+        assert parameter.shape[dimension] % 2 == 0, parameter_name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -257,8 +259,7 @@ def test_settings_that_say_nothing_refuse_every_layout_but_copies() -> None:
 def test_a_module_that_nobody_trusts_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "harmful.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     monkeypatch.syspath_prepend(str(tmp_path))
-    values = {"mixers": ("harmful:Mixer",), "layers": 1, "width": WIDTH}
-    problems = dict(HybridConfig(**values).problems(TIME))
+    problems = dict(HybridConfig(mixers=("harmful:Mixer",), layers=1, width=WIDTH).problems(TIME))
     assert "export TRIPTYCH_MODULES=gated_linear_attention,harmful" in problems["mixers"]
     assert not (tmp_path / "ran").exists()
 

@@ -49,7 +49,7 @@ PAPER = {
     ("gru", "full", 5): 16_960,
     ("lstm", "full", 5): 17_088,
 }
-PUBLISHED = {
+PUBLISHED: dict[str, tuple[dict[str, Any], float]] = {
     "pararnn 400m": ({"cell": "gru", "layers": 24, "width": 1024}, 406e6),
     "pararnn 1b": ({"cell": "lstm", "layers": 24, "width": 2048}, 1.42e9),
     "pararnn 3b": ({"cell": "gru", "layers": 32, "width": 2560, "heads": 2}, 2.90e9),
@@ -198,12 +198,13 @@ def test_first_weights_follow_the_rule(name: str, initialisation: str) -> None:
 
 def test_first_weights_of_dclm_shrink_with_depth_on_the_way_back() -> None:
     model = small_model("gru", initialisation="dclm", width=64, layers=4)
-    for layer, block in enumerate(model.blocks):
-        for weight in (block.mixer.out.weight, block.mlp.down.weight):  # type: ignore[union-attr]
+    blocks: Any = model.blocks
+    for layer, block in enumerate(blocks):
+        for weight in (block.mixer.out.weight, block.mlp.down.weight):
             deviation = (weight.shape[1] * 2 * (layer + 1)) ** -0.5
             assert weight.std().item() == pytest.approx(deviation, rel=0.05)
             assert weight.abs().max().item() == pytest.approx(3 * deviation)
-        assert block.mixer.gate.weight.std().item() == pytest.approx(1 / 8, rel=0.05)  # type: ignore[union-attr]
+        assert block.mixer.gate.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
     assert model.embedding.weight.std().item() == pytest.approx(1 / 8, rel=0.05)
 
 
@@ -295,7 +296,7 @@ def test_good_configs_have_no_problems_and_must_be_resolved(name: str) -> None:
 
 def test_the_solver_is_the_configs() -> None:
     model = small_model("gru", newton=NewtonConfig(method="newton", iterations=5))
-    cells = model.cells()  # type: ignore[operator]
+    cells = model.cells()
     assert list(cells) == ["blocks.0.mixer.cell", "blocks.1.mixer.cell"]
     solver = cells["blocks.0.mixer.cell"].shape.solver
     assert isinstance(solver, Solver) and (solver.method, solver.iterations) == ("newton", 5)

@@ -64,7 +64,7 @@ def test_chunks_equal_the_recurrence_gradients_too(
     weights = [torch.randn_like(x) for x in expected]
     leaves = [x for x in vars(inputs).values() if x is not None and x.is_floating_point()]
     grads = [
-        torch.autograd.grad(sum((x * w).sum() for x, w in zip(pair, weights, strict=True)), leaves)
+        torch.autograd.grad([(x * w).sum() for x, w in zip(pair, weights, strict=True)], leaves)
         for pair in (found, expected)
     ]
     torch.testing.assert_close(grads[0], grads[1])

@@ -181,7 +181,7 @@ def test_a_missing_config_suggests_a_shipped_one() -> None:
 def test_resolved_values_are_hashable_and_frozen() -> None:
     config: Config = load_config(DEMO)
     with pytest.raises(Exception, match="frozen|cannot assign"):
-        config.run.steps = 3  # type: ignore[misc]
+        config.run.steps = 3
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "softmax"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pytest
 
@@ -28,7 +29,9 @@ class Layer:
 
 @pytest.mark.parametrize("policy", ["iterate", "sequential", "error"])
 @pytest.mark.parametrize("residual", [math.nan, math.inf])
-def test_a_residual_that_is_not_finite_stops_under_every_policy(policy: str, residual: float) -> None:
+def test_a_residual_that_is_not_finite_stops_under_every_policy(
+    policy: Literal["iterate", "sequential", "error"], residual: float
+) -> None:
     figures = [Layer().figures(), Layer(residual).figures()]
     with pytest.raises(UserError, match="blocks.1.mixer.cell, step 7: .* not finite; consequence"):
         refuse(CELLS, figures, Solver(on_exceed=policy), 7, "consequence")

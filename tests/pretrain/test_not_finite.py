@@ -98,7 +98,7 @@ def train_poisoned(config: Path, overrides: list[str], rows: set[int]) -> Ended:
     watch = Watch()
     error = None
     with open_run(load_config(config, overrides), quiet=True) as run:
-        run.objective = Poisoned(run.objective, rows)  # type: ignore[assignment]
+        run.objective = Poisoned(run.objective, rows)
         run.hooks.add(watch)
         try:
             train(run)

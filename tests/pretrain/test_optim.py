@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,13 @@ def test_updates_are_those_of_torchs_adamw() -> None:
     torch.manual_seed(0)
     ours, theirs = Tiny(), Tiny()
     theirs.load_state_dict(ours.state_dict())
-    settings = {"lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-6, "weight_decay": 0.1, "fused": True}
+    settings: dict[str, Any] = {
+        "lr": 0.01,
+        "betas": (0.9, 0.95),
+        "eps": 1e-6,
+        "weight_decay": 0.1,
+        "fused": True,
+    }
     mine, stock = (
         UncompiledAdamW(ours.parameters(), **settings),
         torch.optim.AdamW(theirs.parameters(), **settings),

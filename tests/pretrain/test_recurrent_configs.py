@@ -7,6 +7,7 @@ import torch
 
 from models import families
 from pretrain.config import load_config
+from pretrain.config_objective import NextTokenSection
 
 SHARED = ("betas", "epsilon", "clip_norm", "schedule", "final_lr_fraction", "matrix_lr_multiplier")
 # Tables 3 and 4: parameters, iterations, tokens per step, weight decay; learning rates of GRU, LSTM, Mamba-2.
@@ -34,6 +35,7 @@ def test_a_run_is_the_papers(size: str, number: int) -> None:
     assert config.data.global_batch_rows * config.data.sequence_length == pytest.approx(tokens, rel=2e-3)
     assert config.optim.lr == rates[number]
     assert config.optim.weight_decay == pytest.approx(decay * rates[number])
+    assert isinstance(config.objective, NextTokenSection)
     assert config.objective.z_loss == (5e-6 if size == "7b" else 1e-4)
     for key in SHARED:
         assert getattr(config.optim, key) == family.recipe[key], key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from models.initialise import initialise
 from models.layers.language_model import LanguageModel
 from models.layers.transfer import Transfer, multipliers
 from pretrain.config import config_from_dict, load_config
-from pretrain.config_optim import OptimSection, ScalingSection
+from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
 from pretrain.errors import ConfigError
 from pretrain.optim import parameter_groups, parameter_type
 from pretrain.optim.adamw import transfer_type
@@ -54,6 +55,7 @@ def test_the_sde_rule_gives_the_worked_example(
     assert found.optim.betas == pytest.approx(betas, abs=1e-3)
     assert found.optim.epsilon / BASE.epsilon == pytest.approx(epsilon, rel=6e-3)
     # lr x lambda is what a weight loses per step: sqrt(kappa) of each.
+    assert found.kappa is not None
     assert found.optim.weight_decay == pytest.approx(BASE.weight_decay * found.kappa)
 
 
@@ -67,7 +69,7 @@ def test_without_a_rule_or_at_the_base_nothing_changes() -> None:
 
 
 def test_complete_is_the_sde_rule_with_gamma_one() -> None:
-    settings = {"base_rows": 64, "base_tokens": 1e9}
+    settings: dict[str, Any] = {"base_rows": 64, "base_tokens": 1e9}
     one = BASE.model_copy(update={"scaling": ScalingSection(rule="complete", **settings)})
     other = BASE.model_copy(update={"scaling": ScalingSection(rule="sde", gamma=1.0, **settings)})
     found = scale(one, shape(128, 8e9))
@@ -115,7 +117,7 @@ def test_what_scales_step_laws_rate_again_is_said() -> None:
         assert said in found and bool(said) == ("step_law's rate is" in found)
 
 
-def decoder(transfer: Transfer | None, width: int, layers: int):
+def decoder(transfer: Transfer | None, width: int, layers: int) -> Any:
     family = families["sigmoid"]
     config = family.config(
         layers=layers, width=width, heads=4, tied_head=False, initialisation="small", transfer=transfer
@@ -154,7 +156,7 @@ def settings_by_name(
 def test_an_untied_head_has_the_embeddings_factor_only_if_it_is_its_own() -> None:
     model = families["sigmoid"].build(decoder(None, 32, 2))
     for head in (1.0, 3.0):
-        optim = OptimSection(lr=0.01, multipliers={"embedding": 3.0, "head": head})
+        optim = OptimSection(lr=0.01, multipliers=MultiplierSection(embedding=3.0, head=head))
         found = settings_by_name(model, optim)
         assert found["embedding.weight"][0] == 0.03
         assert found["head.weight"][0] == pytest.approx(0.01 * head)
@@ -167,7 +169,7 @@ def gradient_sizes(width: int) -> dict[str, float]:
     config = families["trimodal"].config(
         layers=2, width=width, heads=width // 16, norm="pre", transfer=transfer
     )
-    model = families["trimodal"].build(config.resolved(vocabulary=256, sequence_length=32))
+    model: Any = families["trimodal"].build(config.resolved(vocabulary=256, sequence_length=32))
     initialise(model, seed=1)
     optim = OptimSection(lr=3e-3, weight_decay=0.0)
     optimizer = torch.optim.AdamW(
@@ -214,7 +216,9 @@ def test_the_table_of_complete_d_p() -> None:
 def test_groups_follow_type_and_depth() -> None:
     config = decoder(Transfer(width=16, layers=2), 32, 4)
     model = families["sigmoid"].build(config)
-    optim = OptimSection(lr=0.01, depth_multipliers=(1.0, 4.0), multipliers={"head": 0.5}, weight_decay=0.01)
+    optim = OptimSection(
+        lr=0.01, depth_multipliers=(1.0, 4.0), multipliers=MultiplierSection(head=0.5), weight_decay=0.01
+    )
     groups = parameter_groups(
         model.named_parameters(), model.declared, optim, 32, layers=4, transfer=config.transfer
     )
@@ -233,7 +237,7 @@ def test_activations_keep_their_scale_with_the_transfer() -> None:
     for width, layers in ((32, 2), (256, 8)):
         torch.manual_seed(0)
         config = decoder(Transfer(width=32, layers=2), width, layers)
-        model = families["sigmoid"].build(config)
+        model: Any = families["sigmoid"].build(config)
         initialise(model, seed=1)
         optim = OptimSection(lr=1e-3, weight_decay=0.0)
         groups = parameter_groups(

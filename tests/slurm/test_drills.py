@@ -10,13 +10,15 @@ import signal
 import subprocess
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks.kills import check_steps
 from launch.job import LaunchedRun
-from tests.slurm.drill import STEPS, Drill, Losses, until
+from tests.slurm.cluster import until
+from tests.slurm.drill import STEPS, Drill, Losses
 
 pytestmark = [pytest.mark.drill, pytest.mark.timeout(300)]
 
@@ -117,6 +119,10 @@ def test_fifty_random_kills(drill: Drill) -> None:
     drill.wait_finished(run, timeout_s=600)
 
 
+def has_ended(drill: Drill, run: LaunchedRun, attempts: int) -> bool:
+    return len(drill.endings(run)) >= attempts
+
+
 def kill_at_random(drill: Drill, run: LaunchedRun, kills: int, seed: int) -> None:
     draw = random.Random(seed)
     for number in range(1, kills + 1):
@@ -124,7 +130,7 @@ def kill_at_random(drill: Drill, run: LaunchedRun, kills: int, seed: int) -> Non
         # By steps, not seconds: the run must not be over before the last kill, however fast the machine.
         drill.wait_step(run, drill.ledger(run, "attempt")[-1]["step_before"] + 6 + draw.randrange(3))
         os.kill(drill.rank(run, draw.randrange(4)).pid, signal.SIGKILL)
-        drill.wait(lambda n=number: len(drill.endings(run)) >= n, 60, "the attempt's end", run)
+        drill.wait(partial(has_ended, drill, run, number), 60, "the attempt's end", run)
         check_steps(run.run / "checkpoints")
 
 

@@ -7,6 +7,8 @@ Shape suffixes: B batch, T time, H input heads, G gates, N channels of a head, D
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -104,7 +106,7 @@ def expansive(cell: str) -> Arguments:
 def test_the_policies_act_without_the_host(cell: str) -> None:
     call = expansive(cell)
     right = solve(in_double(call), SEQUENTIAL).output_BTD
-    options = {"method": "newton", "iterations": 1, "limit": 1e-4, "max_iterations": 16}
+    options: dict[str, Any] = {"method": "newton", "iterations": 1, "limit": 1e-4, "max_iterations": 16}
     iterated = solve(call, Solver(on_exceed="iterate", **options))
     assert float(iterated.report.residual_max) <= 1e-4
     assert 1 < float(iterated.report.iterations) <= 16

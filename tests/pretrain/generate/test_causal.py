@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 ATTENTION = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "positions": "rope", "mlp_width": 64}
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "sigmoid": ATTENTION,
     "softmax": ATTENTION,
     "pararnn": {"cell": "lstm", "layers": 2, "width": 32, "mlp_width": 64},

@@ -137,7 +137,7 @@ DOCUMENTS = (
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(chosen=settings_strategy, rows_at_once=st.integers(1, 6))
 def test_all_is_filled_in_range_and_the_given_stays(chosen: SamplerSettings, rows_at_once: int) -> None:
     canvases = [canvas(PAIRS, tokens) for tokens in DOCUMENTS]

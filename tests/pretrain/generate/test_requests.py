@@ -5,6 +5,7 @@ from __future__ import annotations
 import wave
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,7 +144,7 @@ def test_files_of_another_form_are_refused(modalities: Modalities, tmp_path: Pat
         (tmp_path / name).mkdir()
         samples = (np.zeros((4, 4), np.uint8),) if name == "a.png" else (np.zeros(4, np.float32), 8000)
         with pytest.raises(UserError, match=f"{name}: cannot be written"):
-            write(tmp_path / name, *samples)  # type: ignore[operator]
+            write(tmp_path / name, *samples)
     with pytest.raises(UserError, match="write to a .wav"):
         write_sound(tmp_path / "a.mp3", np.zeros(4, np.float32), 8000)
     with pytest.raises(UserError, match="write to a .png"):
@@ -246,7 +247,8 @@ def test_pictures_are_asked_about_as_they_are_seen(  # type: ignore[no-untyped-d
 ) -> None:
     pixels = np.full((4, 4), 200, np.uint8)
     pixels[0, 0] = 10
-    picture, options = Image.fromarray(pixels), {}
+    picture = Image.fromarray(pixels)
+    options: dict[str, Any] = {}
     if change == "exif":
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = 3  # upside down

@@ -100,9 +100,9 @@ def run(
 
 def outputs(module: nn.Module, x_BTC: Tensor, ids_BT: Tensor, positions_BT: Tensor) -> Tensor:
     if isinstance(module, Attention):
-        return module(x_BTC, ids_BT, positions_BT)  # type: ignore[no-any-return]
+        return module(x_BTC, ids_BT, positions_BT)
     made = module(x_BTC, ids_BT)
-    return made[0] if isinstance(made, tuple) else made  # type: ignore[no-any-return]
+    return made[0] if isinstance(made, tuple) else made
 
 
 def attention(kind: str, positions: str, causal: bool) -> Callable[[], nn.Module]:
@@ -120,11 +120,11 @@ def attention(kind: str, positions: str, causal: bool) -> Callable[[], nn.Module
 
 
 def share_gathered(module: SigmoidAttention, part: SequencePart, exchange: ThreadExchange) -> None:
-    module.attend = gathered_attend(module, part, exchange)  # type: ignore[method-assign]
+    module.attend = gathered_attend(module, part, exchange)  # type: ignore[method-assign, assignment]
 
 
 def share_swapped(module: Attention, part: SequencePart, exchange: ThreadExchange) -> None:
-    module.attend = swapped(module, SoftmaxAttention.crossing, exchange)  # type: ignore[method-assign,arg-type]
+    module.attend = swapped(module, SoftmaxAttention.crossing, exchange)  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -158,11 +158,11 @@ def cell(name: str) -> Callable[[], nn.Module]:
 
 
 def share_channels(module: Cell, part: SequencePart, exchange: ThreadExchange) -> None:
-    module.solve = swapped_solve(module, exchange)  # type: ignore[method-assign]
+    module.solve = swapped_solve(module, exchange)  # type: ignore[method-assign, assignment]
 
 
 def share_summaries(module: Cell, part: SequencePart, exchange: ThreadExchange) -> None:
-    module.solve = summarised_solve(module, exchange)  # type: ignore[method-assign]
+    module.solve = summarised_solve(module, exchange)  # type: ignore[method-assign, assignment]
 
 
 @pytest.mark.parametrize("share", [share_channels, share_summaries])
@@ -182,7 +182,7 @@ def test_recurrences_cross_ranks(name: str, share: Share, ranks: int, lengths: l
 @given(lengths=documents)
 def test_a_convolution_reaches_into_the_rank_before(ranks: int, taps: int, lengths: list[list[int]]) -> None:
     def share(module: CausalConv, part: SequencePart, exchange: ThreadExchange) -> None:
-        module.forward = haloed_convolution(module, exchange)  # type: ignore[method-assign]
+        module.forward = haloed_convolution(module, exchange)  # type: ignore[method-assign, assignment]
 
     build: Callable[[], nn.Module] = lambda: drawn(CausalConv(5, taps))  # noqa: E731
     run(build, share, segment_ids(lengths), "contiguous", ranks, 5)
@@ -195,9 +195,9 @@ def test_mamba2_swaps_heads(ranks: int, groups: int, lengths: list[list[int]]) -
     config = Mamba2Config(layers=1, width=8, heads=4, groups=groups, state_width=3, conv_width=3, chunk=5)
 
     def share(module: Mamba2Mixer, part: SequencePart, exchange: ThreadExchange) -> None:
-        module.scan = swapped_scan(module, exchange)  # type: ignore[method-assign]
+        module.scan = swapped_scan(module, exchange)  # type: ignore[method-assign, assignment]
         for conv in (module.conv, module.maps_conv):
-            conv.forward = haloed_convolution(conv, exchange)  # type: ignore[method-assign]
+            conv.forward = haloed_convolution(conv, exchange)  # type: ignore[method-assign, assignment]
 
     run(lambda: drawn(Mamba2Mixer(config)), share, segment_ids(lengths), "contiguous", ranks, 8)
 

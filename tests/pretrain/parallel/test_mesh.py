@@ -18,7 +18,7 @@ AXES = ("data", "tensor", "context", "pipeline", "replicas", "contributors")
 def found(megatron: bool) -> dict[str, Any]:
     """Each axis by the ranks of its group and this one's place there; what the mpu says; the ends."""
     if megatron:
-        meshes.needs_parallel_state = lambda _: True
+        meshes.needs_parallel_state = lambda parallel: True
     mesh = build_mesh(ParallelSection())
     axes: dict[str, Axis] = {name: getattr(mesh, name) for name in AXES}
     told = {
@@ -38,5 +38,5 @@ def test_groups_are_those_of_megatron(ranks: int) -> None:
 def test_only_a_layout_that_shares_data_alone_is_made_here() -> None:
     assert not needs_parallel_state(ParallelSection(zero=3))
     for key in ("tensor", "context", "pipeline"):
-        assert needs_parallel_state(ParallelSection(**{key: 2}))
+        assert needs_parallel_state(ParallelSection.model_validate({key: 2}))
     assert needs_parallel_state(ParallelSection(engine="megatron"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def _sharers(config_path: Path) -> list[int]:
     engine = build_engine(config, build_mesh(config.parallel), torch.device("cpu"))
     with engine.inference() as model:
         model(torch.zeros(1, 4, dtype=torch.long))
-        first = next(model.blocks.parameters())  # type: ignore[union-attr]
+        first: Any = next(model.blocks.parameters())  # type: ignore[union-attr]
         group = first.ds_zero_param_process_group
         assert first.ds_secondary_tensor.numel() * 2 >= first.ds_numel > first.ds_tensor.numel() * 2
     return torch.distributed.get_process_group_ranks(group)

@@ -99,7 +99,7 @@ def test_all_stages_hear_newtons_alarm_of_one(tmp_path: Path, data: Datasets) ->
 
 def newton_names(run: Run) -> Any:
     train(run)
-    hook = next(hook for hook in run.hooks._hooks if hook.name == "newton")
+    hook: Any = next(hook for hook in run.hooks._hooks if hook.name == "newton")
     return hook._names
 
 

@@ -49,7 +49,9 @@ def test_micro_batches_fit_the_schedule(
     assert rows % found == 0
     assert not interleaved or rows // found % stages == 0
     if stages == 1:
-        assert found == (rows if micro == "auto" else max(n for n in range(1, micro + 1) if rows % n == 0))
+        assert found == (
+            rows if isinstance(micro, str) else max(n for n in range(1, micro + 1) if rows % n == 0)
+        )
     elif micro == "auto" and rows >= 4 * stages and rows % (4 * stages) == 0:
         assert rows // found == 4 * stages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,8 @@ def _sizes(path: Path, settings: list[str]) -> tuple[int, int, bool, tuple[int, 
     config, _, engine = _engine(path, settings)
     seen: list[tuple[int, ...]] = []
     with engine.inference() as model:
-        block: nn.Module = model.blocks[0]  # type: ignore[index]
+        blocks: Any = model.blocks
+        block: nn.Module = blocks[0]
         block.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
         tied = model.head.weight is model.embedding.weight  # type: ignore[union-attr]
         elements = sum(parameter.numel() for parameter in model.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from models.initialise import initialise
 from pretrain.plan.tracker import TensorTracker
 from tests.harness import run_ranks
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "sigmoid": {"layers": 2, "width": 32, "heads": 4, "vocabulary": 64},
     "pararnn": {"cell": "lstm", "layers": 2, "width": 32, "heads": 2, "vocabulary": 64},
     "trimodal": {"layers": 2, "width": 32, "heads": 4, "vocabulary": 64},
