@@ -287,7 +287,8 @@ def _hooks(
     flops = family.flops_per_token(config.model, config.data.sequence_length)
     hooks: list[Hook] = [finite]
     if getattr(config.model, "newton", None) is not None:
-        hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton))
+        section = f"model.{getattr(config.model, 'newton_at', '')}"
+        hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton, section))
     hooks += [MetricsHook(monitor.log_every_steps, flops), evaluation]
     if isinstance(data, TaskData):
         hooks.append(TaskHook(monitor.evaluate_every_steps, data))

@@ -98,6 +98,11 @@ class HybridConfig:
         return found[0] if found else None
 
     @property
+    def newton_at(self) -> str:
+        """Where the settings of the recurrences stand, below `model`."""
+        return next(f"{name}." for name, one in self.used.items() if isinstance(one, RecurrentMixer))
+
+    @property
     def conv_width(self) -> int:
         """The longest reach of a convolution, and the present position."""
         return 1 + max((settings.reach for settings in self.used.values()), default=0)

@@ -41,9 +41,10 @@ class NewtonHook(Hook):
 
     name = "newton"
 
-    def __init__(self, every: int, solver: Solver) -> None:
+    def __init__(self, every: int, solver: Solver, section: str = "model.") -> None:
         self._every = every
         self._solver = solver
+        self._section = section
 
     def before_training(self, run: Run) -> None:
         self._run = run
@@ -63,7 +64,15 @@ class NewtonHook(Hook):
         figures = self._reduced({name: cell.telemetry.peek() for name, cell in self._cells.items()})
         step = self._run.clock.step + 1
         skips = self._run.finite.may_skip  # what is not finite is left to the hook that counts such steps
-        refuse(self._names, figures.tolist(), self._solver, step, "its update was not applied", skips=skips)
+        refuse(
+            self._names,
+            figures.tolist(),
+            self._solver,
+            step,
+            "its update was not applied",
+            skips=skips,
+            section=self._section,
+        )
 
     def after_step(self, run: Run, report: StepReport) -> None:
         if due(run.clock.step, self._every) or run.clock.done:
@@ -76,7 +85,15 @@ class NewtonHook(Hook):
             # Of a step that was skipped the figures may be anything; at the next log they are of other steps.
             skips = run.finite.skipped > self._skipped_before
             self._skipped_before = run.finite.skipped
-            refuse(self._names, figures, self._solver, run.clock.step, consequence, skips=skips)
+            refuse(
+                self._names,
+                figures,
+                self._solver,
+                run.clock.step,
+                consequence,
+                skips=skips,
+                section=self._section,
+            )
             run.reporter.write(run.clock.step, as_record(figures))
             self._warn(figures)
 
@@ -110,10 +127,11 @@ class NewtonHook(Hook):
         worst = max(acted, key=lambda name: acted[name][RESIDUAL])
         still = acted[worst][RESIDUAL] > self._solver.limit
         logger.warning(
-            "step %d: Newton's method left %s above model.newton.limit = %g, and on_exceed: %s had to act "
+            "step %d: Newton's method left %s above %snewton.limit = %g, and on_exceed: %s had to act "
             "(worst: %s, residual %.3g %s; states may be off by some times that)",
             step,
             ", ".join(acted),
+            self._section,
             self._solver.limit,
             policy,
             worst,
@@ -142,11 +160,12 @@ def refuse(
     consequence: str,
     *,
     skips: bool = False,
+    section: str = "model.",
 ) -> None:
     """Raise UserError naming the first layer whose states are not to be trusted.
 
     figures: (layers, FIGURES), the same on all ranks, so that all of them stop. skips: residuals that are not finite
-        are of a step that is skipped.
+        are of a step that is skipped. section: of the config, in which the settings are.
     """
     for name, layer in zip(cells, figures, strict=True):
         residual, iterations = layer[RESIDUAL], int(layer[ITERATIONS])
@@ -155,11 +174,11 @@ def refuse(
             continue
         if math.isfinite(residual) and not exceeds:
             continue
-        state = f"above model.newton.limit = {solver.limit:g}" if math.isfinite(residual) else "not finite"
+        state = f"above {section}newton.limit = {solver.limit:g}" if math.isfinite(residual) else "not finite"
         raise UserError(
             f"{name}, step {step}: the residual after {iterations} Newton iterations is {residual:.3g}, {state}; "
-            f"{consequence}. Raise model.newton.iterations, set model.newton.on_exceed to iterate or sequential, "
-            "or lower model.recurrent_clip or optim.lr"
+            f"{consequence}. Raise {section}newton.iterations, set {section}newton.on_exceed to iterate or sequential, "
+            f"or lower {section}recurrent_clip or optim.lr"
         )
 
 
