@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -92,9 +90,9 @@ def test_the_ranks_together_hold_everything_once(
     even = [even_placement(shape, dim, stacked, axis) for axis in axes]
     words = [vocabulary_placement((vocabulary, 3), axis) for axis in axes]
     for placements in (even, words):
-        whole = (
-            torch.arange(math.prod(placements[0].shape), dtype=torch.float32).view(placements[0].shape) + 1
-        )
+        rows, columns = placements[0].shape
+        shape = (rows, columns)
+        whole = torch.arange(shape[0] * shape[1], dtype=torch.float32).view(shape) + 1
         seen = torch.zeros_like(whole)
         for placement in placements:
             assert placement.dim is not None
