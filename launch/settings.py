@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from launch.durations import minutes_of
-from pretrain.config_kinds import wrong_kinds
-from pretrain.config_section import Section, told
-from pretrain.config_yaml import read_yaml
+from pretrain.config.kinds import wrong_kinds
+from pretrain.config.section import Section, told
+from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError
 
 DEFAULT = Path("configs/cluster/default.yaml")

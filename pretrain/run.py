@@ -24,6 +24,8 @@ from models import families
 from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt, tell_stage
 from pretrain.checkpoint import CheckpointStore, TrainingState
 from pretrain.checkpoint_meta import as_of_today, check_meta
+from pretrain.config.nearest import check_layout
+from pretrain.config.world import micro_batch_rows
 from pretrain.engine.base import Engine
 from pretrain.errors import CheckpointError, UserError, of_storage
 from pretrain.hooks.base import Hook, Hooks
@@ -39,9 +41,7 @@ from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, Ten
 from pretrain.objectives import Objective, build_objective
 from pretrain.optim import schedule_factor
 from pretrain.optim.scaling import resolve
-from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.mesh import Mesh, build_mesh, import_parallel_state, needs_parallel_state
-from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.parallelize import parallelize
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment, start_process_group
 from pretrain.parallel.stages import build_parts, whole_model

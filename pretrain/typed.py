@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from data_pipelines.typed import runnable, typed
-from pretrain.config_yaml import parse_yaml
+from pretrain.config.yaml_text import parse_yaml
 from pretrain.errors import ConfigError
 
 __all__ = ["RUNS", "override", "runnable", "typed", "typed_for_runs"]

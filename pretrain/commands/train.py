@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.config import config_from_dict
-from pretrain.config_merge import merged_values
-from pretrain.config_yaml import read_yaml
+from pretrain.config.merge import merged_values
+from pretrain.config.yaml_text import read_yaml
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 from pretrain.imports import uncollected
 from pretrain.terminal import outlive_terminal

@@ -14,7 +14,7 @@ import torch
 from data_pipelines.batch import Batch, Corruption
 from data_pipelines.layout import CONDITION, TARGET, TASK_NAMES, Layout
 from data_pipelines.vocabulary import MODALITIES, Vocabulary
-from pretrain.config_objective import MaskedDiffusionSection, ModalitySection
+from pretrain.config.objective import MaskedDiffusionSection, ModalitySection
 from pretrain.objectives.counters import hashed, key, stratified, uniform
 from pretrain.objectives.diffusion_schedules import (
     LINEAR,

@@ -21,7 +21,7 @@ from data_pipelines.layout import grid_positions, read_layout
 from data_pipelines.vocabulary import Vocabulary
 from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
-from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.objectives.base import LossSum
 from pretrain.objectives.corruption import FIRST_BUCKET, PARTS, RowNumbers, Rules, corrupt
 from pretrain.objectives.counters import key

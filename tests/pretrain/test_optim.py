@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models import families
-from pretrain.config_optim import OptimSection
+from pretrain.config.optim import OptimSection
 from pretrain.optim import (
     UncompiledAdamW,
     build_optimizer,
