@@ -212,9 +212,9 @@ def _reduce_rate(device: torch.device, group: dist.ProcessGroup | None) -> float
 def dry_step(report: Report, config: Config) -> None:
     """Model, engine and one batch, forward, backward and update, at a learning rate of zero."""
     from data_pipelines.stream import open_stream
+    from pretrain.assembly import build_engine
     from pretrain.objectives import build_objective
     from pretrain.parallel.mesh import build_mesh
-    from pretrain.run import build_engine
     from pretrain.run_data import open_run_data
 
     began = time.perf_counter()

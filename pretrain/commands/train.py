@@ -40,9 +40,9 @@ def run_training(
     with uncollected():
         import torch.distributed as dist
 
+        from pretrain.assembly import import_engine, open_run
         from pretrain.loop import train
         from pretrain.parallel.ranks import ranks_from_environment
-        from pretrain.run import import_engine, open_run
 
         config = config_from_dict(raw, origin=path, world=ranks_from_environment().world)
         import_engine(config)
