@@ -11,8 +11,8 @@ from pydantic import Field, ValidationError, field_validator
 from launch.durations import minutes_of
 from pretrain.config.kinds import wrong_kinds
 from pretrain.config.section import Section, told
-from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import read_yaml
 
 DEFAULT = Path("configs/cluster/default.yaml")
 

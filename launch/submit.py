@@ -24,9 +24,9 @@ from launch.snapshot import take_snapshot
 from pretrain.attempts import ATTEMPT_VARIABLE, read_json
 from pretrain.config import Config, SourceSection, load_config
 from pretrain.config.nearest import check_layout
-from pretrain.config.yaml_text import parse_yaml
 from pretrain.errors import ConfigError, UserError
 from pretrain.typed import typed_for_runs
+from pretrain.yaml_text import parse_yaml
 
 LEAST_SECONDS_BEFORE_SIGNAL = 30
 """A job must have at least this long between its start and the request to save, or no step is ever saved."""

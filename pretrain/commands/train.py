@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from pretrain.config import config_from_dict
 from pretrain.config.merge import merged_values
-from pretrain.config.yaml_text import read_yaml
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 from pretrain.imports import uncollected
 from pretrain.terminal import outlive_terminal
+from pretrain.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from pretrain.run import Run

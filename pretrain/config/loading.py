@@ -11,8 +11,8 @@ from pretrain.config.merge import merged_values
 from pretrain.config.section import Problem, told
 from pretrain.config.sections import SECTIONS, Config
 from pretrain.config.validation import did_you_mean, validated_model, validated_section
-from pretrain.config.yaml_text import read_yaml
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import read_yaml
 
 
 def load_config(

@@ -10,8 +10,8 @@ from typing import Any
 
 from pretrain.config.references import resolved
 from pretrain.config.section import Problem, told
-from pretrain.config.yaml_text import parse_yaml, read_yaml
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import parse_yaml, read_yaml
 
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 MOST_LAYERS = 20

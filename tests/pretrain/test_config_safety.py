@@ -18,8 +18,8 @@ from pretrain.config import SECTIONS, config_from_dict, load_config, load_resolv
 from pretrain.config.kinds import settings_of
 from pretrain.config.merge import merged_values
 from pretrain.config.objective import OBJECTIVES
-from pretrain.config.yaml_text import parse_yaml
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import parse_yaml
 
 DEMO = Path("configs/sigmoid/demo.yaml")
 SECONDS = 1.0

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 
 from launch.job import LaunchedRun
-from launch.settings import ClusterSettings, PreflightSettings
-from launch.verdict import (
+from launch.preflight_reports import (
     ALONE_STAGE,
     COMPARED_STAGE,
     LAST_STAGE,
@@ -29,6 +28,7 @@ from launch.verdict import (
     TRIED_STAGE,
     Report,
 )
+from launch.settings import ClusterSettings, PreflightSettings
 from pretrain.config import Config, load_resolved
 from pretrain.errors import TransientError, UserError, may_pass
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
