@@ -26,7 +26,7 @@ from benchmarks.common import save
 from data_pipelines.rows.mixing import Mixture
 from data_pipelines.stream.batch import Batch, Cursor
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
-from pretrain.config_objective import MaskedDiffusionSection, ModalitySection
+from pretrain.config.objective import MaskedDiffusionSection, ModalitySection
 from pretrain.objectives.masked_diffusion import CorruptedRows, MaskedDiffusion, MixedRows
 from pretrain.run_data import open_diffusion
 from pretrain.run_folder import find_run

@@ -29,6 +29,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.common import save
+from pretrain.assembly import build_engine
 from pretrain.config import Config, load_config
 from pretrain.hardware import ACCELERATORS
 from pretrain.objectives import build_objective
@@ -39,7 +40,6 @@ from pretrain.plan.estimate import plan_layout
 from pretrain.plan.parameters import resolved
 from pretrain.plan.simulate import axis_names
 from pretrain.plan.tracker import TensorTracker
-from pretrain.run import build_engine
 from pretrain.run_data import open_run_data
 from tests.harness import run_ranks
 from tests.pretrain.parallel.runs import MODELS, Datasets, build_datasets, import_megatron, write_run

@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 from launch import slurm
 from launch.job import LaunchedRun
 from launch.policy import Attempt, Decision, Ending, classify, decide, with_enough_nodes
+from launch.preflight_reports import Verdict, judge
 from launch.progress import last_sign_of_life, read_ledger, read_progress
-from launch.verdict import Verdict, judge
 from pretrain.attempts import ATTEMPT_VARIABLE, own_attempt, read_json, write_json
 from pretrain.errors import UserError
 

@@ -129,7 +129,7 @@ def status(
 
     triptych status --json
     """
-    from launch.watching import show_status
+    from launch.watch_commands import show_status
 
     show_status(folder, runs or [], watch=watch, details=details, sort=sort, json_output=json_output)
 
@@ -149,7 +149,7 @@ def logs(
 
     triptych logs sigmoid-7b --rank 17 --attempt 3
     """
-    from launch.watching import show_logs
+    from launch.watch_commands import show_logs
 
     show_logs(folder, run, follow=follow, rank=rank, attempt=attempt, lines=lines)
 
@@ -160,7 +160,7 @@ def cancel(runs: Runs = None, folder: RunsFolder = Path("runs")) -> None:
 
     triptych cancel sigmoid-7b
     """
-    from launch.watching import cancel_runs
+    from launch.watch_commands import cancel_runs
 
     cancel_runs(folder, runs or [])
 
@@ -179,7 +179,7 @@ def tensorboard(
 
     triptych tensorboard
     """
-    from launch.watching import start_tensorboard
+    from launch.watch_commands import start_tensorboard
 
     start_tensorboard(folder, port, slurm=slurm, partition=partition, time_limit=time)
 

@@ -30,7 +30,7 @@ from launch.submit import (
     sweep_configs,
     swept_keys,
 )
-from launch.watching import overview
+from launch.watch_commands import overview
 from pretrain.attempts import read_json
 from pretrain.commands.console import plain_console
 from pretrain.config import load_config

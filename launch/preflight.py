@@ -3,7 +3,7 @@
     python -m launch.preflight RUN FOLDER
 
 It says that it is here before it imports torch, which takes long from a cold storage: where a node fails at once and
-ends the step for all, the others have been heard. Then come `launch.checks`.
+ends the step for all, the others have been heard. Then come `launch.preflight_checks`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from launch.job import LaunchedRun
-from launch.verdict import ALIVE_S, FIRST_STAGE, Report
+from launch.preflight_reports import ALIVE_S, FIRST_STAGE, Report
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     report = Report(int(os.environ["SLURM_PROCID"]), platform.node())
     report.write(folder, FIRST_STAGE)
     threading.Thread(target=_show_life, args=(report.path(folder),), name="alive", daemon=True).start()
-    from launch.checks import check
+    from launch.preflight_checks import check
 
     check(run, folder, report)
 

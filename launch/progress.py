@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.attempts import Launch
-from pretrain.config_yaml import read_yaml
 from pretrain.records import count_damaged, ledger_records, metric_records
+from pretrain.yaml_text import read_yaml
 
 TAIL_BYTES = 1 << 14
 

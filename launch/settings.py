@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from launch.durations import minutes_of
-from pretrain.config_kinds import wrong_kinds
-from pretrain.config_section import Section, told
-from pretrain.config_yaml import read_yaml
+from pretrain.config.kinds import wrong_kinds
+from pretrain.config.section import Section, told
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import read_yaml
 
 DEFAULT = Path("configs/cluster/default.yaml")
 

@@ -23,10 +23,10 @@ from launch.settings import ClusterSettings
 from launch.snapshot import take_snapshot
 from pretrain.attempts import ATTEMPT_VARIABLE, read_json
 from pretrain.config import Config, SourceSection, load_config
-from pretrain.config_yaml import parse_yaml
+from pretrain.config.nearest import check_layout
 from pretrain.errors import ConfigError, UserError
-from pretrain.parallel.nearest import check_layout
 from pretrain.typed import typed_for_runs
+from pretrain.yaml_text import parse_yaml
 
 LEAST_SECONDS_BEFORE_SIGNAL = 30
 """A job must have at least this long between its start and the request to save, or no step is ever saved."""

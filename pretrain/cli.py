@@ -110,7 +110,7 @@ def plan(
 
     triptych plan configs/sigmoid/1b.yaml parallel.zero=2 --gpus 64 --mfu 0.45 --price 2.5
     """
-    from pretrain.config_merge import merged_values
+    from pretrain.config.merge import merged_values
 
     # What is no config at all is told before anything slow is imported.
     merged_values(Path(config), overrides or [], allow_env=allow_env)

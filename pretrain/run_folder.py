@@ -22,10 +22,10 @@ import filelock
 from data_pipelines.tokens.modalities import Modalities, load_modalities
 from data_pipelines.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
 from pretrain.attempts import append_ledger
-from pretrain.config_yaml import read_yaml
 from pretrain.errors import UserError, of_storage, writing
 from pretrain.json_text import to_json
 from pretrain.records import is_count, read_lines
+from pretrain.yaml_text import read_yaml
 
 logger = logging.getLogger(__name__)
 

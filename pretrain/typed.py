@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from data_pipelines.typed import runnable, typed
-from pretrain.config_yaml import parse_yaml
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import parse_yaml
 
 __all__ = ["RUNS", "override", "runnable", "typed", "typed_for_runs"]
 

@@ -14,7 +14,7 @@ import typer
 
 from models import configs
 from pretrain.config import SECTIONS
-from pretrain.config_objective import OBJECTIVES
+from pretrain.config.objective import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 TRACKED = subprocess.run(

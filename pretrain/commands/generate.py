@@ -30,7 +30,7 @@ from pretrain.generate.settings import SamplerSettings, learns_without_condition
 from pretrain.run_folder import find_run
 
 if TYPE_CHECKING:
-    from pretrain.config_objective import MaskedDiffusionSection
+    from pretrain.config.objective import MaskedDiffusionSection
     from pretrain.generate.canvas import Canvas
 
 CAUSAL_TOKENS = 128

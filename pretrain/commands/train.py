@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretrain.config import config_from_dict
-from pretrain.config_merge import merged_values
-from pretrain.config_yaml import read_yaml
+from pretrain.config.merge import merged_values
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 from pretrain.imports import uncollected
 from pretrain.terminal import outlive_terminal
+from pretrain.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from pretrain.run import Run
@@ -40,9 +40,9 @@ def run_training(
     with uncollected():
         import torch.distributed as dist
 
+        from pretrain.assembly import import_engine, open_run
         from pretrain.loop import train
         from pretrain.parallel.ranks import ranks_from_environment
-        from pretrain.run import import_engine, open_run
 
         config = config_from_dict(raw, origin=path, world=ranks_from_environment().world)
         import_engine(config)

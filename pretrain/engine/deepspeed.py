@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
+from pretrain.config.world import micro_batch_rows
 from pretrain.engine.base import Evaluation, StepReport, means, weight_of_step, without_gradients
 from pretrain.engine.buckets import bucket_elements, small_parameter
 from pretrain.engine.clip import clip_by_global_norm
@@ -27,7 +28,6 @@ from pretrain.engine.optimizer import Bounds, optimizer_groups, skip_if_not_fini
 from pretrain.imports import quiet_renamed_collectives, without_compiling
 from pretrain.optim import UncompiledAdamW, build_optimizer, set_learning_rate
 from pretrain.optim.scaling import resolve
-from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.nodes import share_within_node
 
 if TYPE_CHECKING:

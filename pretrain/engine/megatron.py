@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.checkpoint.fragments import Fragment
+from pretrain.config.world import micro_batch_rows
 from pretrain.engine.base import Evaluation, StepReport, means, weight_of_step, without_gradients
 from pretrain.engine.clip import joint_norm
 from pretrain.engine.megatron_optimizer import (
@@ -26,7 +27,6 @@ from pretrain.engine.optimizer import Bounds, after_step, before_step, optimizer
 from pretrain.engine.stage import Stage, StagedModel
 from pretrain.imports import quick_and_quiet, quiet_renamed_collectives
 from pretrain.optim import build_optimizer, set_learning_rate
-from pretrain.parallel.layout import micro_batch_rows
 from pretrain.parallel.stages import EMBEDDING
 from pretrain.parallel.without_cuda import replace_cuda_literals, stand_in_for_cuda
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pretrain.errors import UserError
 
 if TYPE_CHECKING:
-    from pretrain.config_objective import MaskedDiffusionSection
+    from pretrain.config.objective import MaskedDiffusionSection
 
 SAMPLERS = ("ancestral", "first_hitting", "confidence")
 SCHEDULES = ("linear", "cosine")

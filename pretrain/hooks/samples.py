@@ -29,7 +29,7 @@ from pretrain.hooks.base import Hook, due
 
 if TYPE_CHECKING:
     from data_pipelines.tokens.tokenizers import Tokenizer
-    from pretrain.config_objective import MaskedDiffusionSection
+    from pretrain.config.objective import MaskedDiffusionSection
     from pretrain.engine.base import StepReport
     from pretrain.run import Run
     from pretrain.run_data import DiffusionData

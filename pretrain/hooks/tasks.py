@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from pretrain.accuracy import Accuracy, accuracy_of, count_right
+from pretrain.config.world import micro_batch_rows
 from pretrain.hooks.evaluation import PeriodicEvaluation
-from pretrain.parallel.layout import micro_batch_rows
 from pretrain.run_data import TaskData
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.objectives.base import LossSum, Objective
 from pretrain.objectives.masked_diffusion import MaskedDiffusion
 from pretrain.objectives.next_token import NextToken

@@ -14,7 +14,7 @@ import torch
 from data_pipelines.stream.batch import Batch, Corruption
 from data_pipelines.tokens.roles import CONDITION, TARGET, TASK_NAMES, Roles
 from data_pipelines.tokens.vocabulary import MODALITIES, Vocabulary
-from pretrain.config_objective import MaskedDiffusionSection, ModalitySection
+from pretrain.config.objective import MaskedDiffusionSection, ModalitySection
 from pretrain.objectives.counters import hashed, key, stratified, uniform
 from pretrain.objectives.diffusion_schedules import (
     LINEAR,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from pretrain.config_objective import ModalitySection
+    from pretrain.config.objective import ModalitySection
 
 SMALLEST_RATIO = 1e-3
 """Bernoulli ratios below it are raised to it, and share its weight: 1 / r would have no finite variance. The masked

@@ -21,7 +21,7 @@ from data_pipelines.tokens.roles import grid_positions, read_roles
 from data_pipelines.tokens.vocabulary import Vocabulary
 from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
-from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.objectives.base import LossSum
 from pretrain.objectives.corruption import FIRST_BUCKET, PARTS, RowNumbers, Rules, corrupt
 from pretrain.objectives.counters import key

@@ -15,7 +15,7 @@ from models.declared import Declared
 from models.layers.transfer import Transfer, multipliers
 
 if TYPE_CHECKING:
-    from pretrain.config_optim import OptimSection
+    from pretrain.config.optim import OptimSection
 
 REFERENCE_WIDTH = 768
 """The width at which learning rates are tuned; wider models' matrices get proportionally less."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pretrain.config import Config
-    from pretrain.config_optim import OptimSection, ScalingSection
+    from pretrain.config.optim import OptimSection, ScalingSection
 
 VALIDATED_BATCH = (1 / 8, 4.0)
 """Ratios to the base batch at which Complete(d)P was validated."""

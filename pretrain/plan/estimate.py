@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models import families
+from pretrain.config.nearest import check_layout
+from pretrain.config.world import data_parallel_size, micro_batch_rows
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
-from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
-from pretrain.parallel.nearest import check_layout
 from pretrain.parallel.nodes import LONE_REPLICAS
 from pretrain.parallel.stages import whole_model
 from pretrain.plan.memory import (

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from models import families
-from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
-from pretrain.parallel.nearest import overrides, problems_of
+from pretrain.config.nearest import overrides, problems_of
+from pretrain.config.world import data_parallel_size, micro_batch_rows
 from pretrain.parallel.stages import blocks_of_stages
 from pretrain.plan.estimate import Layout, layout_of
 from pretrain.plan.memory import lone_replicas

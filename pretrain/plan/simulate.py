@@ -23,7 +23,7 @@ from kernels.newton_rnn import split as newton_split
 from kernels.sigmoid_attention import op as sigmoid_op
 from models.pararnn import cells
 from models.softmax.mixer import SoftmaxAttention
-from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.engine.buckets import small_parameter
 from pretrain.engine.stage import Continued
 from pretrain.imports import quiet_renamed_collectives

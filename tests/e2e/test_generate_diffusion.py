@@ -14,7 +14,7 @@ from PIL import Image
 
 from pretrain.commands.generate import refuse_vain_guidance
 from pretrain.config import load_config
-from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.errors import UserError
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from pretrain.generate.lengths import load_lengths

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from models.pararnn.telemetry import FIGURES
+from pretrain.assembly import open_run
 from pretrain.config import load_config
 from pretrain.engine.base import StepReport
 from pretrain.errors import UserError
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from pretrain.hooks.base import Hook
 from pretrain.loop import train
-from pretrain.run import Run, open_run
+from pretrain.run import Run
 from tests.e2e.training import losses, metrics, run_forked, train_rank
 from tests.harness import run_ranks
 

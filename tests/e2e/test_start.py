@@ -19,7 +19,7 @@ check_shape(request)
 check_data(request)
 assert "srun" in script(request)
 """
-PREFLIGHT = "import launch.checks"
+PREFLIGHT = "import launch.preflight_checks"
 FIRST_STEPS = """
 import sys
 from pretrain.checkpoint import CheckpointStore

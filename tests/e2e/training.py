@@ -21,11 +21,12 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.stream.batch import Batch
+from pretrain.assembly import open_run
 from pretrain.config import load_config
 from pretrain.engine.base import StepReport
 from pretrain.hooks.base import Hook
 from pretrain.loop import train
-from pretrain.run import Run, open_run
+from pretrain.run import Run
 from tests.harness import import_deepspeed
 
 TINY = """

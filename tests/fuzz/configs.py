@@ -28,7 +28,7 @@ from pretrain.checkpoint.steps import list_steps
 from pretrain.checkpoint.weights import load_weights
 from pretrain.checkpoint_meta import as_of_today, check_meta
 from pretrain.config import config_from_dict, load_config, load_resolved
-from pretrain.config_merge import merged_values
+from pretrain.config.merge import merged_values
 from pretrain.run_folder import RunFolder
 from tests.fuzz.base import Finding, Fuzzer, chosen, mutated, refusals_name, require
 

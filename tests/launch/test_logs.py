@@ -11,7 +11,7 @@ import pytest
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings
 from launch.status import find_runs
-from launch.watching import show_logs, show_status
+from launch.watch_commands import show_logs, show_status
 from pretrain.attempts import write_json
 from pretrain.errors import UserError
 

@@ -136,7 +136,7 @@ def test_endings_that_end_the_run(ending: Ending, action: str) -> None:
         ("launch.batch", ["torch"]),
         ("launch.commands", ["torch"]),
         ("launch.preflight", ["torch"]),
-        ("launch.watching", ["torch", "numpy", "pydantic"]),
+        ("launch.watch_commands", ["torch", "numpy", "pydantic"]),
     ],
 )
 def test_what_people_and_slurm_wait_for_imports_little(module: str, slow: list[str]) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launch import slurm, watching
+from launch import slurm, watch_commands
 from launch.job import LaunchedRun
 from launch.settings import ClusterSettings
 from launch.status import read_status, status_text
-from launch.watching import overview, show_status
+from launch.watch_commands import overview, show_status
 from pretrain.attempts import tell_stage, write_json
 from pretrain.errors import UserError
 from tests.launch.test_submit import DEMO
@@ -192,7 +192,7 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, queue: list[Any], name
 
 def test_cancel_without_a_name_says_what_to_type(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"triptych status --runs '.*a b'` lists them"):
-        watching.cancel_runs(tmp_path / "a b", [])
+        watch_commands.cancel_runs(tmp_path / "a b", [])
 
 
 def test_lines_that_cannot_be_read_are_counted(tmp_path: Path, queue: list[Any]) -> None:

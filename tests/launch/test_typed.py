@@ -22,7 +22,7 @@ from pretrain.attempts import write_json
 from pretrain.checkpoint.steps import telling_how_to_restore
 from pretrain.commands.console import plain_console
 from pretrain.config import load_config
-from pretrain.config_merge import merged_values
+from pretrain.config.merge import merged_values
 from pretrain.errors import CheckpointError, UserError
 from pretrain.typed import override, typed, typed_for_runs
 from tests.corpus import build_corpus

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from launch.verdict import ALONE_STAGE, COMPARED_STAGE, FIRST_STAGE, LAST_STAGE, MET_STAGE, Report, judge
+from launch.preflight_reports import (
+    ALONE_STAGE,
+    COMPARED_STAGE,
+    FIRST_STAGE,
+    LAST_STAGE,
+    MET_STAGE,
+    Report,
+    judge,
+)
 
 NODES = ["node1", "node2", "node3"]
 

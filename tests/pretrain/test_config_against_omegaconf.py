@@ -8,8 +8,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from pretrain.config_merge import _over
-from pretrain.config_references import resolved
+from pretrain.config.merge import _over
+from pretrain.config.references import resolved
 
 quick = settings(max_examples=200, deadline=None)
 KEYS = ("a", "b", "c_d", "e-1")

@@ -15,11 +15,11 @@ from launch.settings import ClusterSettings, load_settings
 from models import families
 from models.layers.limits import LIMITS
 from pretrain.config import SECTIONS, config_from_dict, load_config, load_resolved
-from pretrain.config_kinds import settings_of
-from pretrain.config_merge import merged_values
-from pretrain.config_objective import OBJECTIVES
-from pretrain.config_yaml import parse_yaml
+from pretrain.config.kinds import settings_of
+from pretrain.config.merge import merged_values
+from pretrain.config.objective import OBJECTIVES
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import parse_yaml
 
 DEMO = Path("configs/sigmoid/demo.yaml")
 SECONDS = 1.0
@@ -289,7 +289,7 @@ def leaves(prefix: str, kind: Any) -> dict[str, Any]:
 
 
 def _parts(kind: Any) -> list[Any]:
-    from pretrain.config_kinds import _alternatives
+    from pretrain.config.kinds import _alternatives
 
     return list(_alternatives(kind))
 

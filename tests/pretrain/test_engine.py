@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain.assembly import build_engine
 from pretrain.config import load_config
 from pretrain.parallel.mesh import build_mesh
 from pretrain.plan.parameters import count_parameters, resolved
-from pretrain.run import build_engine
 from tests.e2e.training import write_config
 from tests.harness import run_ranks
 

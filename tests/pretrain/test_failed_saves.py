@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from pretrain.assembly import open_run
 from pretrain.config import load_config
 from pretrain.engine.base import StepReport
 from pretrain.errors import CheckpointError, NoRoomError
 from pretrain.hooks import checkpoints
 from pretrain.hooks.base import Hook
 from pretrain.loop import train
-from pretrain.run import Run, open_run
+from pretrain.run import Run
 from tests.corpus import build_corpus
 from tests.e2e.training import losses, train_rank, write_config
 from tests.harness import run_ranks

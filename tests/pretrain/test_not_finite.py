@@ -13,13 +13,14 @@ import orjson
 import pytest
 import torch
 
+from pretrain.assembly import open_run
 from pretrain.config import load_config
 from pretrain.engine.base import StepReport
 from pretrain.errors import UserError
 from pretrain.hooks.base import Hook
 from pretrain.json_text import number_of, to_json
 from pretrain.loop import train
-from pretrain.run import Run, open_run
+from pretrain.run import Run
 from tests.corpus import build_corpus
 from tests.e2e.training import write_config
 from tests.harness import run_ranks

@@ -13,7 +13,7 @@ from torch import nn
 from models import families
 from models.declared import Declared
 from models.initialise import Constant
-from pretrain.config_optim import OptimSection
+from pretrain.config.optim import OptimSection
 from pretrain.optim import (
     UncompiledAdamW,
     build_optimizer,

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 
 from pretrain.config import ParallelSection
+from pretrain.config.world import data_parallel_size
 from pretrain.errors import ConfigError, UserError
-from pretrain.parallel.layout import data_parallel_size
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.ranks import Ranks, choose_device, ranks_from_environment
 from tests.harness import run_ranks

@@ -7,7 +7,7 @@ import torch
 
 from models import families
 from pretrain.config import load_config
-from pretrain.config_objective import NextTokenSection
+from pretrain.config.objective import NextTokenSection
 
 SHARED = ("betas", "epsilon", "clip_norm", "schedule", "final_lr_fraction", "matrix_lr_multiplier")
 # Tables 3 and 4: parameters, iterations, tokens per step, weight decay; learning rates of GRU, LSTM, Mamba-2.

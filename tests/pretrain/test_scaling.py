@@ -14,7 +14,7 @@ from models.initialise import initialise
 from models.layers.language_model import LanguageModel
 from models.layers.transfer import Transfer, multipliers
 from pretrain.config import config_from_dict, load_config
-from pretrain.config_optim import MultiplierSection, OptimSection, ScalingSection
+from pretrain.config.optim import MultiplierSection, OptimSection, ScalingSection
 from pretrain.errors import ConfigError
 from pretrain.optim import parameter_groups, parameter_type
 from pretrain.optim.adamw import transfer_type

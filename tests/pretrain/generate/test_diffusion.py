@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from models import families
 from models.initialise import initialise
-from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas
 from pretrain.generate.denoiser import model_denoiser

@@ -16,7 +16,7 @@ from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from models import families
 from models.initialise import initialise
 from models.trimodal.model import Trimodal
-from pretrain.config_objective import MaskedDiffusionSection
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.objectives.masked_diffusion import MaskedDiffusion
 
 VOCABULARY = Vocabulary(

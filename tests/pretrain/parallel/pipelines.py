@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from data_pipelines.stream.batch import Batch
+from pretrain.assembly import open_run
 from pretrain.config import Config, load_config
 from pretrain.engine.base import Evaluation
 from pretrain.loop import train
-from pretrain.run import Run, open_run
+from pretrain.run import Run
 from tests.e2e.training import StopAt
 from tests.harness import run_ranks
 from tests.pretrain.parallel.runs import Datasets, write_run

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config import ParallelSection, load_config
+from pretrain.config.nearest import advice, check_layout, nearest_layout, problems_of
 from pretrain.errors import ConfigError
-from pretrain.parallel.nearest import advice, check_layout, nearest_layout, problems_of
 
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 8])
 LAYOUTS = st.builds(

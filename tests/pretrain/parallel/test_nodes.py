@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from pretrain.assembly import build_engine
 from pretrain.config import load_config
 from pretrain.errors import UserError
 from pretrain.parallel.mesh import build_mesh
 from pretrain.parallel.nodes import node_name, replicas_by_node
-from pretrain.run import build_engine
 from pretrain.run_data import open_run_data
 from tests.e2e.training import Trained, train_rank
 from tests.harness import run_ranks

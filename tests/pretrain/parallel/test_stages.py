@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config import DataSection, ParallelSection, load_config
+from pretrain.config.world import data_parallel_size, micro_batch_rows
 from pretrain.errors import ConfigError
-from pretrain.parallel.layout import data_parallel_size, micro_batch_rows
 from pretrain.parallel.stages import blocks_of_stages
 from tests.e2e.training import write_config
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from pretrain.assembly import build_engine
 from pretrain.config import Config, load_config
 from pretrain.engine.base import Engine
 from pretrain.generate.causal import Sampling, generate
 from pretrain.parallel.mesh import build_mesh
-from pretrain.run import build_engine
 from pretrain.run_data import TextData, open_run_data
 from tests.e2e.training import metrics, train_rank
 from tests.harness import run_ranks

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pretrain.config_section import Section
+from pretrain.config.section import Section
 
 
 class NextTokenSection(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pretrain.config_section import Auto, Section
+from pretrain.config.section import Auto, Section
 
 
 class ScalingSection(Section):

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from pretrain.config_section import Problem, one_of, told
+from pretrain.config.section import Problem, one_of, told
+from pretrain.config.sections import DataSection, ParallelSection
 from pretrain.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pretrain.config import DataSection, ParallelSection
 
 SHOWN = 4  # numbers of ranks that a message names
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 
-from pretrain.config_references import EnvironmentText
-from pretrain.config_section import Problem
+from pretrain.config.references import EnvironmentText
+from pretrain.config.section import Problem
 
 YES_NO = ("y", "yes", "n", "no", "t", "true", "f", "false", "on", "off", "0", "1")
 """What validation would take for true or false."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.config_references import resolved
-from pretrain.config_section import Problem, told
-from pretrain.config_yaml import parse_yaml, read_yaml
+from pretrain.config.references import resolved
+from pretrain.config.section import Problem, told
 from pretrain.errors import ConfigError
+from pretrain.yaml_text import parse_yaml, read_yaml
 
 KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*")
 MOST_LAYERS = 20

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 
 from launch.job import LaunchedRun
-from launch.settings import ClusterSettings, PreflightSettings
-from launch.verdict import (
+from launch.preflight_reports import (
     ALONE_STAGE,
     COMPARED_STAGE,
     LAST_STAGE,
@@ -29,6 +28,7 @@ from launch.verdict import (
     TRIED_STAGE,
     Report,
 )
+from launch.settings import ClusterSettings, PreflightSettings
 from pretrain.config import Config, load_resolved
 from pretrain.errors import TransientError, UserError, may_pass
 from pretrain.parallel.ranks import choose_device, ranks_from_environment, start_process_group
@@ -212,9 +212,9 @@ def _reduce_rate(device: torch.device, group: dist.ProcessGroup | None) -> float
 def dry_step(report: Report, config: Config) -> None:
     """Model, engine and one batch, forward, backward and update, at a learning rate of zero."""
     from data_pipelines.stream.stream import open_stream
+    from pretrain.assembly import build_engine
     from pretrain.objectives import build_objective
     from pretrain.parallel.mesh import build_mesh
-    from pretrain.run import build_engine
     from pretrain.run_data import open_run_data
 
     began = time.perf_counter()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pretrain.config_parallel import layout_problems
-from pretrain.config_section import told
+from pretrain.config.layout import layout_problems
+from pretrain.config.section import Problem, told
+from pretrain.config.sections import Config, DataSection, ParallelSection
+from pretrain.config.world import world_problems
 from pretrain.errors import ConfigError
-from pretrain.parallel.layout import world_problems
-
-if TYPE_CHECKING:
-    from pretrain.config import Config, DataSection, ParallelSection
-    from pretrain.config_section import Problem
 
 AXES = ("tensor", "context", "pipeline")
 PER_OTHER_KEY = 0.1

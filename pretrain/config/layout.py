@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pretrain.config_section import Problem, one_of
-
-if TYPE_CHECKING:
-    from pretrain.config import DataSection, ParallelSection
+from pretrain.config.section import Problem, one_of
+from pretrain.config.sections import DataSection, ParallelSection
 
 
 def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pretrain.config_section import Problem
+from pretrain.config.section import Problem
 
 MOST_STEPS = 10_000
 MOST_PROBLEMS = 20

@@ -1,0 +1,147 @@
+"""Each section by itself: what pydantic finds, told by path, value, what would be right, and a near miss."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from pretrain.config.kinds import with_whole_numbers, wrong_kinds
+from pretrain.config.objective import OBJECTIVES, ModalitySection
+from pretrain.config.optim import MultiplierSection, ScalingSection
+from pretrain.config.section import Problem, Section
+from pretrain.config.sections import SECTIONS, SourceSection
+
+_NESTED_NAMES = {
+    "data": tuple(SourceSection.model_fields),
+    "objective": tuple(ModalitySection.model_fields),
+    "optim": (*ScalingSection.model_fields, *MultiplierSection.model_fields),
+}
+
+
+def validated_section(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
+    if raw is None:
+        raw = {}
+    if name == "objective" and isinstance(raw, dict) and "kind" in raw:
+        kind = str(raw["kind"])
+        if kind not in OBJECTIVES:
+            near = did_you_mean(kind, list(OBJECTIVES)) or f"; choose one of {', '.join(OBJECTIVES)}"
+            return None, [Problem("objective.kind", "no such objective" + near, kind, True)]
+        section = OBJECTIVES[kind]
+    wrong = wrong_kinds(name, section, raw)
+    raw = with_whole_numbers(section, raw)
+    try:
+        return section.model_validate(raw), wrong
+    except ValidationError as error:
+        nested = _NESTED_NAMES.get(name, ())
+        return None, _together(wrong, _problems(name, error, list(section.model_fields), nested))
+
+
+def _together(wrong: list[Problem], others: Iterator[Problem]) -> list[Problem]:
+    """Each setting once: a value of the wrong kind is often out of range, too."""
+    told_of = {problem.path for problem in wrong}
+    return wrong + [problem for problem in others if problem.path not in told_of]
+
+
+def validated_model(raw: Any) -> tuple[Any, list[Problem]]:
+    from models import configs
+    from models.layers.limits import beyond_limits, too_large
+
+    if raw is not None and not isinstance(raw, dict):
+        return None, [
+            Problem("model", "should be settings of its own: {family: ..., layers: ...}", raw, True)
+        ]
+    if not isinstance(raw, dict) or "family" not in raw:
+        return None, [Problem("model.family", f"missing; choose one of {', '.join(configs)}")]
+    if not isinstance(raw["family"], str) or raw["family"] not in configs:
+        near = did_you_mean(str(raw["family"]), list(configs)) or f"; choose one of {', '.join(configs)}"
+        return None, [Problem("model.family", "no such family" + near, raw["family"], True)]
+    kind = configs[raw["family"]]
+    names = [field.name for field in dataclasses.fields(kind)]
+    # A misspelt key is reported by us: a plain dataclass has nowhere to say `extra="forbid"`.
+    problems = [
+        Problem(f"model.{key}", "no such setting" + _suggest("model", str(key), names))
+        for key in raw
+        if key not in names
+    ]
+    wrong = wrong_kinds("model", kind, raw)
+    raw = with_whole_numbers(kind, raw)
+    try:
+        model: Any = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
+    except ValidationError as error:
+        return None, problems + _together(wrong, _problems("model", error, names, _nested_names(kind)))
+    beyond = [
+        Problem(f"model.{key}", message, attrgetter(key)(model), True)
+        for key, message in beyond_limits(model)
+    ]
+    # What else is wrong with a model that is too large could take as long as building it.
+    return (None if too_large(model) else model), problems + _together(wrong, iter(beyond))
+
+
+def _nested_names(kind: type) -> list[str]:
+    """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
+    hints = [part for hint in get_type_hints(kind).values() for part in (hint, *get_args(hint))]
+    nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
+    return [field.name for hint in nested for field in dataclasses.fields(hint)]
+
+
+def _problems(
+    section: str, error: ValidationError, names: list[str], inner: Sequence[str] = ()
+) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for item in error.errors():
+        # Branches of a union (int | "auto") add their own tag to the location; only the keys matter to a user.
+        keys = _keys(item["loc"], names, inner)
+        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            key, nested = str(item["loc"][-1]), len(item["loc"]) > 1
+            path = ".".join([section, *keys])
+            yield Problem(
+                f"{path}.{key}", "no such setting" + _suggest(path, key, list(inner) if nested else names)
+            )
+            continue
+        path = ".".join([section, *keys])
+        if item["type"] == "missing":
+            yield Problem(path, "missing; it has no default")
+        elif path not in seen:
+            seen.add(path)
+            alternatives = [
+                other for other in error.errors() if _within(_keys(other["loc"], names, inner), keys)
+            ]
+            if any(len(other["loc"]) > len(item["loc"]) + 1 for other in alternatives):
+                continue  # another branch of the union came further: what it says is nearer to the mistake
+            message = " or ".join(dict.fromkeys(_plain(other["msg"]) for other in alternatives))
+            yield Problem(path, message, item["input"], True)
+
+
+def _keys(location: Sequence[int | str], names: Sequence[str], inner: Sequence[str]) -> list[str]:
+    return [str(part) for part in location if isinstance(part, int) or part in names or part in inner]
+
+
+def _within(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether one of two settings is the other or a part of it."""
+    shorter = min(len(one), len(other))
+    return one[:shorter] == other[:shorter]
+
+
+def _plain(message: str) -> str:
+    plain = message.removeprefix("Value error, ").replace("Input should be", "should be")
+    plain = re.sub(r"a valid dictionary or (instance|object) .*", "settings of its own: {key: value}", plain)
+    return plain.replace("a valid tuple", "a list, e.g. [a, b]").replace("should be 'auto'", "auto")
+
+
+def _suggest(section: str, key: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {section}.{near[0]}?"
+    elsewhere = [f"{other}.{key}" for other, kind in SECTIONS.items() if key in kind.model_fields]
+    return f"; did you mean {elsewhere[0]}?" if elsewhere else f"; {section} has {', '.join(names)}"
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
