@@ -28,8 +28,9 @@ from models.sharding import Split
 Way = Literal["gather", "swap", "swap_channels", "swap_state", "summaries", "halo"]
 """How ranks that share rows work together where positions meet; `pretrain.parallel.context` has what each does.
 
-gather: `attend` of an attention whose outputs over ranges of keys add up: everybody's keys and values.
 swap: a method of tensors (B, T, heads, ...) and of tensors (heads, ...): all positions of some heads, and back.
+That one is for any module, the others for the class they were written for:
+gather: `attend` of sigmoid attention, whose outputs over ranges of keys add up: everybody's keys and values.
 swap_channels, summaries: `solve` of a nonlinear recurrence. swap_state: `scan` of a state space.
 halo: `forward` of a convolution: the last inputs of the rank before.
 """

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from models.hybrid.mixers import (
     GRUMixer,
@@ -100,7 +101,8 @@ class HybridConfig:
     @property
     def newton_at(self) -> str:
         """Where the settings of the recurrences stand, below `model`."""
-        return next(f"{name}." for name, one in self.used.items() if isinstance(one, RecurrentMixer))
+        name = next(name for name, one in self.used.items() if isinstance(one, RecurrentMixer))
+        return f"own.{name}." if ":" in name else f"{name}."
 
     @property
     def conv_width(self) -> int:
@@ -146,12 +148,10 @@ class HybridConfig:
     def resolved(self, *, vocabulary: int, sequence_length: int) -> HybridConfig:
         """The same settings with the vocabulary, and a sigmoid's bias, filled in where they were None."""
         size = vocabulary if self.vocabulary is None else self.vocabulary
-        filled: dict[str, Any] = {
-            name: settings.resolved(sequence_length)
-            for name, settings in self.used.items()
-            if ":" not in name
-        }
-        return replace(self, vocabulary=size, **filled)
+        found = {name: settings.resolved(sequence_length) for name, settings in self.used.items()}
+        filled: dict[str, Any] = {name: one for name, one in found.items() if ":" not in name}
+        own = {name: dataclasses.asdict(one) for name, one in found.items() if ":" in name}
+        return replace(self, vocabulary=size, own=own, **filled)
 
     def problems(self, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value, all at once."""
@@ -162,6 +162,9 @@ class HybridConfig:
         if self.mlp_width is not None and self.mlp_width < 0:
             found.append(("mlp_width", f"{self.mlp_width} must be at least 0; 0 leaves the layer out"))
         of_pattern = list(self._pattern_problems())
+        has_mlp = any(getattr(one, "has_mlp", True) for one in self.used.values())
+        if self.mlp_width is not None and not of_pattern and not has_mlp:
+            found.append(("mlp_width", f"{self.mlp_width} has no effect: no layer has a feed-forward part"))
         if found or of_pattern:
             return found + of_pattern
         shared = {one.name for one in dataclasses.fields(self)} - set(MIXERS)
@@ -219,10 +222,44 @@ def own_settings(name: str, values: Mapping[str, Any]) -> MixerSettings:
         raise ValueError(
             f"{name}: no such setting: {', '.join(strange)}; there are: {', '.join(known) or 'none'}"
         )
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        if not _is_a(value, hints[key]):
+            raise ValueError(f"{name}: {key} = {value!r} should be {_shown(hints[key])}")
     try:
-        return kind(**values)
+        return kind(**{key: _built(value, hints[key]) for key, value in values.items()})
     except TypeError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value of a config is of the kind that a field declares; whole numbers are floats too, true is no 1."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in inner)
+    if inner and get_origin(kind) in (Union, type(int | str)):
+        return any(_is_a(value, one) for one in inner)
+    if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return all(key in hints and _is_a(one, hints[key]) for key, one in value.items())
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind in (int, bool, str):
+        return type(value) is kind
+    return get_origin(kind) is not None and isinstance(value, get_origin(kind))
+
+
+def _built(value: Any, kind: Any) -> Any:
+    """The dataclass of settings within settings."""
+    kinds = [
+        one for one in (kind, *get_args(kind)) if isinstance(one, type) and dataclasses.is_dataclass(one)
+    ]
+    return kinds[0](**value) if isinstance(value, dict) and kinds else value
+
+
+def _shown(kind: Any) -> str:
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+    return names.get(kind, str(kind))
 
 
 def _own_problems(name: str, values: Mapping[str, Any]) -> Iterator[Problem]:

@@ -59,9 +59,10 @@ class LanguageModel(nn.Module):
         if config.tied_head:
             self.head.weight = self.embedding.weight
         self.declared = declared(self, recipe)
-        self.constant_state = all(getattr(block, "constant_state", False) for block in self.blocks)
-        """Whether the state keeps its size however long the text, and takes padded rows (segment ids with a state)."""
         self.needs_positions = any(getattr(block, "needs_positions", False) for block in self.blocks)
+        of_all = all(getattr(block, "constant_state", False) for block in self.blocks)
+        self.constant_state = of_all and not self.needs_positions
+        """Whether the state keeps its size however long the text, and takes padded rows (segment ids with a state)."""
 
     def forward(
         self,
@@ -132,7 +133,10 @@ class LanguageModel(nn.Module):
 
 def _positions_seen(state: list[Any]) -> int:
     """How many positions the blocks have read, by the first that counts them."""
-    return next(layer.length for layer in state if isinstance(layer, KVCache))
+    for layer in state:
+        if isinstance(layer, KVCache):
+            return layer.length
+    raise ValueError("no layer here counts positions: give positions_BT")
 
 
 def part(model: LanguageModel, blocks: Iterable[int], *, first: bool, last: bool) -> None:

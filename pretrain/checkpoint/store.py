@@ -127,6 +127,11 @@ class CheckpointStore:
 
     # ---- saving
 
+    def prepare(self) -> None:
+        """Import what saving needs, in the background: the first save shall not come late. Call it once the first step
+        is done, which the import would hold up."""
+        threading.Thread(target=_import_dcp, name="checkpoint imports", daemon=True).start()
+
     def save(self, step: int, state: TrainingState) -> float:
         """Save one step, after waiting for the save before it.
 
@@ -431,6 +436,10 @@ class CheckpointStore:
         name = rank_file_name(self._ranks.rank)
         applies = manifest.world_size == self._ranks.size and name in manifest.files
         state.rank_bytes = (path / name).read_bytes() if applies else None
+
+
+def _import_dcp() -> None:
+    from pretrain.checkpoint import dcp  # noqa: F401
 
 
 def _views_of(state: TrainingState) -> Views:

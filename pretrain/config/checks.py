@@ -47,7 +47,15 @@ def checked_layout(sections: Mapping[str, Any], world: int | None) -> tuple[list
 
 def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
     for key, message in model.problems(data.sequence_length):
-        yield Problem(f"model.{key}", message, attrgetter(key)(model), True)
+        yield Problem(f"model.{key}", message, _value_at(model, key), True)
+
+
+def _value_at(model: Any, key: str) -> Any:
+    """A setting of the model by its dotted key; of a mixer of one's own, whose name may have dots, from its own."""
+    if key.startswith("own."):
+        name, _, setting = key.removeprefix("own.").rpartition(".")
+        return getattr(model.settings(name), setting)
+    return attrgetter(key)(model)
 
 
 def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> Iterator[Problem]:

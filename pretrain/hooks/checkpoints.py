@@ -36,6 +36,7 @@ class CheckpointHook(Hook):
 
     def __init__(self, every: int | None) -> None:
         self._every = every
+        self._prepared = False
         self._saved_step: int | None = None
         self._unreported_step: int | None = None
         self._unrecorded_step: int | None = None
@@ -46,6 +47,9 @@ class CheckpointHook(Hook):
         self._saved_step = run.clock.step or None
 
     def after_step(self, run: Run, report: StepReport) -> None:
+        if not self._prepared:
+            self._prepared = True
+            run.store.prepare()
         self._report(run)
         if self._unrecorded_step is not None and run.store.at_rest:
             self._record(run, self._unrecorded_step)

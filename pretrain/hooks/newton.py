@@ -94,7 +94,7 @@ class NewtonHook(Hook):
                 skips=skips,
                 section=self._section,
             )
-            run.reporter.write(run.clock.step, as_record(figures))
+            run.reporter.write(run.clock.step, as_record(figures, [layer_of(name) for name in self._names]))
             self._warn(figures)
 
     def _reduced(self, layers: dict[str, Tensor]) -> Tensor:
@@ -149,7 +149,7 @@ def names_of_all(here: list[str], mesh: Mesh) -> list[str]:
         return here
     found: list[list[str]] = [[] for _ in range(dist.get_world_size(mesh.control))]
     dist.all_gather_object(found, here, group=mesh.control)
-    return sorted({name for names in found for name in names}, key=lambda name: int(name.split(".")[1]))
+    return sorted({name for names in found for name in names}, key=layer_of)
 
 
 def refuse(
@@ -182,11 +182,17 @@ def refuse(
         )
 
 
-def as_record(figures: list[list[float]]) -> Record:
-    """(layers, figures) as scalars: each layer's, and the greatest of all layers."""
+def layer_of(name: str) -> int:
+    """The number of the block that a recurrence is in."""
+    return int(name.split(".")[1])
+
+
+def as_record(figures: list[list[float]], layers: list[int] | None = None) -> Record:
+    """(layers, figures) as scalars: each layer's, and the greatest of all. layers: their blocks' numbers; None: all."""
+    layers = list(range(len(figures))) if layers is None else layers
     record: Record = {}
     for number, name in enumerate(FIGURES):
         scalar = f"newton/{name}"
         record[scalar] = max(layer[number] for layer in figures)
-        record |= {layer_scalar(scalar, index): layer[number] for index, layer in enumerate(figures)}
+        record |= {layer_scalar(scalar, at): layer[number] for at, layer in zip(layers, figures, strict=True)}
     return record

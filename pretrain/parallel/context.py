@@ -15,6 +15,10 @@ from torch import nn
 
 from data_pipelines.stream.sequence_part import SequencePart, part_of_batch
 from models.declared import Crossing, DeclarationError, crossings_of
+from models.layers.conv import CausalConv
+from models.mamba2.mixer import Mamba2Mixer
+from models.pararnn.cells import Cell
+from models.sigmoid.mixer import SigmoidAttention
 from pretrain.errors import ConfigError
 from pretrain.parallel.context_attention import gathered_attend, swapped
 from pretrain.parallel.context_recurrence import (
@@ -82,7 +86,9 @@ def share_sequences(model: Any, mesh: Mesh, parallel: ParallelSection) -> Shared
     if sequences.shared:
         try:
             for module, crossing in list(crossings_of(model)):
-                across = WAYS[chosen_way(crossing, parallel.recurrence)]
+                way = chosen_way(crossing, parallel.recurrence)
+                check_served(module, crossing, way)
+                across = WAYS[way]
                 sequences.instead(module, crossing.method, across(module, crossing, sequences))
         except DeclarationError as error:
             raise ConfigError(
@@ -91,8 +97,28 @@ def share_sequences(model: Any, mesh: Mesh, parallel: ParallelSection) -> Shared
     return sequences
 
 
+def check_served(module: nn.Module, crossing: Crossing, way: str) -> None:
+    """Only `swap` is for any module: what the others do is that of one class. Raises DeclarationError."""
+    served = SERVED.get(way)
+    method = crossing.method
+    if way not in WAYS:
+        raise DeclarationError(f"{type(module).__name__} declares {way!r}; there are {', '.join(WAYS)}")
+    if served is None:
+        return
+    theirs = getattr(served, method, None)
+    replaced = getattr(type(module), method) is not theirs and not getattr(
+        theirs, "__isabstractmethod__", False
+    )
+    if not isinstance(module, served) or replaced:
+        raise DeclarationError(
+            f"{type(module).__name__} declares {way!r}, which is for {served.__name__}.{method} alone; declare 'swap'"
+        )
+
+
 def chosen_way(crossing: Crossing, recurrence: str) -> str:
     """The one of its ways that the config's `parallel.recurrence` asks for; else its first."""
+    if not crossing.ways:
+        raise DeclarationError(f"a crossing of {crossing.method} declares no ways")
     return "summaries" if recurrence == "summaries" and "summaries" in crossing.ways else crossing.ways[0]
 
 
@@ -107,3 +133,12 @@ WAYS: dict[str, Across] = {
     "halo": lambda module, _, shared: haloed_convolution(module, shared.exchange),
 }
 """What takes the place of a module's method, by the way that the module declares (`models.declared.Way`)."""
+
+SERVED: dict[str, type[nn.Module]] = {
+    "gather": SigmoidAttention,
+    "swap_channels": Cell,
+    "swap_state": Mamba2Mixer,
+    "summaries": Cell,
+    "halo": CausalConv,
+}
+"""Whose method a way is for; `swap` is for any."""

@@ -4,6 +4,7 @@ than the data."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ from pretrain.imports import quick_and_quiet
 
 if TYPE_CHECKING:
     from pretrain.config import ParallelSection
+
+
+TIMEOUT = timedelta(minutes=30)
+"""Of collectives; as Megatron's groups have it. torch's own default is shorter on GPUs."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,8 @@ def needs_parallel_state(parallel: ParallelSection) -> bool:
 
 def _data_parallel_mesh(host_backend: str) -> Mesh:
     """Every rank has a whole model, and reads rows of its own."""
-    data = _axis(dist.new_group())
-    alone = _axis(dist.new_group([dist.get_rank()], use_local_synchronization=True))
+    data = _axis(dist.new_group(timeout=TIMEOUT))
+    alone = _axis(dist.new_group([dist.get_rank()], timeout=TIMEOUT, use_local_synchronization=True))
     return Mesh(
         data=data,
         tensor=alone,

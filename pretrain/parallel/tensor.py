@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.declared import splits_of, undivided_mixers
+from models.declared import mixers, splits_of, undivided_mixers
 from models.sharding import Channels, Divisible, Part, Row, Shared, Split, Vocab
 from pretrain.checkpoint.fragments import Placement, Segment
 from pretrain.errors import ConfigError
@@ -64,6 +64,8 @@ def shard_tensors(model: Any, axis: Axis, *, sequence: bool) -> Sharded:
     if tied:
         model.head.weight = model.embedding.weight
         del sharded.placements["head.weight"]
+    if sequence:
+        _check_gathered(model, splits)
     part = Part(axis.rank, axis.size, _Sum(axis.group))
     for module in model.modules():
         if isinstance(module, Divisible):
@@ -72,6 +74,19 @@ def shard_tensors(model: Any, axis: Axis, *, sequence: bool) -> Sharded:
     _open_regions(model, regions, axis, sequence)
     sharded.partial = _partial_gradients(sharded.placements, splits, regions, sequence)
     return sharded
+
+
+def _check_gathered(model: Any, splits: Mapping[str, Split]) -> None:
+    """That whole rows enter every mixer: it owns a `Row`, or lies in what does. Raises ConfigError by its class."""
+    rows = {name.rpartition(".")[0] for name, split in splits.items() if isinstance(split, Row)}
+    names = {module: name for name, module in model.named_modules()}
+    for mixer in mixers(model):
+        name = names[mixer]
+        if not any(f"{name}.".startswith(f"{row}.") or row.startswith(f"{name}.") for row in rows):
+            raise ConfigError(
+                f"parallel.sequence = true: {type(mixer).__name__} declares no Row(), so that it would see a part of "
+                "each row; use parallel.sequence=false"
+            )
 
 
 def mark_parameters(model: nn.Module, sharded: Sharded, axis: Axis) -> None:

@@ -31,7 +31,7 @@ class Saving(BaseException):
 def save(*_):
     raise Saving
 
-CheckpointStore.save = save  # the first save comes after the first steps
+CheckpointStore.prepare = save  # called once the first step is done
 try:
     run_training(sys.argv[1], ["parallel.zero=" + sys.argv[2]], print_config=False, quiet=True)
 except Saving:

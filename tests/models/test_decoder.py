@@ -266,7 +266,6 @@ def test_models_import_nothing_from_above() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            trust = (
-                {"os"} if path.name == "own.py" else set()
-            )  # where the user says which modules are trusted
+            # Where the user says which modules are trusted.
+            trust = {"os"} if path.name == "own.py" else set()
             assert {name.split(".")[0] for name in names} <= allowed | standard | trust, path

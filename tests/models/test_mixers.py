@@ -17,13 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from models import configs, families
-from models.declared import DeclarationError, crossings_of, declared, mixers, splits_of, undivided_mixers
+from models.declared import (
+    Crossing,
+    DeclarationError,
+    crossings_of,
+    declared,
+    mixers,
+    splits_of,
+    undivided_mixers,
+)
 from models.hybrid.config import MIXERS, HybridConfig
-from models.hybrid.mixers import MixerSettings, Shape
+from models.hybrid.mixers import Mamba2Mixer, MixerSettings, Shape
 from models.initialise import initialise
+from models.layers.decoder import attention_shape
 from models.layers.language_model import LanguageModel
 from models.layers.recipes import recipe
 from models.sharding import Channels, Column, Row, Shared
+from models.sigmoid.mixer import SigmoidAttention
+from pretrain.config import config_from_dict, load_config
+from pretrain.errors import ConfigError
+from pretrain.parallel.context import check_served
 
 EXAMPLE = "gated_linear_attention:GatedLinear"
 NAMES = (*MIXERS, EXAMPLE)
@@ -60,6 +73,8 @@ def small_config(*names: str, layers: int | None = None, **changes: Any) -> Hybr
     }
     values["own"] = {name: small_settings(name) for name in names if ":" in name}
     values |= {name: small_settings(name) for name in names if ":" not in name}
+    if set(names) == {"mamba2"}:
+        del values["mlp_width"]  # whose layers have no feed-forward part
     config: HybridConfig = TypeAdapter(HybridConfig).validate_python({**values, **changes})
     assert config.problems(TIME) == []
     return config.resolved(vocabulary=VOCABULARY, sequence_length=TIME)
@@ -222,7 +237,7 @@ class Undeclared(nn.Module):
 def test_what_declares_nothing_is_refused_by_name() -> None:
     model = small_model("pararnn_gru")
     block: Any = model.blocks[0]
-    block.mixer = Undeclared(MixerSettings(), small_config("mamba2").shape)
+    block.mixer = Undeclared(MixerSettings(), small_config("sigmoid").shape)
     assert undivided_mixers(model) == ["Undeclared"]
     with pytest.raises(DeclarationError, match="Undeclared does not declare `crossing`"):
         list(crossings_of(model))
@@ -237,7 +252,7 @@ def test_a_known_layer_inside_does_not_speak_for_its_mixer() -> None:
     model = small_model("pararnn_gru")
     block: Any = model.blocks[0]
     conv = block.mixer.conv
-    block.mixer = Undeclared(MixerSettings(), small_config("mamba2").shape)
+    block.mixer = Undeclared(MixerSettings(), small_config("sigmoid").shape)
     block.mixer.conv = conv
     with pytest.raises(DeclarationError, match="Undeclared"):
         list(crossings_of(model))
@@ -248,7 +263,7 @@ class Silent(MixerSettings):
 
 
 def test_settings_that_say_nothing_refuse_every_layout_but_copies() -> None:
-    shape, settings = small_config("mamba2").shape, Silent()
+    shape, settings = small_config("sigmoid").shape, Silent()
     assert settings.division_problems(shape, 1) == settings.swap_problems(shape, 1) == []
     assert "Silent does not say how it is divided" in settings.division_problems(shape, 2)[0]
     assert "Silent does not say how its positions meet" in settings.swap_problems(shape, 2)[0]
@@ -278,3 +293,62 @@ def test_what_is_wrong_with_a_module_is_said(
     monkeypatch.setenv("TRIPTYCH_MODULES", "gated_linear_attention,no_such_module")
     problems = dict(HybridConfig(mixers=(name,), layers=1, width=WIDTH).problems(TIME))
     assert message in problems["mixers"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"heads": 3},
+            "own.gated_linear_attention:GatedLinear.heads = 3: width 32 does not divide by 3 heads",
+        ),
+        ({"heads": 0}, "own.gated_linear_attention:GatedLinear.heads = 0: must be at least 1"),
+        ({"heads": "four"}, "heads = 'four' should be a whole number"),
+        ({"heads": True}, "heads = True should be a whole number"),
+        ({"heads": None}, "heads = None should be a whole number"),
+        ({"heads": 4, "hads": 1}, "no such setting: hads"),
+        ({}, "missing 1 required keyword-only argument: 'heads'"),
+    ],
+)
+def test_settings_of_ones_own_are_checked_in_the_report(settings: dict[str, Any], message: str) -> None:
+    model = {"family": "hybrid", "layers": 1, "width": WIDTH, "mixers": [EXAMPLE], "own": {EXAMPLE: settings}}
+    base = load_config("configs/sigmoid/demo.yaml").to_dict()
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict({**base, "model": model}, origin="test")
+    assert message in str(caught.value)
+
+
+class LikeSigmoid(SigmoidAttention):
+    def attend(self, *inputs: Any) -> Tensor:
+        return inputs[2].relu()
+
+
+def test_a_way_is_for_the_class_it_was_written_for() -> None:
+    """A subclass that computes something else would silently be computed as its parent."""
+    shape = attention_shape(configs["sigmoid"](layers=1, width=WIDTH, heads=4))
+    check_served(SigmoidAttention(shape, 0.0), SigmoidAttention.crossing, "gather")
+    with pytest.raises(
+        DeclarationError, match="LikeSigmoid declares 'gather', which is for SigmoidAttention.attend"
+    ):
+        check_served(LikeSigmoid(shape, 0.0), LikeSigmoid.crossing, "gather")
+    with pytest.raises(DeclarationError, match="declares 'ring'"):
+        check_served(nn.Identity(), Crossing("forward", ("ring",)), "ring")  # type: ignore[arg-type]
+    for name in NAMES:
+        for module, crossing in crossings_of(small_model(name)):
+            for way in crossing.ways:
+                check_served(module, crossing, way)
+
+
+def test_positions_and_a_constant_state_do_not_go_together() -> None:
+    model = small_model("pararnn_gru")
+    assert model.constant_state
+    model.needs_positions = True
+    with pytest.raises(ValueError, match="give positions_BT"):
+        model(some_tokens(1), state=model.new_state(1, TIME, dtype=torch.float64))
+
+
+def test_a_width_that_no_layer_has_is_refused() -> None:
+    config = HybridConfig(
+        mixers=("mamba2",), layers=1, width=WIDTH, mlp_width=64, mamba2=Mamba2Mixer(heads=4)
+    )
+    assert ("mlp_width", "64 has no effect: no layer has a feed-forward part") in config.problems(TIME)

@@ -152,6 +152,10 @@ class Drill:
     def wait_step(self, run: LaunchedRun, step: int, timeout_s: float = 90) -> None:
         self.wait(lambda: self.step(run) >= step, timeout_s, f"step {step}", run)
 
+    def wait_saved(self, run: LaunchedRun, step: int, timeout_s: float = 90) -> None:
+        """Until a step at least so late is whole: the first save of a start comes late, as it imports its library."""
+        self.wait(lambda: run.newest_step() >= step, timeout_s, f"a save of step {step}", run)
+
     def wait_attempt(self, run: LaunchedRun, number: int, timeout_s: float = 90) -> None:
         """Until that attempt trains."""
         self.wait(lambda: len(self.ledger(run, "start")) >= number, timeout_s, f"attempt {number}", run)

@@ -128,7 +128,9 @@ def kill_at_random(drill: Drill, run: LaunchedRun, kills: int, seed: int) -> Non
     for number in range(1, kills + 1):
         drill.wait_attempt(run, number)
         # By steps, not seconds: the run must not be over before the last kill, however fast the machine.
-        drill.wait_step(run, drill.ledger(run, "attempt")[-1]["step_before"] + 6 + draw.randrange(3))
+        before = drill.ledger(run, "attempt")[-1]["step_before"]
+        drill.wait_step(run, before + 6 + draw.randrange(3))
+        drill.wait_saved(run, before + 5)  # three starts in a row that save nothing end a run
         os.kill(drill.rank(run, draw.randrange(4)).pid, signal.SIGKILL)
         drill.wait(partial(has_ended, drill, run, number), 60, "the attempt's end", run)
         check_steps(run.run / "checkpoints")
