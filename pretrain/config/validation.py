@@ -74,7 +74,7 @@ def validated_model(raw: Any) -> tuple[Any, list[Problem]]:
     try:
         model: Any = TypeAdapter(kind).validate_python({key: raw[key] for key in raw if key in names})
     except ValidationError as error:
-        return None, problems + _together(wrong, _problems("model", error, names, _nested_names(kind)))
+        return None, problems + _together(wrong, _problems("model", error, names, _nested_names(kind), kind))
     beyond = [
         Problem(f"model.{key}", message, attrgetter(key)(model), True)
         for key, message in beyond_limits(model)
@@ -87,22 +87,36 @@ def _nested_names(kind: type) -> list[str]:
     """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
     hints = [part for hint in get_type_hints(kind).values() for part in (hint, *get_args(hint))]
     nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
-    return [field.name for hint in nested for field in dataclasses.fields(hint)]
+    return list(dict.fromkeys(field.name for hint in nested for field in dataclasses.fields(hint)))
+
+
+def _names_in(kind: Any, keys: Sequence[str]) -> list[str]:
+    """The settings of the dataclass that lies at these keys below `kind`; none if there is none."""
+    for key in keys:
+        hint = get_type_hints(kind).get(key) if dataclasses.is_dataclass(kind) else None
+        kind = next((one for one in (hint, *get_args(hint)) if dataclasses.is_dataclass(one)), None)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 
 def _problems(
-    section: str, error: ValidationError, names: list[str], inner: Sequence[str] = ()
+    section: str,
+    error: ValidationError,
+    names: list[str],
+    inner: Sequence[str] = (),
+    kind: type | None = None,
 ) -> Iterator[Problem]:
+    """inner: names of settings within settings. kind: the dataclass that was validated, if it is one."""
     seen: set[str] = set()
     for item in error.errors():
         # Branches of a union (int | "auto") add their own tag to the location; only the keys matter to a user.
         keys = _keys(item["loc"], names, inner)
         if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             key, nested = str(item["loc"][-1]), len(item["loc"]) > 1
+            if keys and keys[-1] == key:  # a name that other settings have
+                keys = keys[:-1]
             path = ".".join([section, *keys])
-            yield Problem(
-                f"{path}.{key}", "no such setting" + _suggest(path, key, list(inner) if nested else names)
-            )
+            near = (_names_in(kind, keys) or list(inner)) if nested else names
+            yield Problem(f"{path}.{key}", "no such setting" + _suggest(path, key, near))
             continue
         path = ".".join([section, *keys])
         if item["type"] == "missing":

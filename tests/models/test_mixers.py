@@ -352,3 +352,21 @@ def test_a_width_that_no_layer_has_is_refused() -> None:
         mixers=("mamba2",), layers=1, width=WIDTH, mlp_width=64, mamba2=Mamba2Mixer(heads=4)
     )
     assert ("mlp_width", "64 has no effect: no layer has a feed-forward part") in config.problems(TIME)
+
+
+@pytest.mark.parametrize(
+    ("sigmoid", "message"),
+    [
+        (
+            {"heads": 4, "newton": 3},
+            "model.sigmoid.newton: no such setting; model.sigmoid has heads, kv_heads",
+        ),
+        ({"heads": 4, "hads": 3}, "model.sigmoid.hads: no such setting; did you mean model.sigmoid.heads?"),
+    ],
+)
+def test_a_key_of_another_mixer_is_told_once(sigmoid: dict[str, Any], message: str) -> None:
+    model = {"family": "hybrid", "layers": 1, "width": WIDTH, "mixers": ["sigmoid"], "sigmoid": sigmoid}
+    base = load_config("configs/sigmoid/demo.yaml").to_dict()
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict({**base, "model": model}, origin="test")
+    assert message in str(caught.value)
