@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +17,21 @@ from pretrain.config import SECTIONS
 from pretrain.config.objective import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
-TRACKED = subprocess.run(
-    ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-).stdout.splitlines()
+
+
+def files() -> Iterator[str]:
+    """Of the project, with what it made in none of them."""
+    for folder, inner, names in os.walk(ROOT):
+        here = Path(folder).relative_to(ROOT)
+        inner[:] = [
+            name
+            for name in inner
+            if not name.startswith((".", "__")) and name not in ("data", "runs", "build")
+        ]
+        yield from ((here / name).as_posix() for name in names)
+
+
+TRACKED = sorted(files())
 PAGES = [path for path in TRACKED if path.endswith(".md")]
 FOLDERS = tuple(path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 MADE_BY_RUNS = ("data/", "runs/")
