@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.attempts import Launch
-from pretrain.records import count_damaged, ledger_records, metric_records
+from pretrain.records import counted, ledger_records, metric_records
 from pretrain.yaml_text import read_yaml
 
 TAIL_BYTES = 1 << 14
@@ -68,8 +68,8 @@ def newest_step(run: Path) -> int:
     return max((int(name) for name in found if name.isdigit()), default=0)
 
 
-def _lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n") if path.is_file() else []
+def _text(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
 
 def _last_lines(path: Path) -> list[bytes]:
@@ -80,12 +80,6 @@ def _last_lines(path: Path) -> list[bytes]:
         start = max(0, path.stat().st_size - TAIL_BYTES)
         file.seek(start)
         return file.read().split(b"\n")[1 if start else 0 :]
-
-
-def damaged_lines(run: Path) -> int:
-    """Lines of the run's ledger and log that nothing here could read."""
-    paths = (run / "ledger.jsonl", run / "logs" / "metrics.jsonl")
-    return sum(count_damaged(path.read_bytes()) for path in paths if path.is_file())
 
 
 def last_sign_of_life(run: Path, attempt: int) -> float | None:
@@ -124,9 +118,25 @@ class Goodput:
         return self.productive / self.total if self.total else 0.0
 
 
+@dataclass(frozen=True)
+class Logs:
+    """What a run has logged, oldest first: its ledger, each line with `at`, seconds since 1970; and its scalars."""
+
+    ledger: list[dict[str, Any]]
+    metrics: list[dict[str, Any]]
+    damaged_lines: int
+    """What they said is not in the other two."""
+
+
+def read_logs(run: Path) -> Logs:
+    ledger, unread = counted(_text(run / "ledger.jsonl"), ledger_records)
+    metrics, more = counted(_text(run / "logs" / "metrics.jsonl"), metric_records)
+    return Logs(ledger, metrics, unread + more)
+
+
 def read_ledger(run: Path) -> list[dict[str, Any]]:
-    """Oldest first; each with `at`, seconds since 1970."""
-    return list(ledger_records(_lines(run / "ledger.jsonl")))
+    """The ledger alone, for whom its record is enough."""
+    return counted(_text(run / "ledger.jsonl"), ledger_records)[0]
 
 
 def goodput(ledger: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], now: float) -> Goodput:
@@ -176,8 +186,3 @@ def _data_wait(metrics: Sequence[Mapping[str, Any]]) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All logged scalars, oldest first."""
-    return list(metric_records(_lines(run / "logs" / "metrics.jsonl")))

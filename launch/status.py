@@ -19,10 +19,8 @@ from launch.policy import Ending
 from launch.progress import (
     Goodput,
     Progress,
-    damaged_lines,
     goodput,
-    read_ledger,
-    read_metrics,
+    read_logs,
     read_progress,
 )
 from pretrain.attempts import read_json
@@ -137,8 +135,9 @@ def _status(
 ) -> RunStatus:
     live = sorted(jobs, key=lambda job: job.state != "RUNNING")
     outcome = read_json(run.outcome_file)["ending"] if run.outcome_file.is_file() else None
-    ledger = read_ledger(run.run)
-    used = goodput(ledger, read_metrics(run.run), now=_last_moment(ledger, live))
+    logs = read_logs(run.run)
+    ledger = logs.ledger
+    used = goodput(ledger, logs.metrics, now=_last_moment(ledger, live))
     progress, last = read_progress(run.run), past[-1] if past else None
     swept = run.job().get("swept", {})  # which a launch by an older version did not write
     attempts = run.launch.current
@@ -151,7 +150,7 @@ def _status(
         outcome,
         last,
         swept,
-        damaged_lines=damaged_lines(run.run),
+        damaged_lines=logs.damaged_lines,
         was_cancelled=_was_cancelled(ledger, [str(job) for job in run.job()["jobs"]]),
         slurm_answers=slurm_answers,
         stage=_stage(run, ledger, attempts) if outcome is None and any(job.is_live for job in live) else None,

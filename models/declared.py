@@ -121,7 +121,7 @@ def splits_of(model: nn.Module) -> dict[str, Split]:
 
 def undivided_mixers(model: Any) -> list[str]:
     """The mixers of a model that do not say how they are divided, by class."""
-    return _unique(type(mixer).__name__ for mixer in mixers(model) if not hasattr(mixer, "splits"))
+    return list(dict.fromkeys(type(one).__name__ for one in mixers(model) if not hasattr(one, "splits")))
 
 
 def crossings_of(model: Any) -> Iterator[tuple[nn.Module, Crossing]]:
@@ -173,7 +173,3 @@ def _group(model: nn.Module, name: str) -> str | None:
 def _layer(name: str) -> int | None:
     first, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) if first == "blocks" else None
-
-
-def _unique(names: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(names))

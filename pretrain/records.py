@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
+
+T = TypeVar("T")
 
 LARGEST = 2**63
 NUMBERS = ("attempt", "step", "last_step", "step_before", "ended", "exit_code")
@@ -31,12 +33,6 @@ def read_lines(lines: Iterable[bytes]) -> Iterator[dict[str, Any] | None]:
 def objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """The JSON objects among some lines."""
     return (found for found in read_lines(lines) if found is not None)
-
-
-def count_damaged(text: bytes) -> int:
-    """Whole lines of a log that are no objects; the last one may be torn where a process died while it wrote it."""
-    *lines, _ = text.split(b"\n")
-    return sum(found is None for found in read_lines(lines))
 
 
 def metric_records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -74,3 +70,11 @@ def _seconds(text: Any) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
         return None
+
+
+def counted(text: bytes, records: Callable[[Iterable[bytes]], Iterable[T]]) -> tuple[list[T], int]:
+    """What `records` reads in a log, and how many whole lines it could not; the last line may be torn, where a process
+    died while it wrote it."""
+    *whole, last = text.split(b"\n")
+    found = list(records(whole))
+    return [*found, *records([last])], sum(map(bool, whole)) - len(found)

@@ -1,7 +1,7 @@
 """Gated linear attention, a mixer of one's own: `S_t = diag(a_t) S_{t-1} + k_t v_t^T`, `o_t = S_t^T q_t`.
 
-Source: Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training", arXiv:2312.06635,
-equation 3 and section 4.4. The state is stepped through in time, so this form is for reading, not for speed.
+Source: Yang et al., "Gated Linear Attention Transformers with Hardware-Efficient Training", arXiv:2312.06635.
+The state is stepped through in time, so this form is for reading, not for speed.
 
 Shape suffixes: B batch, T time, C model width, H heads, K key width of a head, V value width of a head.
 """

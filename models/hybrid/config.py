@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from models.hybrid.mixers import (
@@ -78,7 +79,7 @@ class HybridConfig:
         """The name of each layer's mixer."""
         return tuple(self.mixers[layer % len(self.mixers)] for layer in range(self.layers))
 
-    @property
+    @cached_property
     def used(self) -> dict[str, MixerSettings]:
         """The settings of the mixers that layers have, in the order in which they first appear. What `problems` has to
         say of a name, it leaves out."""
@@ -162,7 +163,7 @@ class HybridConfig:
         if self.mlp_width is not None and self.mlp_width < 0:
             found.append(("mlp_width", f"{self.mlp_width} must be at least 0; 0 leaves the layer out"))
         of_pattern = list(self._pattern_problems())
-        has_mlp = any(getattr(one, "has_mlp", True) for one in self.used.values())
+        has_mlp = any(one.has_mlp for one in self.used.values())
         if self.mlp_width is not None and not of_pattern and not has_mlp:
             found.append(("mlp_width", f"{self.mlp_width} has no effect: no layer has a feed-forward part"))
         if found or of_pattern:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -19,28 +18,16 @@ from models.layers.decoder import attention_shape
 from models.layers.language_model import LanguageModel
 from models.layers.norm import RMSNorm
 from models.layers.recipes import recipe
+from models.pararnn.family import RECIPE
 from models.sigmoid.config import SigmoidConfig
-from models.sigmoid.mixer import SigmoidAttention
+from models.sigmoid.mixer import sigmoid_mixer
 from models.softmax.mixer import SoftmaxAttention
-
-# Nobody has published a recipe for these stacks; this is the pararnn family's, whose layers are the most.
-RECIPE: Mapping[str, Any] = {
-    "lr": 3e-3,
-    "matrix_lr_multiplier": 1.0,
-    "betas": (0.9, 0.95),
-    "epsilon": 1e-8,
-    "weight_decay": 3e-7,
-    "clip_norm": 1.0,
-    "warmup_steps": 5500,
-    "schedule": "cosine",
-    "final_lr_fraction": 0.0,
-}
 
 
 def build(config: HybridConfig) -> LanguageModel:
     """The network of a resolved config, its weights not yet drawn."""
     used, shape = config.used, config.shape
-    branches = sum(2 if has_mlp(used[name], shape) else 1 for name in config.layer_mixers)
+    branches = sum(2 if shape.hidden_width and used[name].has_mlp else 1 for name in config.layer_mixers)
     return LanguageModel(
         config,
         blocks=(build_block(used[name], shape) for name in config.layer_mixers),
@@ -59,16 +46,8 @@ def build_block(settings: MixerSettings, shape: Shape) -> nn.Module:
 
 def attention_block(config: DecoderConfig) -> AttentionBlock:
     shape = attention_shape(config)
-    if isinstance(config, SigmoidConfig):
-        if config.attention_bias is None:
-            raise ValueError("attention_bias must be known to build the model: use config.resolved(...)")
-        return AttentionBlock(config, SigmoidAttention(shape, config.attention_bias))
-    return AttentionBlock(config, SoftmaxAttention(shape))
-
-
-def has_mlp(settings: MixerSettings, shape: Shape) -> bool:
-    """Whether a layer of this kind has a second branch off the residual stream."""
-    return bool(shape.hidden_width) and getattr(settings, "has_mlp", True)
+    mixer = sigmoid_mixer(config.attention_bias) if isinstance(config, SigmoidConfig) else SoftmaxAttention
+    return AttentionBlock(config, mixer(shape))
 
 
 def found(path: str) -> Any:
@@ -82,5 +61,5 @@ hybrid = Family(
     config=HybridConfig,
     build=build,
     flops_per_token=flops_per_token,
-    recipe=RECIPE,
+    recipe=RECIPE,  # nobody has published one for these stacks: the pararnn family's, whose layers are the most
 )

@@ -54,7 +54,8 @@ class MixerSettings:
     ways: ClassVar[tuple[str, ...]] = ()
     reach: ClassVar[int] = 0
     """How many positions back a convolution looks."""
-    causal: ClassVar[bool] = True
+    has_mlp: ClassVar[bool] = True
+    """Whether a feed-forward layer follows, where the model has them."""
 
     def problems(self, shape: Shape, sequence_length: int) -> list[Problem]:
         """(key, what is wrong and what would be right) of every invalid value."""
@@ -97,7 +98,6 @@ class FamilyMixer(MixerSettings):
     family: ClassVar[type]
     fixed: ClassVar[dict[str, Any]] = {}
     """Settings of the family's config that this mixer does not leave open."""
-    has_mlp: ClassVar[bool] = True
 
     def config(self, shape: Shape) -> Any:
         """The family's, with these settings."""

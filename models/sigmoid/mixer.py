@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor
 
 from kernels.sigmoid_attention import sigmoid_attention
@@ -36,3 +39,10 @@ class SigmoidAttention(Attention):
             alibi_slopes=slopes_H,
             segment_ids=segment_ids_BT,
         )
+
+
+def sigmoid_mixer(bias: float | None) -> Callable[[AttentionShape], SigmoidAttention]:
+    """The layer of a resolved config's bias. Raises ValueError for one that is still open."""
+    if bias is None:
+        raise ValueError("attention_bias must be known to build the model: use config.resolved(...)")
+    return partial(SigmoidAttention, bias=bias)

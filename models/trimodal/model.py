@@ -6,7 +6,6 @@ Shape suffixes: B batch, T time, C model width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -16,7 +15,7 @@ from models.layers.attention import Attention, AttentionShape
 from models.layers.decoder import decoder_parts
 from models.layers.language_model import LanguageModel
 from models.layers.positions import row_positions
-from models.sigmoid.mixer import SigmoidAttention
+from models.sigmoid.mixer import sigmoid_mixer
 from models.softmax.mixer import SoftmaxAttention
 from models.trimodal.config import TrimodalConfig
 
@@ -77,6 +76,4 @@ def mixer_of(config: TrimodalConfig) -> Callable[[AttentionShape], Attention]:
     """The attention layer that the config names."""
     if config.attention == "softmax":
         return SoftmaxAttention
-    if config.attention_bias is None:
-        raise ValueError("attention_bias must be known to build the model: use config.resolved(...)")
-    return partial(SigmoidAttention, bias=config.attention_bias)
+    return sigmoid_mixer(config.attention_bias)

@@ -64,25 +64,23 @@ def shard_tensors(model: Any, axis: Axis, *, sequence: bool) -> Sharded:
     if tied:
         model.head.weight = model.embedding.weight
         del sharded.placements["head.weight"]
+    regions = {name.rpartition(".")[0] for name, split in splits.items() if isinstance(split, Row)}
     if sequence:
-        _check_gathered(model, splits)
+        _check_gathered(model, regions)
     part = Part(axis.rank, axis.size, _Sum(axis.group))
     for module in model.modules():
         if isinstance(module, Divisible):
             module.take_part(part)
-    regions = {name.rpartition(".")[0] for name, split in splits.items() if isinstance(split, Row)}
     _open_regions(model, regions, axis, sequence)
     sharded.partial = _partial_gradients(sharded.placements, splits, regions, sequence)
     return sharded
 
 
-def _check_gathered(model: Any, splits: Mapping[str, Split]) -> None:
+def _check_gathered(model: Any, regions: set[str]) -> None:
     """That whole rows enter every mixer: it owns a `Row`, or lies in what does. Raises ConfigError by its class."""
-    rows = {name.rpartition(".")[0] for name, split in splits.items() if isinstance(split, Row)}
     names = {module: name for name, module in model.named_modules()}
     for mixer in mixers(model):
-        name = names[mixer]
-        if not any(f"{name}.".startswith(f"{row}.") or row.startswith(f"{name}.") for row in rows):
+        if not any(f"{names[mixer]}.".startswith(f"{region}.") for region in regions):
             raise ConfigError(
                 f"parallel.sequence = true: {type(mixer).__name__} declares no Row(), so that it would see a part of "
                 "each row; use parallel.sequence=false"

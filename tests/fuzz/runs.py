@@ -15,7 +15,7 @@ import orjson
 import torch
 
 from data_pipelines.tokens.tokenizers import BytesTokenizer
-from launch.progress import goodput, read_ledger, read_metrics, read_progress
+from launch.progress import goodput, read_logs, read_progress
 from pretrain.attempts import append_ledger
 from pretrain.checkpoint import CheckpointStore
 from pretrain.checkpoint.steps import list_steps, step_name
@@ -195,7 +195,8 @@ def ledger(seed: int, folder: Path) -> None:
 def _look(run: RunFolder) -> None:
     """What `triptych status` reads."""
     read_progress(run.path)
-    goodput(read_ledger(run.path), read_metrics(run.path), now=2e9)
+    logs = read_logs(run.path)
+    goodput(logs.ledger, logs.metrics, now=2e9)
 
 
 def small_files(seed: int, folder: Path) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +371,22 @@ def test_a_key_of_another_mixer_is_told_once(sigmoid: dict[str, Any], message: s
     with pytest.raises(ConfigError) as caught:
         config_from_dict({**base, "model": model}, origin="test")
     assert message in str(caught.value)
+
+
+def test_gated_linear_attention_is_a_sum_over_pairs() -> None:
+    """The recurrence against its closed form: what reaches t from s has decayed by all
+    factors after s."""
+    example = import_module("gated_linear_attention")
+    settings = example.GatedLinear(heads=2, key_width=3)
+    mixer = example.GatedLinearAttention(settings, small_config("sigmoid").shape)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, decay = (
+        torch.randn(2, 7, 2, width, generator=generator, dtype=torch.float64) for width in (3, 3, 16, 3)
+    )
+    decay = -decay.square()
+    passed = decay.cumsum(1)
+    between = (passed[:, :, None] - passed[:, None]).exp()  # (B, t, s, H, K)
+    scores = (q[:, :, None] * k[:, None] * between).sum(-1) * 3**-0.5
+    scores = scores * torch.ones(7, 7, dtype=torch.float64).tril()[None, :, :, None]
+    expected = torch.einsum("btsh,bshv->bthv", scores, v)
+    torch.testing.assert_close(mixer.scan(q, k, v, decay, None, None)[0], expected, rtol=1e-10, atol=1e-10)
