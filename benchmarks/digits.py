@@ -38,6 +38,7 @@ from data_pipelines.rows.cut_rows import Source, open_sources
 from data_pipelines.rows.whole_rows import WholeEvaluation
 from data_pipelines.tokens.modalities import Modalities
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.generate.canvas import canvas
 from pretrain.generate.denoiser import model_denoiser
 from pretrain.generate.diffusion import Sampler
@@ -87,7 +88,7 @@ class Model:
     def settings(self, kind: str) -> SamplerSettings:
         """The defaults of what is made."""
         objective = self.trained.config.objective
-        assert objective.kind == "masked_diffusion"
+        assert isinstance(objective, MaskedDiffusionSection)
         return settings_for(kind, objective)
 
     def prompted(self, task: str, digits: np.ndarray) -> list[list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -42,3 +42,9 @@ def own_class(name: str, kind: type[T]) -> type[T]:
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ValueError(f"{name}: is no {kind.__module__}.{kind.__name__}")
     return found
+
+
+def named(path: str) -> Any:
+    """What code itself, not a config, names as `module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -13,21 +13,15 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.stream.stream import open_stream
-from models import families
-from pretrain.attempts import AttemptFolder, Fence, Launch, own_attempt, tell_stage
+from pretrain.attempts import Fence, Launch, own_attempt, tell_stage
 from pretrain.checkpoint import CheckpointStore
 from pretrain.config.nearest import check_layout
 from pretrain.engine.base import Engine
 from pretrain.errors import UserError, of_storage
-from pretrain.hooks.base import Hook, Hooks
-from pretrain.hooks.checkpoints import CheckpointHook
+from pretrain.hooks.base import Setup
 from pretrain.hooks.evaluation import EvaluationHook
 from pretrain.hooks.finite import FiniteHook
-from pretrain.hooks.metrics import MetricsHook
-from pretrain.hooks.newton import NewtonHook
-from pretrain.hooks.samples import DiffusionSampleHook, SampleHook
-from pretrain.hooks.tasks import TaskHook
-from pretrain.hooks.watchdog import WatchdogHook
+from pretrain.hooks.table import build_hooks
 from pretrain.monitoring import JsonLinesSink, ProgressSink, Reporter, Sink, TensorBoardSink
 from pretrain.objectives import build_objective
 from pretrain.optim.scaling import resolve
@@ -37,7 +31,7 @@ from pretrain.parallel.ranks import choose_device, ranks_from_environment, start
 from pretrain.parallel.stages import build_parts, whole_model
 from pretrain.resuming import finish_save, refuse_another_run, resume
 from pretrain.run import Clock, Run
-from pretrain.run_data import DiffusionData, RunData, TaskData, TextData, open_run_data
+from pretrain.run_data import RunData, open_run_data
 from pretrain.run_folder import RunFolder, write_config
 from pretrain.signals import StopRequest
 
@@ -88,10 +82,7 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             refuse_another_run(data, store.read_meta(latest), latest)
         stage("building the model and its engine")
         engine = build_engine(config, mesh, device)
-        bytes_per_token = data.bytes_per_token if isinstance(data, TextData) else None
-        evaluation = EvaluationHook(config.monitor.evaluate_every_steps, bytes_per_token)
-        finite = FiniteHook(config.optim.skip_non_finite_steps)
-        hooks = Hooks(_hooks(config, data, finite, evaluation, folder))
+        hooks = build_hooks(Setup(config, data, folder))
         clock = Clock(config.run.steps)
         if latest is not None:
             stage(f"loading {latest.name}")
@@ -107,7 +98,9 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
         stop = stack.enter_context(StopRequest(mesh.control))
         stream.stop_when(lambda: stop.signal is not None, alone=ranks.world == 1)
         stack.callback(hooks.close)
-        reporter = Reporter(_sinks(config, folder, clock, data.validated, quiet) if ranks.is_main else [])
+        scalars = {**objective.scalars, **hooks.scalars}
+        sinks = _sinks(config, folder, clock, data.validated, scalars, quiet=quiet) if ranks.is_main else []
+        reporter = Reporter(sinks)
         stack.callback(reporter.close)
         if clock.step == 0:
             reporter.text(0, "config", f"```yaml\n{config.to_yaml()}```")
@@ -126,8 +119,8 @@ def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
             hooks=hooks,
             clock=clock,
             stop=stop,
-            evaluation=evaluation,
-            finite=finite,
+            evaluation=hooks.one(EvaluationHook),
+            finite=hooks.one(FiniteHook),
         )
         stack.push(lambda _, error, __: record_crash(run, error))
         _tell_start(run)
@@ -198,39 +191,6 @@ def _open_store(config: Config, folder: RunFolder, mesh: Mesh) -> CheckpointStor
     )
 
 
-def _hooks(
-    config: Config, data: RunData, finite: FiniteHook, evaluation: EvaluationHook, folder: RunFolder
-) -> list[Hook]:
-    family = families[config.model.family]
-    monitor = config.monitor
-    flops = family.flops_per_token(config.model, config.data.sequence_length)
-    hooks: list[Hook] = [finite]
-    if getattr(config.model, "newton", None) is not None:
-        section = f"model.{getattr(config.model, 'newton_at', '')}"
-        hooks.append(NewtonHook(monitor.log_every_steps, config.model.newton, section))
-    hooks += [MetricsHook(monitor.log_every_steps, flops), evaluation]
-    if isinstance(data, TaskData):
-        hooks.append(TaskHook(monitor.evaluate_every_steps, data))
-    hooks.append(CheckpointHook(config.checkpoint.save_every_steps))
-    if isinstance(data, TextData):
-        # Last: sampling has no state, and whatever goes wrong in it must not cost the final save.
-        settings = (monitor.sample_every_steps, data.prompts, monitor.sample_tokens)
-        hooks.append(SampleHook(data.tokenizer, *settings))
-    if isinstance(data, DiffusionData):
-        hooks.append(DiffusionSampleHook(data, monitor.sample_every_steps))
-    limit_s = monitor.watchdog_seconds
-    # A process by itself waits for no other.
-    if limit_s is not None and (own_attempt() is not None or dist.get_world_size() > 1):
-        hooks.append(WatchdogHook(limit_s, watchdog_folder(folder)))
-    return hooks
-
-
-def watchdog_folder(folder: RunFolder) -> AttemptFolder:
-    """Where the ranks' signs of life are: the attempt's, or of a run that no launcher started one for all starts."""
-    attempt = own_attempt()
-    return AttemptFolder(folder.watchdog) if attempt is None else Launch(folder.path).attempt(attempt)
-
-
 def _enter_folder(folder: RunFolder, mesh: Mesh, stack: contextlib.ExitStack) -> None:
     """Rank 0 locks the folder; what it finds wrong, all ranks raise."""
     problem: list[UserError | None] = [None]
@@ -264,10 +224,7 @@ def record_crash(run: Run, error: BaseException | None) -> None:
 def _write_folder(folder: RunFolder, config: Config, data: RunData, clock: Clock, mesh: Mesh) -> None:
     if mesh.is_main:
         write_config(folder, config.to_yaml())
-        if isinstance(data, TextData):
-            folder.save_tokenizer(data.tokenizer)
-        if isinstance(data, DiffusionData):
-            folder.save_modalities(data.modalities)
+        data.keep_in(folder)
         if clock.step == 0:
             folder.keep_lost_course()
         folder.cut_metrics(after_step=clock.step if clock.step else -1)
@@ -287,12 +244,14 @@ def _open_stream(config: Config, rows: Rows, mesh: Mesh, clock: Clock, device: t
     )
 
 
-def _sinks(config: Config, folder: RunFolder, clock: Clock, validated: str, quiet: bool) -> list[Sink]:
+def _sinks(
+    config: Config, folder: RunFolder, clock: Clock, validated: str, scalars: dict[str, str], *, quiet: bool
+) -> list[Sink]:
     from rich.console import Console
 
     sinks: list[Sink] = [JsonLinesSink(folder.metrics)]
     if config.monitor.tensorboard:
-        sinks.append(TensorBoardSink(folder.tensorboard, clock.step))
+        sinks.append(TensorBoardSink(folder.tensorboard, clock.step, scalars))
     if not quiet:
         sinks.append(ProgressSink(Console(), clock.step, clock.steps, validated))
     return sinks

@@ -16,7 +16,7 @@ from data_pipelines.tokens.vocabulary import Vocabulary
 from pretrain.checkpoint_reader import TrainedModel
 from pretrain.errors import UserError
 from pretrain.evaluation import Watch, just_batches
-from pretrain.objectives import build_diffusion
+from pretrain.objectives.masked_diffusion import MaskedDiffusion
 
 DRAWS = 8
 """Mask draws per row, where nobody asked for another number."""
@@ -64,7 +64,7 @@ def evaluate_bound(
             f"{ours.fingerprint[:12]} ({trained.modalities.describe()}); build the data with the run's tokenizer and "
             "codecs"
         )
-    objective = build_diffusion(config, ours)
+    objective = MaskedDiffusion.build(config, ours)
     refuse_long_pairs(sources, theirs, config.data.sequence_length)
     rows = WholeEvaluation(sources, config.data.sequence_length, limit_rows)
     sums = torch.zeros((draws, len(objective.parts), 2), dtype=torch.float64, device=trained.device)

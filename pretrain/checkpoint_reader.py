@@ -32,7 +32,7 @@ FIRST_TOKENS_TRAINED = 2
 class TrainedModel:
     model: nn.Module
     text_tokenizer: Tokenizer | None
-    """None for a model of a synthetic task."""
+    """None for a model of a synthetic task, and of data of one's own that have none."""
     config: Config
     """As it was when the checkpoint was saved."""
     step: int
@@ -45,9 +45,12 @@ class TrainedModel:
     def tokenizer(self) -> Tokenizer:
         """What turns the model's tokens into text. Raises UserError for a model of a synthetic task."""
         if self.text_tokenizer is None:
-            name = (self.config.data.task or {}).get("name")
+            data = self.config.data
+            what = (
+                f"the synthetic task {data.task['name']}" if data.task else f"{(data.own or {}).get('name')}"
+            )
             raise UserError(
-                f"{self.path}: this model was trained on the synthetic task {name}, not on text; "
+                f"{self.path}: this model was trained on {what}, not on text; "
                 f"`{typed('evaluate', self.path.parent.parent)}` measures its accuracy"
             )
         return self.text_tokenizer
@@ -69,8 +72,11 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
             verify_step(path, checksums=False)
     meta = as_of_today(store.read_meta(path))
     check_meta(meta, path)
-    config = config_from_dict(meta["config"], origin=str(path))
-    is_text = config.objective.kind == "next_token" and config.data.task is None
+    values, monitor = meta["config"], meta["config"].get("monitor")
+    if isinstance(monitor, dict):  # the modules of hooks are for training alone, and need not be here
+        values = {**values, "monitor": {**monitor, "hooks": {}}}
+    config = config_from_dict(values, origin=str(path))
+    is_text = config.objective.scores_text and config.data.named_by == "path"
     if is_text and meta.get("row_order", 1) < FIRST_TOKENS_TRAINED:
         logger.warning(
             "%s was trained by an earlier version, in which the first token of a document was never predicted: this "
@@ -83,10 +89,9 @@ def load_trained_model(folder: RunFolder, step: int | None = None, device: str =
     weights = {name: parameter.data for name, parameter in model.named_parameters()}
     store.load_weights(path, weights, checksums=step is not None)  # `latest` has compared them already
     model.eval()
-    modalities = (
-        load_run_modalities(folder, meta, path) if config.objective.kind == "masked_diffusion" else None
-    )
-    tokenizer = load_run_tokenizer(folder, meta, path) if config.data.task is None else None
+    modalities = load_run_modalities(folder, meta, path) if config.objective.rows == "whole" else None
+    has_tokenizer = config.data.named_by == "path" or folder.has_tokenizer
+    tokenizer = load_run_tokenizer(folder, meta, path) if has_tokenizer else None
     return TrainedModel(model, tokenizer, config, meta["step"], path, chosen, modalities)
 
 

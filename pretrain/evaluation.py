@@ -20,6 +20,7 @@ from pretrain.checkpoint_reader import TrainedModel
 from pretrain.engine.base import Evaluation
 from pretrain.errors import UserError
 from pretrain.objectives import build_objective
+from pretrain.run_data import open_run_data
 
 Watch = Callable[[Iterator[Batch], int], Iterable[Batch]]
 """Wraps the batches, of which there are so many, for a progress bar."""
@@ -92,14 +93,33 @@ def evaluate(
             f"with `--tokenizer {_spec_of(trained)}`"
         )
     length = trained.config.data.sequence_length
-    objective = build_objective(trained.config)
-    loss_sum = weight = 0.0
     rows = min(evaluation_rows(sources, length), limit_rows or sys.maxsize)
     batches = evaluation_batches(sources, length, rows_per_batch, limit_rows=limit_rows)
-    for batch in watch(batches, -(-rows // rows_per_batch)):
+    nats, weight = _loss(trained, watch(batches, -(-rows // rows_per_batch)))
+    if not trained.config.objective.scores_text:
+        return Result(int(weight), nats, None)
+    per_token = bytes_per_token(sources, trained.tokenizer, length, limit_rows)
+    return Result(int(weight), nats, None if per_token is None else nats / math.log(2) / per_token)
+
+
+@torch.no_grad()
+def evaluate_own(trained: TrainedModel, *, rows_per_batch: int = 8, watch: Watch = just_batches) -> Result:
+    """Loss over what the run's data, of one's own, validate with."""
+    data = open_run_data(trained.config)
+    rows, _ = data.validation_rows
+    nats, weight = _loss(
+        trained, watch(data.validation_batches(rows_per_batch, 0, 1), -(-rows // rows_per_batch))
+    )
+    per_token = data.bytes_per_token if trained.config.objective.scores_text else None
+    return Result(int(weight), nats, None if per_token is None else nats / math.log(2) / per_token)
+
+
+def _loss(trained: TrainedModel, batches: Iterable[Batch]) -> tuple[float, float]:
+    """The mean over all of them, and its weight."""
+    objective = build_objective(trained.config)
+    loss_sum = weight = 0.0
+    for batch in objective.evaluation_batches(batches):
         on_device = batch.to(trained.device)
         loss_sum += float(objective(trained.model, on_device).loss)
         weight += float(objective.weight(on_device))
-    nats = Evaluation(loss_sum, weight).loss
-    per_token = bytes_per_token(sources, trained.tokenizer, length, limit_rows)
-    return Result(int(weight), nats, None if per_token is None else nats / math.log(2) / per_token)
+    return Evaluation(loss_sum, weight).loss, weight

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pretrain.errors import writing
+from pretrain.errors import UserError, writing
 from pretrain.json_text import to_json
 
 if TYPE_CHECKING:
@@ -48,25 +48,6 @@ SCALARS: Mapping[str, str] = {
 }
 """Every scalar in TensorBoard, with its help text. tests/ compare this table with the docs."""
 
-PART_SCALARS: Mapping[str, str] = {
-    "elbo/all": "Masked diffusion: the likelihood bound in nats per target token, whatever weights are trained.",
-    "elbo/text": "The bound over text tokens.",
-    "elbo/image": "The bound over image tokens.",
-    "elbo/audio": "The bound over audio tokens.",
-    "elbo_task/text": "The bound over documents of plain text.",
-    "elbo_task/text-to-image": "The bound over images given their texts.",
-    "elbo_task/image-to-text": "The bound over texts given their images.",
-    "elbo_task/text-to-audio": "The bound over sounds given their texts.",
-    "elbo_task/audio-to-text": "The bound over texts given their sounds.",
-    "cross_entropy/masked_00": "Nats per masked token where less than 20 % of the document is masked.",
-    "cross_entropy/masked_20": "Nats per masked token where 20 to 40 % are masked.",
-    "cross_entropy/masked_40": "Nats per masked token where 40 to 60 % are masked.",
-    "cross_entropy/masked_60": "Nats per masked token where 60 to 80 % are masked.",
-    "cross_entropy/masked_80": "Nats per masked token where 80 % or more are masked.",
-}
-"""What is logged of masked diffusion beside the loss. An evaluation logs the same under `validation_...`, without
-dropped conditions and with evenly drawn counts."""
-
 _VALIDATION = "validation_"
 _LAYER = re.compile(r"/layer_\d+$")
 
@@ -76,13 +57,23 @@ def layer_scalar(name: str, layer: int) -> str:
     return f"{name}/layer_{layer:02d}"
 
 
-def help_text(name: str) -> str:
-    """What a scalar means; a layer's series has the text of the whole, and an evaluation's that of training."""
+def help_text(name: str, more: Mapping[str, str] | None = None) -> str:
+    """What a scalar means; a layer's series has the text of the whole, and an evaluation's that of training.
+
+    more: scalars of the run's objective and of hooks from outside, which are told here by nobody else.
+
+    Raises:
+        UserError: nobody says what the scalar means.
+    """
+    more = more or {}
     known = name.removeprefix(_VALIDATION)
-    if known in PART_SCALARS:
-        return PART_SCALARS[known]
+    if known in more:
+        return more[known]
     known = _LAYER.sub("", name)
-    assert known in SCALARS, f"{name} has no help text"
+    if known not in SCALARS:
+        raise UserError(
+            f"the scalar {name} has no help text; say what it means in `scalars` of the class that writes it"
+        )
     return SCALARS[known]
 
 
@@ -102,11 +93,13 @@ class Sink(Protocol):
 
 
 class TensorBoardSink:
-    def __init__(self, folder: Path, resume_step: int) -> None:
+    """more: see `help_text`."""
+
+    def __init__(self, folder: Path, resume_step: int, more: Mapping[str, str] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import scalar
 
-        self._scalar = scalar
+        self._scalar, self._more = scalar, more
 
         self._folder = folder
         with writing(folder):
@@ -120,7 +113,7 @@ class TensorBoardSink:
             for name, value in record.items():
                 # add_scalar takes no description; the page shows it when one points at a chart's title.
                 summary = self._scalar(name, value)
-                summary.value[0].metadata.summary_description = help_text(name)
+                summary.value[0].metadata.summary_description = help_text(name, self._more)
                 self._writer._get_file_writer().add_summary(summary, step)
             self._file.flush_if_due()
 

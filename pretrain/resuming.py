@@ -17,7 +17,7 @@ from pretrain.errors import CheckpointError
 from pretrain.hooks.base import Hooks
 from pretrain.random_state import set_random_state
 from pretrain.run import Clock
-from pretrain.run_data import RunData, TaskData
+from pretrain.run_data import RunData
 
 if TYPE_CHECKING:
     pass
@@ -32,10 +32,11 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
     """A run's weights fit one tokenizer and one model. Raises CheckpointError that lists what differs."""
     meta = as_of_today(meta)
     check_meta(meta, path, resumed=True)
-    if meta["tokenizer"] != data.fingerprint and isinstance(data, TaskData):
+    named_by = data.config.data.named_by
+    if meta["tokenizer"] != data.fingerprint and named_by != "path":
         raise CheckpointError(
-            f"{path}: this checkpoint was not trained on {data.describe()}; set data.task back, or train under another "
-            "run.name; the checkpoint is untouched"
+            f"{path}: this checkpoint was not trained on {data.describe()}; set data.{named_by} back, or train "
+            "under another run.name; the checkpoint is untouched"
         )
     if meta["tokenizer"] != data.fingerprint and data.vocabulary is not None:
         raise CheckpointError(_other_vocabulary(data.vocabulary, meta.get("vocabulary"), path))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from data_pipelines.inspection.stats import first_words, sample_texts
 from data_pipelines.rows.cut_rows import OpenSource, RowReader, Source, open_sources
@@ -17,12 +17,15 @@ from data_pipelines.tasks import TaskRows, build_task, task_batches
 from data_pipelines.tokens.modalities import Modalities, codec_folders, load_modalities
 from data_pipelines.tokens.tokenizers import Tokenizer, load_tokenizer
 from data_pipelines.tokens.vocabulary import Vocabulary, load_vocabulary
+from models.own import named
+from pretrain.config.validation import own_data_section
 from pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
     from data_pipelines.stream.batch import Batch
     from data_pipelines.stream.stream import Rows
     from pretrain.config import Config
+    from pretrain.run_folder import RunFolder
 
 VOCABULARY_MULTIPLE = 64
 """An automatic vocabulary is rounded up to this: matrix units like it, and tensor-parallel ranks can share it."""
@@ -35,6 +38,10 @@ class RunData(ABC):
     config: Config
     """With the vocabulary and everything that follows from it filled in."""
     train: Rows
+    tokenizer: Tokenizer | None = None
+    """What turns tokens of text alone into text; kept in the run's folder."""
+    bytes_per_token: float | None = None
+    """UTF-8 bytes of text per token of the validation rows, for bits per byte; None where they hold none."""
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -60,6 +67,16 @@ class RunData(ABC):
         """How many rows are evaluated during training, and how many there are."""
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """What samples of a causal model continue, where there is a tokenizer."""
+        return self.config.monitor.sample_prompts or ("",)
+
+    def keep_in(self, folder: RunFolder) -> None:
+        """What a trained model needs of it, to be used without the data."""
+        if self.tokenizer is not None:
+            folder.save_tokenizer(self.tokenizer)
+
+    @property
     def validated(self) -> str:
         """The same for people."""
         rows, there = self.validation_rows
@@ -72,8 +89,6 @@ class TextData(RunData):
 
     tokenizer: Tokenizer
     validation: list[OpenSource]
-    bytes_per_token: float | None
-    """UTF-8 bytes of text per token of the validation rows, for bits per byte; None where they hold none."""
 
     @property
     def fingerprint(self) -> str:
@@ -158,6 +173,9 @@ class DiffusionData(RunData):
     def describe(self) -> str:
         return self.modalities.describe()
 
+    def keep_in(self, folder: RunFolder) -> None:
+        folder.save_modalities(self.modalities)
+
     def validation_batches(self, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
         return self.validation.batches(rows_per_batch, rank, world)
 
@@ -166,11 +184,55 @@ class DiffusionData(RunData):
         return self.validation.rows, self.validation.all_rows
 
 
+class OwnData(RunData):
+    """Data from outside, which an `OwnDataSection` names: what `RunData` asks for, and `open`."""
+
+    @classmethod
+    @abstractmethod
+    def open(cls, config: Config, settings: Any) -> Self:
+        """What the config's `data.own` says, with the model's vocabulary filled in (`with_vocabulary`).
+
+        Raises:
+            DataError or ConfigError: before anything is built, with what to do.
+        """
+
+
 def open_run_data(config: Config) -> RunData:
     """Open what the config's data section names. Raises DataError or ConfigError before anything is built."""
-    if config.objective.kind == "masked_diffusion":
+    if config.data.named_by == "own":
+        return _open_own(config)
+    if config.objective.rows == "whole":
         return open_diffusion(config)
-    return _open_text(config) if config.data.task is None else open_task(config)
+    return _open_text(config) if config.data.named_by == "path" else open_task(config)
+
+
+def _open_own(config: Config) -> OwnData:
+    section = own_data_section(config.data)
+    kind: type[OwnData] = named(section.opens)
+    data = kind.open(config, section)
+    if data.config.model.vocabulary is None:
+        raise ConfigError(
+            f"{section.opens}: `open` leaves model.vocabulary open; see `pretrain.run_data.with_vocabulary`"
+        )
+    return data
+
+
+def with_vocabulary(config: Config, size: int, told: str, whose: str, *, rounded: bool = True) -> Config:
+    """The config with the model's open settings filled in. size: ids that the data have, which the model's may exceed.
+
+    told, whose: for the error, what has so many ids, and whose number null would take.
+    rounded: whether null takes a little more (`VOCABULARY_MULTIPLE`).
+
+    Raises:
+        ConfigError: the model has fewer.
+    """
+    vocabulary = config.model.vocabulary
+    if vocabulary is not None and vocabulary < size:
+        raise ConfigError(
+            f"model.vocabulary = {vocabulary}: {told}; use at least that, or null to take {whose}"
+        )
+    ids, length = rounded_vocabulary(size) if rounded else size, config.data.sequence_length
+    return config.replace(model=config.model.resolved(vocabulary=ids, sequence_length=length))
 
 
 def open_task(config: Config) -> TaskData:
@@ -178,15 +240,10 @@ def open_task(config: Config) -> TaskData:
     assert config.data.task is not None
     task, seed = build_task(config.data.task), config.run.seed
     length, longer = config.data.sequence_length, config.monitor.evaluate_length
-    vocabulary = config.model.vocabulary
-    if vocabulary is not None and vocabulary < task.vocabulary:
-        raise ConfigError(
-            f"model.vocabulary = {vocabulary}: task {task.name} has {task.vocabulary} symbols; use at least that, or "
-            "null to take the task's"
-        )
-    model = config.model.resolved(vocabulary=task.vocabulary, sequence_length=length)
+    told = f"task {task.name} has {task.vocabulary} symbols"
+    config = with_vocabulary(config, task.vocabulary, told, "the task's", rounded=False)
     return TaskData(
-        config=config.replace(model=model),
+        config=config,
         train=TaskRows(task, length, seed, "train"),
         evaluation=TaskRows(task, length, seed, "evaluate"),
         longer=None if longer is None else TaskRows(task, longer, seed, "evaluate"),
@@ -197,16 +254,9 @@ def _open_text(config: Config) -> TextData:
     sources = [Source(path=source.path, weight=source.weight) for source in config.data.sources]
     train, validation = open_sources(sources, split="train"), open_sources(sources, split="validation")
     tokenizer = load_tokenizer(sources[0].path)
-    vocabulary = config.model.vocabulary
-    if vocabulary is None:
-        vocabulary = rounded_vocabulary(tokenizer.vocabulary)
-    elif vocabulary < tokenizer.vocabulary:
-        raise ConfigError(
-            f"model.vocabulary = {vocabulary}: {sources[0].path} was built with a tokenizer of {tokenizer.vocabulary} "
-            f"tokens ({tokenizer.describe()}); use at least that, or null to take the tokenizer's"
-        )
-    length = config.data.sequence_length
-    config = config.replace(model=config.model.resolved(vocabulary=vocabulary, sequence_length=length))
+    size, length = tokenizer.vocabulary, config.data.sequence_length
+    told = f"{sources[0].path} was built with a tokenizer of {size} tokens ({tokenizer.describe()})"
+    config = with_vocabulary(config, size, told, "the tokenizer's")
     return TextData(
         config=config,
         tokenizer=tokenizer,
@@ -227,17 +277,12 @@ def open_diffusion(config: Config) -> DiffusionData:
     sources = [Source(path=source.path, weight=source.weight) for source in config.data.sources]
     train, validation = open_sources(sources, split="train"), open_sources(sources, split="validation")
     modalities = modalities_of([source.path for source in config.data.sources], vocabulary_of(train))
-    size, vocabulary = modalities.vocabulary.size, config.model.vocabulary
-    if vocabulary is not None and vocabulary < size:
-        raise ConfigError(
-            f"model.vocabulary = {vocabulary}: {sources[0].path} has {size} ids, specials included "
-            f"({modalities.describe()}); use at least that, or null to take the dataset's"
-        )
-    length = config.data.sequence_length
+    size, length = modalities.vocabulary.size, config.data.sequence_length
+    told = f"{sources[0].path} has {size} ids, specials included ({modalities.describe()})"
+    config = with_vocabulary(config, size, told, "the dataset's")
     refuse_long_pairs([*train, *validation], modalities.vocabulary, length)
-    model = config.model.resolved(vocabulary=rounded_vocabulary(size), sequence_length=length)
     return DiffusionData(
-        config=config.replace(model=model),
+        config=config,
         modalities=modalities,
         train=WholeRowReader(
             train,

@@ -133,6 +133,10 @@ class RunFolder:
         """What `save_modalities` kept. Raises DataError that names a missing or changed file."""
         return load_modalities(self.tokenizer)
 
+    @property
+    def has_tokenizer(self) -> bool:
+        return (self.tokenizer / "entry.json").is_file()
+
     def load_tokenizer(self) -> Tokenizer:
         entry = self.tokenizer / "entry.json"
         if not entry.is_file():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
 from torch import nn
 
 from models.family import Family
@@ -18,6 +15,7 @@ from models.layers.decoder import attention_shape
 from models.layers.language_model import LanguageModel
 from models.layers.norm import RMSNorm
 from models.layers.recipes import recipe
+from models.own import named
 from models.pararnn.family import RECIPE
 from models.sigmoid.config import SigmoidConfig
 from models.sigmoid.mixer import sigmoid_mixer
@@ -39,21 +37,15 @@ def build(config: HybridConfig) -> LanguageModel:
 def build_block(settings: MixerSettings, shape: Shape) -> nn.Module:
     """A layer of one kind."""
     if isinstance(settings, FamilyMixer):
-        block: nn.Module = found(settings.block)(settings.config(shape))
+        block: nn.Module = named(settings.block)(settings.config(shape))
         return block
-    return generic.Block(found(settings.mixer)(settings, shape), shape)
+    return generic.Block(named(settings.mixer)(settings, shape), shape)
 
 
 def attention_block(config: DecoderConfig) -> AttentionBlock:
     shape = attention_shape(config)
     mixer = sigmoid_mixer(config.attention_bias) if isinstance(config, SigmoidConfig) else SoftmaxAttention
     return AttentionBlock(config, mixer(shape))
-
-
-def found(path: str) -> Any:
-    """What "module:name" names."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
 
 
 hybrid = Family(

@@ -16,7 +16,7 @@ from pretrain.commands.choices import print_choices
 from pretrain.commands.console import plain_console
 from pretrain.commands.options import flag
 from pretrain.errors import UserError
-from pretrain.evaluation import Watch, evaluate, evaluate_task
+from pretrain.evaluation import Watch, evaluate, evaluate_own, evaluate_task
 from pretrain.json_text import to_json
 from pretrain.run_data import TASK_ROWS
 from pretrain.run_folder import find_run
@@ -59,7 +59,7 @@ def print_task_accuracy(
     config = trained.config
     if config.data.task is None:
         raise UserError(
-            f"{run}: --length is for synthetic tasks, and this run learned from {config.data.path}"
+            f"{run}: --length is for synthetic tasks, and this run learned from data.{config.data.named_by}"
         )
     own = [config.data.sequence_length, config.monitor.evaluate_length]
     lengths = lengths or [length for length in own if length is not None]
@@ -99,6 +99,7 @@ def print_evaluation(
 ) -> None:
     trained = load_trained_model(find_run(run), step, device)
     paths = paths or [source.path for source in trained.config.data.sources]
+    own = trained.config.data.own if not paths else None
     if trained.modalities is not None:
         _print_bounds(run, trained, paths, split, rows=rows, draws=draws or DRAWS, json_output=json_output)
         return
@@ -106,7 +107,15 @@ def print_evaluation(
         raise UserError(
             f"--draws {draws}: draws masks, and {run} is no run of masked diffusion; leave it out"
         )
-    result = evaluate(trained, paths, split, limit_rows=rows, watch=_progress("evaluating"))
+    watch = _progress("evaluating")
+    if own is not None:
+        if rows is not None or split != "validation":
+            raise UserError(
+                f"{run}: data.own says itself what it validates with; leave --rows and --split out"
+            )
+        result, paths = evaluate_own(trained, watch=watch), [str(own["name"])]
+    else:
+        result = evaluate(trained, paths, split, limit_rows=rows, watch=watch)
     facts = {"run": run, "step": trained.step, "data": paths, "split": split, **dataclasses.asdict(result)}
     facts["perplexity"] = result.perplexity
     if json_output:

@@ -81,9 +81,9 @@ def print_summary(run: Run) -> None:
         steps = f"step {first['step']:.0f} -> {last['step']:.0f}"
         console.print(f"validation loss: {losses} ({steps}; {run.data.validated})")
     console.print(f"checkpoint:      {shlex.quote(str(run.folder.checkpoints / step_name(run.clock.step)))}")
-    if run.config.data.task is None:
+    if run.data.tokenizer is not None or run.data.vocabulary is not None:
         console.print(f"more text:       {typed('generate', run.folder.path)}")
-    else:
+    elif run.config.data.task is not None:
         console.print(f"again, longer:   {typed('evaluate', run.folder.path, '--length', '1000')}")
     if run.config.monitor.tensorboard:
         watch = typed("--logdir", run.folder.path.parent, program="tensorboard")

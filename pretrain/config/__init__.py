@@ -9,8 +9,9 @@ read, `validation` each section by itself, `checks` rules between them, `layout`
 rows and the processes allow, `nearest` the layout next to a wrong one. Nothing here imports torch.
 """
 
+from pretrain.config.data import DataSection, SourceSection
 from pretrain.config.loading import config_from_dict, load_config, load_resolved
-from pretrain.config.sections import SECTIONS, Config, DataSection, ParallelSection, SourceSection
+from pretrain.config.sections import SECTIONS, Config, ParallelSection
 
 __all__ = [
     "SECTIONS",

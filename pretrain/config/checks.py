@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
+from pretrain.config.data import DataSection
 from pretrain.config.nearest import advice, problems_of
-from pretrain.config.objective import NextTokenSection, ObjectiveSection
+from pretrain.config.objective import ObjectiveSection
 from pretrain.config.optim import OptimSection
+from pretrain.config.own import HookSection
 from pretrain.config.section import Problem, divisors_of
 from pretrain.config.sections import (
-    DataSection,
     MonitorSection,
     ParallelSection,
     PrecisionSection,
     RunSection,
 )
+from pretrain.config.validation import validated_own, validated_own_data
 
 
 def cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
@@ -25,6 +27,8 @@ def cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
         (_check_model, ("model", "data")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
+        (_check_hooks, ("monitor",)),
+        (_check_own_data, ("data",)),
         (_check_objective, ("objective", "model", "data")),
         (_check_task, ("data", "monitor")),
         (_check_evaluation, ("data", "monitor")),
@@ -69,10 +73,11 @@ def _check_precision(precision: PrecisionSection, parallel: ParallelSection) -> 
 
 
 def _check_batch(data: DataSection) -> Iterator[Problem]:
-    if data.path is None and data.task is None:
+    given = [key for key in ("path", "task", "own") if getattr(data, key) is not None]
+    if not given:
         yield Problem("data.path", "missing; name a dataset folder, or a synthetic task under data.task")
-    if data.path is not None and data.task is not None:
-        yield Problem("data.task", "data.path is set too; set one of them to null")
+    for key in given[1:]:
+        yield Problem(f"data.{key}", f"data.{given[0]} is set too; set one of them to null")
     if isinstance(data.path, tuple) and not data.path:
         yield Problem("data.path", "the list of sources is empty; name at least one dataset folder")
     micro = data.micro_batch_rows
@@ -87,27 +92,25 @@ def _check_batch(data: DataSection) -> Iterator[Problem]:
 
 
 def _check_objective(objective: ObjectiveSection, model: Any, data: DataSection) -> Iterator[Problem]:
-    causal = model.causal
-    if isinstance(objective, NextTokenSection):
-        if not causal:
-            message = f"a {model.family} model sees the token it is to predict; use masked_diffusion"
-            yield Problem("objective.kind", message, objective.kind, True)
-        return
-    if causal:
-        message = (
-            f"a {model.family} model does not see what follows a masked token; use model.family=trimodal"
-        )
-        yield Problem("objective.kind", message, objective.kind, True)
-    if data.task is not None:
+    if objective.rows == "whole" and data.task is not None:
         yield Problem(
             "data.task", "synthetic tasks are for objective.kind=next_token; name data.path instead"
         )
-    if objective.complementary and data.global_batch_rows % 2:
-        message = "complementary masks pair the rows of a step: use an even number"
-        yield Problem("data.global_batch_rows", message, data.global_batch_rows, True)
-    if objective.condition == "clean" and objective.whole_modality:
-        message = "only objective.condition=joint has it; use condition_dropout, or set 0"
-        yield Problem("objective.whole_modality", message, objective.whole_modality, True)
+    if objective.rows == "whole" and data.own is not None:
+        yield Problem(
+            "data.own", f"{objective.kind} learns whole documents, which data.path has; name that instead"
+        )
+    yield from objective.problems(model, data)
+
+
+def _check_hooks(monitor: MonitorSection) -> Iterator[Problem]:
+    for name, values in monitor.hooks.items():
+        yield from validated_own(f"monitor.hooks.{name}", HookSection, name, values)[1]
+
+
+def _check_own_data(data: DataSection) -> Iterator[Problem]:
+    if data.own is not None:
+        yield from validated_own_data(data.own)[1]
 
 
 def _check_task(data: DataSection, monitor: MonitorSection) -> Iterator[Problem]:

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pretrain.config.data import DataSection
 from pretrain.config.section import Problem, one_of
-from pretrain.config.sections import DataSection, ParallelSection
+from pretrain.config.sections import ParallelSection
 
 
 def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:

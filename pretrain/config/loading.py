@@ -10,7 +10,7 @@ from pretrain.config.checks import checked_layout, cross_checks
 from pretrain.config.merge import merged_values
 from pretrain.config.section import Problem, told
 from pretrain.config.sections import SECTIONS, Config
-from pretrain.config.validation import did_you_mean, validated_model, validated_section
+from pretrain.config.validation import did_you_mean, validated_model, validated_objective, validated_section
 from pretrain.errors import ConfigError
 from pretrain.yaml_text import read_yaml
 
@@ -44,7 +44,11 @@ def config_from_dict(raw: Mapping[str, Any], origin: str, world: int | None = No
                 Problem(str(name), "no such section" + did_you_mean(str(name), [*SECTIONS, "model"]))
             )
     for name, section in SECTIONS.items():
-        value, found = validated_section(name, section, raw.get(name, {}))
+        given = raw.get(name, {})
+        checked = (
+            validated_objective(given) if name == "objective" else validated_section(name, section, given)
+        )
+        value, found = checked
         problems += found
         if value is not None:
             sections[name] = value

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pretrain.config.data import DataSection
 from pretrain.config.layout import layout_problems
 from pretrain.config.section import Problem, told
-from pretrain.config.sections import Config, DataSection, ParallelSection
+from pretrain.config.sections import Config, ParallelSection
 from pretrain.config.world import world_problems
 from pretrain.errors import ConfigError
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 
+from pretrain.config.data import DataSection
 from pretrain.config.objective import NextTokenSection, ObjectiveSection
 from pretrain.config.optim import OptimSection
 from pretrain.config.section import Auto, Section
@@ -22,56 +23,6 @@ class RunSection(Section):
     seed: int = Field(default=1, ge=0, lt=2**63)
     steps: int = Field(ge=1, le=1_000_000_000)
     device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-class SourceSection(Section):
-    path: str
-    weight: float = Field(default=1.0, gt=0, le=1e9)
-    """Share of the rows, relative to the other sources."""
-
-
-class DataSection(Section):
-    path: str | tuple[SourceSection, ...] | None = None
-    """A dataset folder, or a list of them: [a, b], or [{path: a, weight: 3}, {path: b, weight: 1}]."""
-    task: dict[str, Any] | None = None
-    """A synthetic task instead: {name: k_hop, hops: 2, vocabulary: 5}. `data_pipelines/tasks` has them all."""
-    sequence_length: int = Field(ge=1, le=16_777_216)
-    """Tokens per row."""
-    global_batch_rows: int = Field(ge=1, le=16_777_216)
-    """Rows per optimizer step, over all ranks and micro-batches."""
-    micro_batch_rows: Annotated[int, Field(ge=1, le=16_777_216)] | Auto = "auto"
-    """Rows per forward pass of one rank. auto: all of the rank's rows at once."""
-    workers: int = Field(default=0, ge=0, le=1024)
-    """Reader processes per rank. 0: one background thread, enough for tokenised text."""
-    prefetch_batches: int = Field(default=4, ge=1, le=4096)
-    shuffle_window_shards: int = Field(default=16, ge=1, le=1_000_000)
-    """Documents are shuffled within windows of this many shuffled shards."""
-    shuffle_rows: bool = True
-    """Next-token prediction: shuffle the rows of a window too, so that a long document (or a single file) is not read
-    from its beginning to its end. false: only documents are shuffled, and a long one's rows follow each other."""
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _names_are_sources(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return [{"path": item} if isinstance(item, str) else item for item in value]
-        return value
-
-    @field_validator("task")
-    @classmethod
-    def _task_is_known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None:
-            from data_pipelines.tasks import (
-                build_task,
-            )  # with torch, which Slurm's batch script should not wait for
-
-            build_task(value)
-        return value
-
-    @property
-    def sources(self) -> tuple[SourceSection, ...]:
-        """None for a synthetic task."""
-        return (SourceSection(path=self.path),) if isinstance(self.path, str) else self.path or ()
 
 
 class ParallelSection(Section):
@@ -140,6 +91,8 @@ class MonitorSection(Section):
     watchdog_seconds: float | None = Field(default=1800, gt=0, le=2_592_000)
     """Runs of several processes: a rank without a step for so long counts as hung, and the run ends with its name; a
     launched one is started again without its node. Must exceed the longest evaluation and save. null: never."""
+    hooks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Hooks of your own, each with its settings: {"my_module:MyHook": {every: 10}} (a `HookSection`, on PYTHONPATH)."""
 
 
 class LaunchSection(Section):

@@ -7,39 +7,81 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from pretrain.config.kinds import with_whole_numbers, wrong_kinds
-from pretrain.config.objective import OBJECTIVES, ModalitySection
-from pretrain.config.optim import MultiplierSection, ScalingSection
-from pretrain.config.section import Problem, Section
-from pretrain.config.sections import SECTIONS, SourceSection
+from models.own import own_class
+from pretrain.config.data import DataSection
+from pretrain.config.kinds import settings_of, with_whole_numbers, wrong_kinds
+from pretrain.config.objective import OBJECTIVES, ObjectiveSection
+from pretrain.config.own import HookSection, OwnDataSection
+from pretrain.config.section import Problem, Section, told
+from pretrain.config.sections import SECTIONS, MonitorSection
+from pretrain.errors import ConfigError
 
-_NESTED_NAMES = {
-    "data": tuple(SourceSection.model_fields),
-    "objective": tuple(ModalitySection.model_fields),
-    "optim": (*ScalingSection.model_fields, *MultiplierSection.model_fields),
-}
+S = TypeVar("S", bound=Section)
 
 
-def validated_section(name: str, section: type[Section], raw: Any) -> tuple[Section | None, list[Problem]]:
+def validated_section(name: str, section: type[S], raw: Any) -> tuple[S | None, list[Problem]]:
     if raw is None:
         raw = {}
-    if name == "objective" and isinstance(raw, dict) and "kind" in raw:
-        kind = str(raw["kind"])
-        if kind not in OBJECTIVES:
-            near = did_you_mean(kind, list(OBJECTIVES)) or f"; choose one of {', '.join(OBJECTIVES)}"
-            return None, [Problem("objective.kind", "no such objective" + near, kind, True)]
-        section = OBJECTIVES[kind]
     wrong = wrong_kinds(name, section, raw)
     raw = with_whole_numbers(section, raw)
     try:
         return section.model_validate(raw), wrong
     except ValidationError as error:
-        nested = _NESTED_NAMES.get(name, ())
+        nested = _nested_names(section)
         return None, _together(wrong, _problems(name, error, list(section.model_fields), nested))
+
+
+def validated_objective(raw: Any) -> tuple[ObjectiveSection | None, list[Problem]]:
+    """The section of the kind that it names: one of `OBJECTIVES`, or `module:Class`."""
+    kind = raw.get("kind", "next_token") if isinstance(raw, dict) else "next_token"
+    if isinstance(kind, str) and ":" in kind:
+        return validated_own("objective", ObjectiveSection, kind, raw, at="objective.kind")
+    if str(kind) not in OBJECTIVES:
+        choices = f"; choose one of {', '.join(OBJECTIVES)}, or a module:Class of your own"
+        near = did_you_mean(str(kind), list(OBJECTIVES)) or choices
+        return None, [Problem("objective.kind", "no such objective" + near, kind, True)]
+    return validated_section("objective", OBJECTIVES[str(kind)], raw)
+
+
+def validated_own(
+    path: str, kind: type[S], name: str, values: Any, at: str | None = None
+) -> tuple[S | None, list[Problem]]:
+    """The settings of something from outside, whose class is under `kind`. at: the key that names it, if not `path`."""
+    try:
+        section = own_class(name, kind)
+    except ValueError as error:
+        return None, [Problem(at or path, str(error))]
+    return validated_section(path, section, values)
+
+
+def validated_own_data(raw: dict[str, Any]) -> tuple[OwnDataSection | None, list[Problem]]:
+    """Of `data.own`, which has the class's name among the settings."""
+    if not isinstance(raw.get("name"), str):
+        return None, [Problem("data.own.name", "missing; name a module:Class of your own, an OwnDataSection")]
+    values = {key: value for key, value in raw.items() if key != "name"}
+    return validated_own("data.own", OwnDataSection, raw["name"], values, at="data.own.name")
+
+
+def hook_sections(monitor: MonitorSection) -> dict[str, HookSection]:
+    """Of the hooks that a config names, whose settings have been found valid."""
+    found = {name: validated_own(name, HookSection, name, values) for name, values in monitor.hooks.items()}
+    return {name: _valid(section, problems) for name, (section, problems) in found.items()}
+
+
+def own_data_section(data: DataSection) -> OwnDataSection:
+    """Of `data.own`, which has been found valid."""
+    assert data.own is not None
+    return _valid(*validated_own_data(data.own))
+
+
+def _valid(section: S | None, problems: list[Problem]) -> S:
+    if section is None:  # the module has changed since, or its validation is not a function of the settings
+        raise ConfigError(told("config error", problems))
+    return section
 
 
 def _together(wrong: list[Problem], others: Iterator[Problem]) -> list[Problem]:
@@ -84,10 +126,16 @@ def validated_model(raw: Any) -> tuple[Any, list[Problem]]:
 
 
 def _nested_names(kind: type) -> list[str]:
-    """The settings of those settings that are dataclasses themselves, such as `model.newton`."""
-    hints = [part for hint in get_type_hints(kind).values() for part in (hint, *get_args(hint))]
-    nested = [hint for hint in hints if dataclasses.is_dataclass(hint)]
-    return list(dict.fromkeys(field.name for hint in nested for field in dataclasses.fields(hint)))
+    """The settings of those settings that are settings within settings, such as `model.newton`."""
+    nested = [part for hint in settings_of(kind).values() for part in _parts_of(hint)]
+    return list(dict.fromkeys(name for part in nested for name in settings_of(part)))
+
+
+def _parts_of(hint: Any) -> Iterator[Any]:
+    """A type, and all that it is made of."""
+    yield hint
+    for part in get_args(hint):
+        yield from _parts_of(part)
 
 
 def _names_in(kind: Any, keys: Sequence[str]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pretrain.config.data import DataSection
 from pretrain.config.section import Problem, one_of, told
-from pretrain.config.sections import DataSection, ParallelSection
+from pretrain.config.sections import ParallelSection
 from pretrain.errors import ConfigError
 
 SHOWN = 4  # numbers of ranks that a message names

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch.distributed as dist
 
 from pretrain.errors import CheckpointError, NoRoomError, may_pass
-from pretrain.hooks.base import Hook, due
+from pretrain.hooks.base import Hook, Setup, due
 from pretrain.signals import Matter
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class CheckpointHook(Hook):
     """
 
     name = "checkpoints"
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self:
+        return cls(setup.config.checkpoint.save_every_steps)
 
     def __init__(self, every: int | None) -> None:
         self._every = every

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from pretrain.hooks.base import Hook, due
+from pretrain.hooks.base import Hook, Setup, due
 from pretrain.json_text import number_of
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ class EvaluationHook(PeriodicEvaluation):
     """
 
     name = "evaluation"
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self:
+        scores_text = setup.config.objective.scores_text
+        every = setup.config.monitor.evaluate_every_steps
+        return cls(every, setup.data.bytes_per_token if scores_text else None)
 
     def __init__(self, every: int | None, bytes_per_token: float | None) -> None:
         super().__init__(every)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.hooks.base import Hook
+from pretrain.hooks.base import Hook, Setup
 from pretrain.records import is_count
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ class FiniteHook(Hook):
     """
 
     name = "finite"
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self:
+        return cls(setup.config.optim.skip_non_finite_steps)
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

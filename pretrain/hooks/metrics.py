@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import torch
 import torch.distributed as dist
 
+from models import families
 from pretrain.engine.base import means
 from pretrain.hardware import peak_flops
-from pretrain.hooks.base import Hook, due
+from pretrain.hooks.base import Hook, Setup, due
 from pretrain.json_text import number_of
 from pretrain.monitoring import Record
 
@@ -27,6 +28,12 @@ class MetricsHook(Hook):
     """Its state holds the sums since the last log, so that a run that stops between two logs still logs the same."""
 
     name = "metrics"
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self:
+        config = setup.config
+        flops = families[config.model.family].flops_per_token(config.model, config.data.sequence_length)
+        return cls(config.monitor.log_every_steps, flops)
 
     def __init__(self, every: int, flops_per_token: float) -> None:
         self._every = every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.pararnn.telemetry import FIGURES, MAXIMA
 from pretrain.errors import UserError
-from pretrain.hooks.base import Hook, due
+from pretrain.hooks.base import Hook, Setup, due
 from pretrain.monitoring import Record, layer_scalar
 
 if TYPE_CHECKING:
@@ -40,6 +40,14 @@ class NewtonHook(Hook):
     """
 
     name = "newton"
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self | None:
+        model = setup.config.model
+        if getattr(model, "newton", None) is None:
+            return None
+        section = f"model.{getattr(model, 'newton_at', '')}"
+        return cls(setup.config.monitor.log_every_steps, model.newton, section)
 
     def __init__(self, every: int, solver: Solver, section: str = "model.") -> None:
         self._every = every

@@ -6,7 +6,7 @@ import logging
 from abc import abstractmethod
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from data_pipelines.codecs.base import AudioCodec
 from data_pipelines.rows.cut_rows import Source, open_sources
 from data_pipelines.rows.pair_lengths import target_lengths
 from data_pipelines.tokens.vocabulary import TASKS
+from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.generate.canvas import canvas
 from pretrain.generate.causal import Sampling, generate
 from pretrain.generate.denoiser import model_denoiser
@@ -25,14 +26,13 @@ from pretrain.generate.lengths import count_lengths, save_lengths
 from pretrain.generate.media import contact_sheet
 from pretrain.generate.requests import FREE_TEXT
 from pretrain.generate.settings import settings_for
-from pretrain.hooks.base import Hook, due
+from pretrain.hooks.base import Hook, Setup, due
+from pretrain.run_data import DiffusionData
 
 if TYPE_CHECKING:
     from data_pipelines.tokens.tokenizers import Tokenizer
-    from pretrain.config.objective import MaskedDiffusionSection
     from pretrain.engine.base import StepReport
     from pretrain.run import Run
-    from pretrain.run_data import DiffusionData
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,13 @@ class PeriodicSamples(Hook):
 class SampleHook(PeriodicSamples):
     """Text of a causal model."""
 
+    @classmethod
+    def of(cls, setup: Setup) -> Self | None:
+        monitor, data = setup.config.monitor, setup.data
+        if data.tokenizer is None or data.vocabulary is not None or not setup.config.model.causal:
+            return None
+        return cls(data.tokenizer, monitor.sample_every_steps, data.prompts, monitor.sample_tokens)
+
     def __init__(
         self, tokenizer: Tokenizer, every: int | None, prompts: tuple[str, ...], tokens: int
     ) -> None:
@@ -92,11 +99,18 @@ class DiffusionSampleHook(PeriodicSamples):
     """Targets of the first documents of the validation split, made anew from their conditions; texts of the lengths
     that are there. Also keeps in the run's folder how long targets are in all of the split, for `triptych generate`."""
 
+    @classmethod
+    def of(cls, setup: Setup) -> Self | None:
+        if not isinstance(setup.config.objective, MaskedDiffusionSection):
+            return None
+        assert isinstance(setup.data, DiffusionData)
+        return cls(setup.data, setup.config.monitor.sample_every_steps)
+
     def __init__(self, data: DiffusionData, every: int | None) -> None:
         super().__init__(every)
         self._modalities = data.modalities
         self._sources, self._sequence_length = data.config.data.sources, data.config.data.sequence_length
-        self._objective = cast("MaskedDiffusionSection", data.config.objective)
+        self._objective = cast(MaskedDiffusionSection, data.config.objective)
         batches = islice(data.validation.batches(LENGTH_ROWS_AT_ONCE), LENGTH_BATCHES)
         documents = list(documents_of(batches, data.vocabulary))
         self._lengths = count_lengths(documents)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch.distributed as dist
 
 from pretrain.accuracy import Accuracy, accuracy_of, count_right
 from pretrain.config.world import micro_batch_rows
+from pretrain.hooks.base import Setup
 from pretrain.hooks.evaluation import PeriodicEvaluation
 from pretrain.run_data import TaskData
 
@@ -20,6 +21,11 @@ class TaskHook(PeriodicEvaluation):
     """Its state remembers the last result, so that a resumed run does not evaluate its last step again."""
 
     name = "tasks"
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self | None:
+        data = setup.data
+        return cls(setup.config.monitor.evaluate_every_steps, data) if isinstance(data, TaskData) else None
 
     def __init__(self, every: int | None, data: TaskData) -> None:
         super().__init__(every)

@@ -18,15 +18,18 @@ import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from pretrain.attempts import AttemptFolder, RankExit, read_json, write_json
+import torch.distributed as dist
+
+from pretrain.attempts import AttemptFolder, Launch, RankExit, own_attempt, read_json, write_json
 from pretrain.exit_codes import EXIT_NODE_FAULT
-from pretrain.hooks.base import Hook
+from pretrain.hooks.base import Hook, Setup
 
 if TYPE_CHECKING:
     from pretrain.engine.base import StepReport
     from pretrain.run import Run
+    from pretrain.run_folder import RunFolder
 
 OTHERS_MAY_DUMP_S = 3.0
 """Between the first dump and the end of a process: the other ranks' watchdogs write theirs meanwhile."""
@@ -48,6 +51,14 @@ class WatchdogHook(Hook):
     it must be longer than the longest of them."""
 
     name = "watchdog"
+
+    @classmethod
+    def of(cls, setup: Setup) -> Self | None:
+        limit_s, attempt = setup.config.monitor.watchdog_seconds, own_attempt()
+        # A process by itself waits for no other.
+        if limit_s is None or (attempt is None and dist.get_world_size() == 1):
+            return None
+        return cls(limit_s, watchdog_folder(setup.folder))
 
     def __init__(self, limit_s: float, folder: AttemptFolder) -> None:
         self._limit_s = limit_s
@@ -138,6 +149,12 @@ def recorded_collectives() -> bytes | None:
             found: bytes = dump()
             return found
     return None
+
+
+def watchdog_folder(folder: RunFolder) -> AttemptFolder:
+    """Where the ranks' signs of life are: the attempt's, or of a run that no launcher started one for all starts."""
+    attempt = own_attempt()
+    return AttemptFolder(folder.watchdog) if attempt is None else Launch(folder.path).attempt(attempt)
 
 
 def read_heartbeats(folder: AttemptFolder) -> list[Heartbeat]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,12 +22,35 @@ from data_pipelines.tokens.vocabulary import Vocabulary
 from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, each_cross_entropy
 from pretrain.config.objective import MaskedDiffusionSection
-from pretrain.objectives.base import LossSum
+from pretrain.objectives.base import LossSum, Objective
 from pretrain.objectives.corruption import FIRST_BUCKET, PARTS, RowNumbers, Rules, corrupt
 from pretrain.objectives.counters import key
 
 if TYPE_CHECKING:
     from data_pipelines.rows.mixing import Mixture
+    from pretrain.config import Config
+
+
+PART_SCALARS: Mapping[str, str] = {
+    "elbo/all": "The likelihood bound in nats per target token, whatever weights are trained.",
+    "elbo/text": "The bound over text tokens.",
+    "elbo/image": "The bound over image tokens.",
+    "elbo/audio": "The bound over audio tokens.",
+    "elbo_task/text": "The bound over documents of plain text.",
+    "elbo_task/text-to-image": "The bound over images given their texts.",
+    "elbo_task/image-to-text": "The bound over texts given their images.",
+    "elbo_task/text-to-audio": "The bound over sounds given their texts.",
+    "elbo_task/audio-to-text": "The bound over texts given their sounds.",
+    "cross_entropy/masked_00": "Nats per masked token where less than 20 % of the document is masked.",
+    "cross_entropy/masked_20": "Nats per masked token where 20 to 40 % are masked.",
+    "cross_entropy/masked_40": "Nats per masked token where 40 to 60 % are masked.",
+    "cross_entropy/masked_60": "Nats per masked token where 60 to 80 % are masked.",
+    "cross_entropy/masked_80": "Nats per masked token where 80 % or more are masked.",
+}
+"""What is logged beside the loss: `PARTS`, with their meaning. An evaluation has no dropped conditions and evenly drawn
+counts."""
+PLANNED_SHARE = 0.5
+"""Of the tokens, those that a plan takes for masked: the mean of the linear schedule."""
 
 
 class MixedRows(Protocol):
@@ -48,7 +71,7 @@ def corruption_of(batch: Batch) -> Corruption:
 
 
 @dataclass(frozen=True)
-class MaskedDiffusion:
+class MaskedDiffusion(Objective):
     """The objective.
 
     position_axes: the model's; with 2, batches get the positions of `grid_positions`.
@@ -59,7 +82,13 @@ class MaskedDiffusion:
     seed: int
     position_axes: int = 1
 
-    parts = PARTS
+    scalars: ClassVar[Mapping[str, str]] = PART_SCALARS
+
+    @classmethod
+    def build(cls, config: Config, vocabulary: Vocabulary | None) -> Self:
+        assert isinstance(config.objective, MaskedDiffusionSection)
+        assert vocabulary is not None, "masked diffusion is for data with a vocabulary"
+        return cls(config.objective, vocabulary, config.run.seed, config.model.position_axes)
 
     def rows(self, rows: MixedRows) -> CorruptedRows:
         """What training reads instead of `rows`."""
@@ -89,6 +118,22 @@ class MaskedDiffusion:
         if self.position_axes == 2:
             positions = grid_positions(self.vocabulary, roles, positions).to(positions.dtype)
         return dataclasses.replace(batch, corruption=corruption, positions=positions)
+
+    def planned(self, batch: Batch) -> Batch:
+        rows, length = batch.tokens.shape
+        each = int(PLANNED_SHARE * length)
+        count = rows * each
+        corruption = Corruption(
+            inputs=torch.zeros((rows, length), dtype=torch.int64),
+            places=torch.zeros(count, dtype=torch.int64),
+            weights=torch.ones(count),
+            elbo_weights=torch.ones(count),
+            loss_parts=torch.zeros((count, 3), dtype=torch.uint8),
+            targets=torch.zeros(rows, dtype=torch.int32),
+            loss_part_targets=torch.zeros((rows, len(PARTS)), dtype=torch.int32),
+            row_places=(each,) * rows,
+        )
+        return dataclasses.replace(batch, corruption=corruption)
 
     def weight(self, batch: Batch) -> Tensor:
         """Tokens that are learned, masked in this draw or not."""

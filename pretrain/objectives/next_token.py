@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.layers.head import Head
 from models.layers.loss import default_chunk_tokens, token_cross_entropy
-from pretrain.objectives.base import LossSum
+from pretrain.config.objective import NextTokenSection
+from pretrain.objectives.base import LossSum, Objective
 
 if TYPE_CHECKING:
     from data_pipelines.stream.batch import Batch
-    from data_pipelines.stream.stream import Rows
+    from data_pipelines.tokens.vocabulary import Vocabulary
+    from pretrain.config import Config
 
 
 @dataclass(frozen=True)
-class NextToken:
+class NextToken(Objective):
     z_loss: float = 0.0
 
-    parts = ()
-
-    def rows(self, rows: Rows) -> Rows:
-        """The rows as they are."""
-        return rows
-
-    def evaluation_batches(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches as they are."""
-        return iter(batches)
-
-    def weight(self, batch: Batch) -> Tensor:
-        return batch.weights.sum(dtype=torch.float32)
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        return batch.tokens, batch.segment_ids, batch.positions
+    @classmethod
+    def build(cls, config: Config, vocabulary: Vocabulary | None) -> Self:
+        assert isinstance(config.objective, NextTokenSection)
+        return cls(z_loss=config.objective.z_loss)
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
         hidden_BTC = model(*self.inputs(batch))

@@ -16,6 +16,7 @@ from data_pipelines.tasks import build_task
 from data_pipelines.tokens.tokenizers import load_tokenizer
 from data_pipelines.tokens.vocabulary import Modality, Vocabulary, load_vocabulary
 from models.layers.language_model import LanguageModel
+from pretrain.config.validation import own_data_section
 from pretrain.errors import ConfigError
 from pretrain.parallel.stages import whole_model
 from pretrain.run_data import rounded_vocabulary
@@ -47,11 +48,19 @@ def planned_vocabulary(config: Config) -> int:
     """The config's vocabulary, or that of its dataset if it is there already."""
     if config.model.vocabulary is not None:
         return int(config.model.vocabulary)
+    if config.data.own is not None:
+        size = own_data_section(config.data).planned_vocabulary()
+        if size is None:
+            message = (
+                "null leaves it to data.own, which does not say it to a plan; name a number to plan with"
+            )
+            raise ConfigError(f"model.vocabulary: {message}, e.g. model.vocabulary=32768")
+        return size
     if config.data.task is not None:
         return build_task(config.data.task).vocabulary
     paths = [source.path for source in config.data.sources]
     try:
-        if config.objective.kind == "masked_diffusion":
+        if config.objective.rows == "whole":
             known = [found for path in paths if (found := load_vocabulary(Path(path))) is not None]
             if known:
                 return rounded_vocabulary(known[0].size)

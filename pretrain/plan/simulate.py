@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +16,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from data_pipelines.stream.batch import Batch, Corruption, Cursor
+from data_pipelines.stream.batch import Batch, Cursor
 from data_pipelines.tokens.vocabulary import SPECIALS, Modality, Vocabulary
 from kernels.newton_rnn import Solver, newton
 from kernels.newton_rnn import split as newton_split
 from kernels.sigmoid_attention import op as sigmoid_op
 from models.pararnn import cells
 from models.softmax.mixer import SoftmaxAttention
-from pretrain.config.objective import MaskedDiffusionSection
 from pretrain.engine.buckets import small_parameter
 from pretrain.engine.stage import Continued
 from pretrain.imports import quiet_renamed_collectives
@@ -37,8 +36,6 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALIGNMENT = 64
-MASKED_SHARE = 0.5
-"""Of the tokens, those that a denoising model has to predict: the mean of the linear schedule."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +92,15 @@ def simulate(config: Config, mesh: Mesh, rows: int, *, on_cpu: bool = False) -> 
     forms = contextlib.nullcontext() if on_cpu else _as_on_gpus()
     with FakeTensorMode(allow_non_fake_inputs=True), dtype, forms, _recurrences_without_values():
         parts = build_parts(config, mesh, torch.device("cpu"))
-        batch = pretended_batch(config, rows)
         objective = pretended_objective(config)
+        batch = pretended_batch(config, rows)
         return [_passes(part, config, mesh, objective, batch) for part in parts]
 
 
 def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch: Batch) -> Passes:
     for parameter in part.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    batch = _part_of(part, config, batch)
+    batch = objective.planned(part.sequences.part_of(batch))
 
     def stage() -> Continued:
         return Continued(part.model, None if part.is_first else received(config, mesh, batch))
@@ -126,15 +123,6 @@ def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch:
         small=sum(size for size in sizes if size <= small_parameter(config.model.width)),
         aligned=sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes),
     )
-
-
-def _part_of(part: Part, config: Config, batch: Batch) -> Batch:
-    """The rank's part of the positions. Which masked places lie there is looked up on the host, where these tensors
-    have no values: each rank gets its share of them."""
-    if batch.corruption is None or config.parallel.context == 1:
-        return part.sequences.part_of(batch)
-    positions = part.sequences.part_of(replace(batch, corruption=None))
-    return replace(positions, corruption=_pretended_corruption(*positions.tokens.shape))
 
 
 def received(config: Config, mesh: Mesh, batch: Batch) -> Tensor:
@@ -212,7 +200,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def pretended_objective(config: Config) -> Objective:
     """The config's objective, on a vocabulary of the planned size."""
-    if not isinstance(config.objective, MaskedDiffusionSection):
+    if config.objective.rows == "cut":
         return build_objective(config)
     size = config.model.vocabulary - len(SPECIALS)
     return build_objective(config, Vocabulary(Modality("text", 0, size, "planned"), eot=0))
@@ -224,9 +212,6 @@ def pretended_batch(config: Config, rows: int) -> Batch:
     axes = getattr(config.model, "position_axes", 1)
     positions = torch.zeros((rows, length) if axes == 1 else (rows, length, axes), dtype=torch.int16)
     tokens = torch.zeros((rows, length + 1), dtype=torch.int64)
-    corruption = None
-    if isinstance(config.objective, MaskedDiffusionSection):
-        corruption = _pretended_corruption(rows, length)
     return Batch(
         sequences=tokens,
         weights=torch.ones((rows, length), dtype=torch.bool),
@@ -234,22 +219,4 @@ def pretended_batch(config: Config, rows: int) -> Batch:
         positions=positions,
         rows=torch.arange(rows),
         cursor=Cursor(rows, "planned"),
-        corruption=corruption,
-    )
-
-
-def _pretended_corruption(rows: int, length: int) -> Corruption:
-    from pretrain.objectives.corruption import PARTS
-
-    each = int(MASKED_SHARE * length)
-    count = rows * each
-    return Corruption(
-        inputs=torch.zeros((rows, length), dtype=torch.int64),
-        places=torch.zeros(count, dtype=torch.int64),
-        weights=torch.ones(count),
-        elbo_weights=torch.ones(count),
-        loss_parts=torch.zeros((count, 3), dtype=torch.uint8),
-        targets=torch.zeros(rows, dtype=torch.int32),
-        loss_part_targets=torch.zeros((rows, len(PARTS)), dtype=torch.int32),
-        row_places=(each,) * rows,
     )

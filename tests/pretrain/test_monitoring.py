@@ -35,13 +35,13 @@ def test_a_layers_series_has_the_help_of_the_whole() -> None:
     name = layer_scalar("newton/residual_max", 3)
     assert name == "newton/residual_max/layer_03"
     assert help_text(name) == SCALARS["newton/residual_max"]
-    with pytest.raises(AssertionError, match="no help text"):
+    with pytest.raises(UserError, match="no help text"):
         help_text(layer_scalar("newton/secret", 3))
 
 
 def test_a_scalar_without_help_is_a_bug(tmp_path: Path) -> None:
     sink = TensorBoardSink(tmp_path, 0)
-    with pytest.raises(AssertionError, match="no help text"):
+    with pytest.raises(UserError, match="no help text"):
         sink.write(1, {"loss/secret": 1.0})
     sink.close()
 

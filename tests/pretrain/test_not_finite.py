@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -99,7 +99,7 @@ def train_poisoned(config: Path, overrides: list[str], rows: set[int]) -> Ended:
     watch = Watch()
     error = None
     with open_run(load_config(config, overrides), quiet=True) as run:
-        run.objective = Poisoned(run.objective, rows)
+        run.objective = cast(Any, Poisoned(run.objective, rows))
         run.hooks.add(watch)
         try:
             train(run)

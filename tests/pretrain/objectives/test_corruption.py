@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from data_pipelines.rows.mixing import Mixture
 from data_pipelines.stream.batch import Batch, Corruption
 from data_pipelines.tokens.roles import CONDITION, STRUCTURE, TARGET, Roles, read_roles
-from pretrain.monitoring import PART_SCALARS
 from pretrain.objectives.corruption import PARTS
 from pretrain.objectives.counters import hashed, key, stratified, uniform
 from pretrain.objectives.diffusion_schedules import schedule_of
+from pretrain.objectives.masked_diffusion import PART_SCALARS
 from tests.pretrain.objectives.rows import (
     VOCABULARY,
     DrawnRows,
