@@ -13,7 +13,8 @@ import torch
 from data_pipelines.rows.cut_rows import Source, open_sources
 from data_pipelines.rows.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
 from data_pipelines.stream.batch import Batch
-from data_pipelines.tasks import TaskRows, build_task, task_batches
+from data_pipelines.stream.stream import dealt_batches
+from data_pipelines.tasks import TaskRows, build_task
 from data_pipelines.tokens.tokenizers import load_tokenizer
 from pretrain.accuracy import Accuracy, accuracy_of, count_right
 from pretrain.checkpoint_reader import TrainedModel
@@ -60,7 +61,7 @@ def evaluate_task(
     task_rows = TaskRows(
         build_task(config.data.task), length or config.data.sequence_length, config.run.seed, "evaluate"
     )
-    batches = task_batches(task_rows, rows, min(rows, rows_per_batch))
+    batches = dealt_batches(task_rows, rows, min(rows, rows_per_batch))
     return accuracy_of(count_right(trained.model, watch(batches, -(-rows // rows_per_batch)), trained.device))
 
 

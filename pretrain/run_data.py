@@ -13,7 +13,8 @@ from data_pipelines.rows.cut_rows import OpenSource, RowReader, Source, open_sou
 from data_pipelines.rows.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
 from data_pipelines.rows.pair_lengths import refuse_long_pairs
 from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
-from data_pipelines.tasks import TaskRows, build_task, task_batches
+from data_pipelines.stream.stream import dealt_batches
+from data_pipelines.tasks import TaskRows, build_task
 from data_pipelines.tokens.modalities import Modalities, codec_folders, load_modalities
 from data_pipelines.tokens.tokenizers import Tokenizer, load_tokenizer
 from data_pipelines.tokens.vocabulary import Vocabulary, load_vocabulary
@@ -151,7 +152,7 @@ class TaskData(RunData):
     def batches(self, rows: TaskRows, rows_per_batch: int, rank: int, world: int) -> Iterator[Batch]:
         """A rank's part of the first monitor.evaluate_rows of `rows`."""
         count = self.config.monitor.evaluate_rows or TASK_ROWS
-        return task_batches(rows, count, min(rows_per_batch, count), rank, world)
+        return dealt_batches(rows, count, min(rows_per_batch, count), rank, world)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset
@@ -30,6 +30,19 @@ class Rows(Protocol):
     def batch(self, rows: Sequence[int], cursor: Cursor | None = None) -> Batch:
         """The rows with these numbers, in this order, carrying `cursor`."""
         ...
+
+
+def dealt_batches(
+    rows: Rows, count: int, rows_per_batch: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Rows 0 to `count`, for an evaluation, dealt to the ranks: all get equally many batches of equal shape, and a row
+    that pads the last ones weighs nothing."""
+    group = rows_per_batch * world
+    for begin in range(0, count, group):
+        first = begin + rank * rows_per_batch
+        batch = rows.batch(range(first, first + rows_per_batch))
+        batch.weights[batch.rows >= count] = False
+        yield batch
 
 
 class StepBatches(Dataset[Batch]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -75,16 +75,3 @@ class TaskRows:
 
     def _symbols(self, row: int) -> np.ndarray:
         return self.task.symbols(np.random.default_rng((self._key, row)), self.sequence_length)
-
-
-def task_batches(
-    rows: TaskRows, count: int, rows_per_batch: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """Rows 0 to `count`, dealt to the ranks: all get equally many batches of equal shape, and a row that pads the
-    last ones weighs nothing."""
-    group = rows_per_batch * world
-    for begin in range(0, count, group):
-        first = begin + rank * rows_per_batch
-        batch = rows.batch(range(first, first + rows_per_batch))
-        batch.weights[batch.rows >= count] = False
-        yield batch

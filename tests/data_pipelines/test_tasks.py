@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
-from data_pipelines.stream.stream import open_stream
-from data_pipelines.tasks import TASKS, TaskRows, build_task, task_batches
+from data_pipelines.stream.stream import dealt_batches, open_stream
+from data_pipelines.tasks import TASKS, TaskRows, build_task
 from data_pipelines.tasks.state import multiplication_table
 
 Oracle = Callable[[list[int]], list[int | None]]
@@ -151,7 +151,7 @@ def test_answers_travel_with_the_batch() -> None:
 
 def test_evaluation_counts_each_row_once_over_the_ranks() -> None:
     rows = TaskRows(build_task({"name": "parity"}), 12, 0, "evaluate")
-    batches = [list(task_batches(rows, 10, 4, rank, 2)) for rank in range(2)]
+    batches = [list(dealt_batches(rows, 10, 4, rank, 2)) for rank in range(2)]
     assert [len(found) for found in batches] == [2, 2]
     scored = {
         int(row): bool(weight.all())
