@@ -14,22 +14,14 @@ from typing import Any
 from rich.console import Console
 
 from launch import slurm
+from launch.batch_script import script
+from launch.dependencies import dependency_on
+from launch.request import Request, absolute
 from launch.settings import ClusterSettings, load_settings
 from launch.status import find_runs, read_status
-from launch.submit import (
-    Request,
-    absolute,
-    check_cluster,
-    check_data,
-    check_shape,
-    dependency_on,
-    prepare,
-    refuse_a_second_job,
-    script,
-    submit,
-    sweep_configs,
-    swept_keys,
-)
+from launch.submission_checks import check_cluster, check_data, check_shape, refuse_a_second_job
+from launch.submit import prepare, submit
+from launch.sweep import sweep_configs, swept_keys
 from launch.watch_commands import overview
 from pretrain.attempts import read_json
 from pretrain.commands.console import plain_console

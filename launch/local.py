@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from launch.job import LaunchedRun
+from launch.own_code import python_path
 from launch.policy import Attempt, Ending, classify
 from launch.rank import TrainJob
-from launch.submit import Request
+from launch.request import Request
 from pretrain.attempts import ATTEMPT_VARIABLE, write_json
 from pretrain.errors import UserError
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
@@ -36,7 +37,7 @@ def run_here(request: Request, say: Callable[[str], None]) -> int:
         ATTEMPT_VARIABLE: str(number),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
-        "PYTHONPATH": os.pathsep.join([str(run.code), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": python_path(run.code),
     }
     executor = submitit.LocalExecutor(folder=request.folder)
     executor.update_parameters(

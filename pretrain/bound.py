@@ -10,7 +10,8 @@ from torch import Tensor
 
 from data_pipelines.rows.cut_rows import Source, open_sources
 from data_pipelines.rows.pair_lengths import refuse_long_pairs
-from data_pipelines.rows.whole_rows import WholeEvaluation, vocabulary_of
+from data_pipelines.rows.shared_vocabulary import vocabulary_of
+from data_pipelines.rows.whole_rows import WholeEvaluation
 from data_pipelines.stream.batch import Batch
 from data_pipelines.tokens.vocabulary import Vocabulary
 from pretrain.checkpoint_reader import TrainedModel

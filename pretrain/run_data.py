@@ -12,7 +12,8 @@ from data_pipelines.inspection.stats import first_words, sample_texts
 from data_pipelines.rows.cut_rows import OpenSource, RowReader, Source, open_sources
 from data_pipelines.rows.evaluation import bytes_per_token, evaluation_batches, evaluation_rows
 from data_pipelines.rows.pair_lengths import refuse_long_pairs
-from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.rows.shared_vocabulary import vocabulary_of
+from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader
 from data_pipelines.stream.stream import dealt_batches
 from data_pipelines.tasks import TaskRows, build_task
 from data_pipelines.tokens.modalities import Modalities, codec_folders, load_modalities

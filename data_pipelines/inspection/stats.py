@@ -8,7 +8,8 @@ import numpy as np
 
 from data_pipelines.rows.cut_rows import OpenSource
 from data_pipelines.rows.order import TokenStream
-from data_pipelines.rows.whole_rows import WholeStream, vocabulary_of
+from data_pipelines.rows.shared_vocabulary import vocabulary_of
+from data_pipelines.rows.whole_stream import WholeStream
 from data_pipelines.storage.dataset import Dataset, Shard
 from data_pipelines.tokens.document_form import member_documents, token_members
 from data_pipelines.tokens.tokenizers import Tokenizer

@@ -22,7 +22,8 @@ from data_pipelines.digits.tones import NO_DIGIT, SAMPLE_RATE, detect_digit, mak
 from data_pipelines.errors import DataError
 from data_pipelines.inspection.lint import lint
 from data_pipelines.rows.cut_rows import Source, open_sources
-from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.rows.shared_vocabulary import vocabulary_of
+from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader
 from data_pipelines.tokens.modalities import load_modalities
 from data_pipelines.tokens.vocabulary import TASKS
 from tests.data_pipelines.test_whole_rows import read_back

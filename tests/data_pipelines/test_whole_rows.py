@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from data_pipelines.errors import DataError
 from data_pipelines.rows.best_fit import best_fit, count_rows
 from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
-from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader, vocabulary_of
+from data_pipelines.rows.shared_vocabulary import vocabulary_of
+from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader
 from data_pipelines.storage.dataset import write_dataset
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.stream.batch import Batch

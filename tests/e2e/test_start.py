@@ -12,7 +12,10 @@ SUBMISSION = """
 import sys
 from pathlib import Path
 from launch.settings import ClusterSettings
-from launch.submit import Request, check_data, check_shape, script, sweep_configs
+from launch.batch_script import script
+from launch.request import Request
+from launch.submission_checks import check_data, check_shape
+from launch.sweep import sweep_configs
 configs = sweep_configs(sys.argv[1], [], [])
 request = Request("tiny", configs, ClusterSettings(gpus_per_node=0, tasks_per_node=2), nodes=1)
 check_shape(request)

@@ -16,7 +16,7 @@ import pytest
 
 from pretrain.exit_codes import EXIT_DONE, EXIT_RESUME
 from tests.corpus import build_corpus
-from tests.e2e.training import environment, write_config
+from tests.e2e.training import environment, metrics, write_config
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -34,14 +34,22 @@ def events(ledger: Path) -> list[dict[str, Any]]:
 
 
 def test_nobody_reads_what_it_says(tmp_path: Path) -> None:
+    """Beside it: a hook from outside, on a relative PYTHONPATH, is found in the job's own folder."""
     command, ledger = launched(tmp_path, steps=12)
+    command.append('monitor.hooks={"gradient_spikes:Spikes": {every: 1}}')
+    outside = {"PYTHONPATH": "examples/gradient_spikes", "TRIPTYCH_MODULES": "gradient_spikes"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(), start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment() | outside,
+        start_new_session=True,
     )
     assert process.stdout is not None
     process.stdout.close()
     assert process.wait(timeout=200) == EXIT_DONE
     assert events(ledger)[-1]["event"] == "attempt_end" and events(ledger)[-1]["ending"] == "done"
+    assert any("spikes/worst" in record for record in metrics(ledger.parent))
 
 
 def test_sighup_saves_and_is_judged(tmp_path: Path) -> None:

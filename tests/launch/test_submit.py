@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from launch.batch_script import script
 from launch.cli import _options
+from launch.dependencies import dependency_on
 from launch.durations import minutes_of
 from launch.job import LaunchedRun
 from launch.policy import Attempt, Ending
+from launch.request import Request, absolute
 from launch.settings import ClusterSettings, load_settings
 from launch.slurm import Partition, explain, past_states
-from launch.submit import Request, absolute, check_shape, dependency_on, script, sweep_configs
+from launch.submission_checks import check_shape
+from launch.sweep import sweep_configs
 from pretrain.attempts import write_json
 from pretrain.config import load_config
 from pretrain.errors import ConfigError, UserError
@@ -49,6 +53,29 @@ def test_the_script_says_what_slurm_must_know(tmp_path: Path) -> None:
     assert before < text.index("srun --unbuffered") < text.index("trap '' TERM CONT") < after
     assert "--gpus-per-node" not in text
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
+
+
+def test_modules_from_outside_are_found_in_the_jobs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"examples/token_file{os.pathsep}/opt/mine")
+    monkeypatch.setenv("TRIPTYCH_MODULES", "token_file,other")
+    monkeypatch.delenv("TRIPTYCH_CODECS", raising=False)
+    monkeypatch.syspath_prepend(str(Path("examples/token_file").resolve()))
+    own = 'data.own={name: "token_file:Tokens", train: a.bin, validation: /data/b.bin, vocabulary: 9}'
+    asked = request(tmp_path, "data.path=null", own)
+    text = script(asked)
+    code, here = asked.runs[0].code, Path.cwd()
+    assert (
+        f"export PYTHONPATH={code}:{here}/examples/token_file:/opt/mine${{PYTHONPATH:+:$PYTHONPATH}}" in text
+    )
+    assert "export TRIPTYCH_MODULES=token_file,other\n" in text and "TRIPTYCH_CODECS" not in text
+    assert asked.configs[0].data.own == {
+        "name": "token_file:Tokens",
+        "train": f"{here}/a.bin",
+        "validation": "/data/b.bin",
+        "vocabulary": 9,
+    }
 
 
 def test_a_chain_waits_for_its_turn_and_a_container_is_passed_on(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from data_pipelines.errors import DataError
 from data_pipelines.storage.dataset import read_dataset
 from launch import slurm
 from launch.commands import _say_submitted
+from launch.request import Request, absolute
 from launch.settings import ClusterSettings
-from launch.submit import Request, absolute, check_data, refuse_a_second_job
+from launch.submission_checks import check_data, refuse_a_second_job
 from pretrain.attempts import write_json
 from pretrain.checkpoint.steps import telling_how_to_restore
 from pretrain.commands.console import plain_console
