@@ -16,7 +16,7 @@ from rich.console import Console
 from launch import slurm
 from launch.batch_script import script
 from launch.dependencies import dependency_on
-from launch.request import Request, absolute
+from launch.request import Request, absolute, joined
 from launch.settings import ClusterSettings, load_settings
 from launch.status import find_runs, read_status
 from launch.submission_checks import check_cluster, check_data, check_shape, refuse_a_second_job
@@ -109,7 +109,7 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
     settings = _with_preflight(settings, options)
     return Request(
         name=base.run.name,
-        configs=tuple(absolute(config) for config in configs),
+        configs=tuple(joined(absolute(config), settings) for config in configs),
         settings=settings,
         nodes=options.nodes or (1 if options.local else first.launch.nodes),
         after=None
@@ -139,7 +139,18 @@ def _print_plan(
     from pretrain.commands.plan import print_plan
 
     try:
-        print_plan(path, overrides, gpus=request.ranks, gpu="h100", mfu=None, price=None, allow_env=allow_env)
+        print_plan(
+            path,
+            [
+                *overrides,
+                *(f"launch.{key}={value}" for key, value in request.configs[0].launch if value is not None),
+            ],
+            gpus=request.ranks,
+            gpu="h100",
+            mfu=None,
+            price=None,
+            allow_env=allow_env,
+        )
     except UserError as error:  # e.g. a vocabulary that a dataset, not built yet, will decide
         console.print(f"# no plan: {error}")
 

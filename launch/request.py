@@ -75,6 +75,13 @@ def absolute(config: Config) -> Config:
     return config.replace(run=run, data=data)
 
 
+def joined(config: Config, settings: ClusterSettings) -> Config:
+    """With the cluster's word on how nodes are joined, where the run's own is silent."""
+    known = settings.interconnect.model_dump(exclude_none=True)
+    open_keys = {key: value for key, value in known.items() if getattr(config.launch, key) is None}
+    return config.replace(launch=config.launch.model_copy(update=open_keys))
+
+
 def _absolute_own(data: DataSection) -> dict[str, Any] | None:
     """The same of data from outside, which says which of its settings are paths."""
     if data.own is None:

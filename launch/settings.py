@@ -29,6 +29,14 @@ class PreflightSettings(Section):
     same, and comes as soon."""
 
 
+class InterconnectSettings(Section):
+    """How nodes are joined, for the plan. null: the maker's own (`pretrain.hardware`)."""
+
+    ports: int | None = Field(default=None, ge=1, le=256)
+    port_gb_s: float | None = Field(default=None, gt=0, le=10_000)
+    node_gb_s: float | None = Field(default=None, gt=0, le=100_000)
+
+
 class ClusterSettings(Section):
     partition: str | None = None
     account: str | None = None
@@ -57,6 +65,7 @@ class ClusterSettings(Section):
     mounts: tuple[str, ...] = ()
     sbatch: dict[str, Any] = Field(default_factory=dict)
     """Any other sbatch option, as key: value; true for one without a value."""
+    interconnect: InterconnectSettings = Field(default_factory=InterconnectSettings)
     preflight: PreflightSettings = Field(default_factory=PreflightSettings)
 
     @field_validator("time", mode="before")

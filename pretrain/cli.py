@@ -91,7 +91,7 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Devices. Default: launch.nodes x launch.gpus_per_node.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="h100, h200 or a100.")] = "h100",
+    gpu: Annotated[str, typer.Option(help="h100, h200, a100 or a100_40.")] = "h100",
     mfu: Annotated[
         float | None,
         typer.Option(help="Model FLOPs utilisation to reckon with. Default: the predicted step's."),
@@ -99,6 +99,9 @@ def plan(
     price: Annotated[float | None, typer.Option(help="Price of a GPU hour, for the cost.")] = None,
     suggest: Annotated[
         bool, typer.Option("--suggest", help="Layouts of these GPUs that fit, fastest first.")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="What the predicted step rests on: fitted, measured or assumed.")
     ] = False,
     allow_env: AllowEnv = False,
 ) -> None:
@@ -124,6 +127,7 @@ def plan(
         mfu=mfu,
         price=price,
         suggest=suggest,
+        explain=explain,
         allow_env=allow_env,
     )
 

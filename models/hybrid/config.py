@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from models.hybrid.mixers import (
     SoftmaxMixer,
 )
 from models.layers.config import Problem, not_positive, swiglu_width, unknown_choices
+from models.layers.work import Work
 from models.own import own_class
 from models.pararnn.config import NewtonConfig
 
@@ -115,6 +117,11 @@ class HybridConfig:
         used, shape = self.used, self.shape
         each = [used[name].block_products(shape, sequence_length) for name in self.layer_mixers]
         return sum(each) / len(each)
+
+    def layer_work(self) -> Mapping[Work, int]:
+        """What the layers make a device do, and how many layers each."""
+        each = {name: one.layer_work(self.shape) for name, one in self.used.items()}
+        return Counter(each[name] for name in self.layer_mixers)
 
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from models.layers.config import Problem, undivided
+from models.layers.work import Fused, Product, Work, feed_forward, norm, residual
 from models.mamba2.config import Mamba2Config
 from models.pararnn.config import NewtonConfig, ParaRNNConfig
 from models.sigmoid.config import SigmoidConfig
@@ -81,6 +82,15 @@ class MixerSettings:
         """Of the whole layer."""
         return self.products(shape, sequence_length) + 3 * shape.width * shape.hidden_width
 
+    def layer_work(self, shape: Shape) -> Work:
+        """What the whole layer makes a device do. Of a mixer of one's own: its products as one matrix's, what grows
+        with the row as attention's, and the layer's norms and sums."""
+        one, two = self.products(shape, 1), self.products(shape, 2)
+        mixing = Product("mixer", shape.width, (2 * one - two) / shape.width)
+        over_keys = (Fused("softmax attention", per_key=2 * (two - one)),) if two > one else ()
+        streams = (norm(shape.width), residual(shape.width)) * (2 if shape.hidden_width else 1)
+        return Work((mixing,), over_keys, streams) + feed_forward(shape.width, shape.hidden_width)
+
     def resolved(self, sequence_length: int) -> MixerSettings:
         """With what depends on the training length filled in."""
         return self
@@ -126,6 +136,10 @@ class FamilyMixer(MixerSettings):
 
     def block_products(self, shape: Shape, sequence_length: int) -> float:
         return float(self.config(shape).block_products(sequence_length))
+
+    def layer_work(self, shape: Shape) -> Work:
+        (work,) = self.config(shape).layer_work()
+        return cast(Work, work)
 
 
 @dataclass(frozen=True, kw_only=True)

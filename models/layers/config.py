@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from models.layers.transfer import Transfer
+from models.layers.work import AttentionLayer, Kernel, Work
 
 Problem = tuple[str, str]
 
@@ -73,6 +74,27 @@ class DecoderConfig:
         attention = self.width * (sum(self.qkv_features) + self.qkv_features[0])
         pairs = 2 * self.qkv_features[0] * sequence_length / (2 if self.causal else 1)
         return attention + 3 * self.width * self.hidden_width + pairs
+
+    @property
+    def attention_kernel(self) -> Kernel:
+        """Which attention a planner reckons with."""
+        return "sigmoid attention"
+
+    def layer_work(self) -> Mapping[Work, int]:
+        """What the layers make a device do, and how many layers each."""
+        layer = AttentionLayer(
+            kernel=self.attention_kernel,
+            width=self.width,
+            heads=self.heads,
+            key_heads=self.key_heads,
+            hidden=self.hidden_width,
+            causal=self.causal,
+            rotary=self.positions == "rope",
+            qk_norm=self.qk_norm,
+            post_norm=self.norm == "hybrid",
+            layer_scale=self.layer_scale is not None,
+        )
+        return {layer.work(): self.layers}
 
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from models.layers.config import Problem, divisors, not_positive, undivided, unknown_choices
+from models.layers.work import Fused, Product, Stream, Work, convolution, gate, norm, residual
 
 CHOICES = {
     "initialisation": ("fan_in", "small", "torch"),
@@ -68,6 +70,30 @@ class Mamba2Config:
         maps = 2 * self.groups * self.state_width
         projections = self.width * (3 * self.channels + maps + self.heads)
         return projections + 2 * self.channels * self.state_width
+
+    def layer_work(self) -> Mapping[Work, int]:
+        """What the layers make a device do, and how many layers each."""
+        width, channels, state = self.width, self.channels, self.state_width
+        maps = 2 * self.groups * state
+        into = (Product("input and gate", width, channels, divided="outputs"),) * 2
+        shared = Product("maps and steps", width, maps + self.heads)
+        out = Product("mixer, out", channels, width, divided="inputs")
+        # Pairs of a chunk's positions, half of them: b with c per head, and those with x. Between chunks: states from x
+        # and b, outputs from states and c.
+        pairs = self.chunk / 2 * (self.heads * state + channels)
+        scan = Fused("state space", per_position=pairs + 2 * channels * state, head_width=self.head_width)
+        # x, b, c, the steps in and y out; a state per chunk in fp32, written and read.
+        moved = 2 * channels + maps + self.heads + 4 * channels * state / self.chunk
+        streams = (
+            norm(width),
+            residual(width),
+            convolution(channels, self.conv_width),
+            convolution(maps, self.conv_width),
+            Stream("state space", moved, 2 * moved, moved, 2 * moved),
+            Stream("direct path", 3 * channels, 5 * channels, 0, 0),
+            gate(channels),
+        )
+        return {Work((*into, shared, out), (scan,), streams): self.layers}
 
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads; none if it can."""

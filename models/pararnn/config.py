@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from kernels.newton_rnn.solver import Solver, split_problems
 from models.layers.config import Problem, divisors, not_positive, swiglu_width, undivided, unknown_choices
+from models.layers.work import Product, Stream, Work, convolution, feed_forward, gate, norm, residual
 
 CELLS = {"gru": 3, "lstm": 3, "elman": 1}
 """The cells' names, and how many gates each has; `models.pararnn.cells` has their classes."""
@@ -70,6 +72,24 @@ class ParaRNNConfig:
         projections = 3 * self.width**2 if self.block == "full" else 0
         gates = CELLS[self.cell] * self.width**2 / self.heads
         return projections + gates + 3 * self.width * self.hidden_width
+
+    def layer_work(self) -> Mapping[Work, int]:
+        """What the layers make a device do, and how many layers each."""
+        width, gates, head = self.width, CELLS[self.cell], self.width // self.heads
+        # The recurrence reads the gates and writes its states (an LSTM's are two numbers); backwards it reads both and
+        # the gradient, and writes the gates'.
+        states = 2 if self.cell == "lstm" else 1
+        forward, backward = (gates + states) * width, (2 * gates + states + 1) * width
+        gate_products = Product("gates", head, gates * head, self.heads, "copies")
+        cell = Work((gate_products,), (), (Stream("recurrence", forward, backward, forward, backward),))
+        if self.block == "mixer":
+            return {cell: self.layers}
+        projections = (Product("input and gate", width, width, divided="outputs"),) * 2
+        out = Product("mixer, out", width, width, divided="inputs")
+        streams = (norm(width), residual(width), convolution(width, self.conv_width), gate(width))
+        after = (norm(width), residual(width)) if self.hidden_width else ()
+        mixer = Work((*projections, out), (), streams + after)
+        return {mixer + cell + feed_forward(width, self.hidden_width): self.layers}
 
     def division_problems(self, parts: int) -> list[str]:
         """Why the model cannot be divided into so many parts by heads and features; none if it can."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from models.layers.config import DecoderConfig, undivided
+from models.layers.work import Kernel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +14,10 @@ class SoftmaxConfig(DecoderConfig):
     """The sigmoid family's settings without the attention bias."""
 
     family: Literal["softmax"] = "softmax"
+
+    @property
+    def attention_kernel(self) -> Kernel:
+        return "softmax attention"
 
     def swap_problems(self, parts: int) -> list[str]:
         return undivided({"heads": self.heads, "kv_heads": self.key_heads}, parts)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from models.layers.config import DecoderConfig, Problem, undivided, unknown_choices
+from models.layers.work import Kernel
 
 CHOICES = {"attention": ("softmax", "sigmoid"), "image_positions": ("1d", "2d")}
 
@@ -30,11 +31,18 @@ class TrimodalConfig(DecoderConfig):
     tied_head: bool = False
 
     causal: ClassVar[bool] = False
+    logit_share: ClassVar[float] = 0.5
+    """Share of the tokens whose logits are made: the mean mask ratio of the linear schedule on rows of text. A
+    constant, so that it belongs to the model and not to a run's schedules and data."""
 
     @property
     def position_axes(self) -> int:
         """1 for positions (B, T), 2 for positions (B, T, 2)."""
         return 2 if self.image_positions == "2d" else 1
+
+    @property
+    def attention_kernel(self) -> Kernel:
+        return "softmax attention" if self.attention == "softmax" else "sigmoid attention"
 
     def swap_problems(self, parts: int) -> list[str]:
         if self.attention == "sigmoid":

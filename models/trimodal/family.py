@@ -7,19 +7,15 @@ from models.layers.recipe import DECODER_RECIPE
 from models.trimodal.config import TrimodalConfig
 from models.trimodal.model import Trimodal
 
-MASKED_SHARE = 0.5
-"""Share of the tokens whose logits are made: the mean mask ratio of the linear schedule on rows of text. A constant,
-so that the figure belongs to the model and not to a run's schedules and data."""
-
 
 def flops_per_token(config: TrimodalConfig, sequence_length: int) -> float:
     """Training FLOPs per token of the row, three times the forward's (one forward, two in the backward pass).
 
-    As `models.layers.cost.flops_per_token` counts, but the head counts for `MASKED_SHARE` of the tokens, as the
+    As `models.layers.cost.flops_per_token` counts, but the head counts for `logit_share` of the tokens, as the
     others' logits are never made.
     """
     assert config.vocabulary is not None
-    head = MASKED_SHARE * config.width * config.vocabulary
+    head = config.logit_share * config.width * config.vocabulary
     return 3.0 * 2 * (config.layers * config.block_products(sequence_length) + head)
 
 

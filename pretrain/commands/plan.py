@@ -12,6 +12,7 @@ from rich.table import Table
 from models.layers.transfer import multipliers, residual_factor
 from pretrain.commands.console import plain_console
 from pretrain.config import load_config
+from pretrain.plan.constants import origins
 from pretrain.plan.estimate import Plan, make_plan
 from pretrain.plan.layouts import describe, suggest_layouts
 
@@ -35,6 +36,7 @@ def print_plan(
     mfu: float | None,
     price: float | None,
     suggest: bool = False,
+    explain: bool = False,
     allow_env: bool = False,
 ) -> None:
     config = load_config(path, overrides, gpus, allow_env=allow_env)
@@ -53,6 +55,8 @@ def print_plan(
         console.print(
             "a step this short takes longer: launches of kernels are not counted, nor data and logging"
         )
+    if explain:
+        console.print(_explained(plan, config))
     console.print(_training(plan, config, price, is_predicted=mfu is None))
     console.print(_optimizer(plan, config))
     for warning in plan.optim.warnings:
@@ -144,11 +148,15 @@ def _traffic(plan: Plan) -> Table:
 
 
 STEP = {
-    "compute": "compute",
+    "products": "matrix products",
+    "fused": "attention, state spaces",
+    "memory": "memory-bound: norms, gates, loss ...",
+    "recomputed": "recomputed",
     "exchange": "messages within a replica",
     "bubble": "waiting for other stages",
     "replicas": "replicas' messages, what computing does not hide",
     "update": "update",
+    "straggling": "waiting for the slowest",
 }
 
 
@@ -161,6 +169,26 @@ def _step(plan: Plan) -> Table:
         if seconds >= SHOWN * time.total:
             table.add_row(words, f"{seconds / unit:.3g}", f"{seconds / time.total:.1%}")
     table.add_row("all", f"{time.total / unit:.3g}", "")
+    return table
+
+
+def _explained(plan: Plan, config: Config) -> Table:
+    """What the prediction takes from elsewhere, and from where."""
+    accelerator = plan.accelerator
+    table = Table("the step's time rests on", "value", "origin")
+    sheet = {
+        "peak, TFLOP/s": accelerator.peak_teraflops[config.precision.dtype],
+        "memory, GB/s": accelerator.memory_gb_s,
+        "GPUs of a node": accelerator.gpus_per_node,
+        "between them, GB/s": accelerator.node_gb_s,
+        "network ports of a node": accelerator.ports,
+        "of a port, GB/s": accelerator.port_gb_s,
+    }
+    for words, value in sheet.items():
+        table.add_row(words, f"{value:g}", "data sheet, or stated in launch")
+    table.add_section()
+    for name, origin in origins().items():
+        table.add_row(name, f"{origin.value:g}", f"{origin.kind}: {origin.source}")
     return table
 
 

@@ -98,6 +98,12 @@ class MonitorSection(Section):
 class LaunchSection(Section):
     nodes: int = Field(default=1, ge=1, le=65_536)
     gpus_per_node: int = Field(default=8, ge=0, le=256)
+    ports: int | None = Field(default=None, ge=1, le=256)
+    """Network ports of a node, for the plan. null: as the cluster's file says, else one per GPU."""
+    port_gb_s: float | None = Field(default=None, gt=0, le=10_000)
+    """GB/s of a port in one direction (400 Gb/s are 50). null: as the cluster's file says, else the maker's own."""
+    node_gb_s: float | None = Field(default=None, gt=0, le=100_000)
+    """GB/s between a node's GPUs, of each in one direction. null: as the cluster's file says, else NVLink's."""
 
 
 def with_lists(value: Any) -> Any:

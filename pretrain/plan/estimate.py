@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from models import families
 from pretrain.config.nearest import check_layout
 from pretrain.config.world import data_parallel_size, micro_batch_rows
 from pretrain.errors import ConfigError
-from pretrain.hardware import ACCELERATORS, Accelerator
+from pretrain.hardware import ACCELERATORS, Accelerator, Interconnect
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.nodes import LONE_REPLICAS
 from pretrain.parallel.stages import whole_model
+from pretrain.plan.constants import constants
+from pretrain.plan.jobs import job_of, replica_traffic
 from pretrain.plan.memory import (
     BYTES,
     FP32_BYTES,
@@ -27,7 +29,7 @@ from pretrain.plan.memory import (
 )
 from pretrain.plan.parameters import parameters_by_group, resolved
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
-from pretrain.plan.timing import StepTime, replica_traffic, step_time
+from pretrain.plan.timing import StepTime, step_time
 from pretrain.plan.tracker import Traffic
 
 if TYPE_CHECKING:
@@ -95,11 +97,9 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
 
     Raises ConfigError for a device that is not in the table, and a layout that does not fit.
     """
-    if gpu not in ACCELERATORS:
-        raise ConfigError(f"--gpu {gpu}: not in the table; choose one of {', '.join(ACCELERATORS)}")
+    accelerator = machine(config, gpu)
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
-    accelerator = ACCELERATORS[gpu]
     check_layout(config, gpus)
     config = resolved(config)
     family, model_config = families[config.model.family], config.model
@@ -131,9 +131,21 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
     )
 
 
+def machine(config: Config, gpu: str) -> Accelerator:
+    """The accelerator, in nodes as the config's `launch` section states them.
+
+    Raises ConfigError for a device that is not in the table.
+    """
+    if gpu not in ACCELERATORS:
+        raise ConfigError(f"--gpu {gpu}: not in the table; choose one of {', '.join(ACCELERATORS)}")
+    launch = config.launch
+    stated = Interconnect(launch.gpus_per_node or None, launch.ports, launch.port_gb_s, launch.node_gb_s)
+    return ACCELERATORS[gpu].joined(stated)
+
+
 def plan_layout(config: Config, gpus: int, accelerator: Accelerator, *, on_cpu: bool = False) -> Layout:
     """The layout of a resolved config on the rank that holds most: one of the first stage, which waits longest for
-    its backward passes, or of the last, which has the head.
+    its backward passes, or of the last, which has the head; in the time of the slower of the two.
 
     on_cpu: plan what a CPU's forms of the layers keep, to compare with a measurement there.
     """
@@ -148,7 +160,13 @@ def plan_layout(config: Config, gpus: int, accelerator: Accelerator, *, on_cpu: 
         with pretended_mesh(parallel, gpus, rank=stage * gpus // parallel.pipeline) as mesh:
             passes[stage] = simulate(config, mesh, micro_rows, on_cpu=on_cpu)
     layouts = [layout_of(config, accelerator, data_ranks, stage, found) for stage, found in passes.items()]
-    return max(layouts, key=lambda layout: layout.memory.total)
+    return of_stages(layouts)
+
+
+def of_stages(layouts: Sequence[Layout]) -> Layout:
+    """One for the layouts of several stages: the most memory, and the slowest's time, for which the others wait."""
+    slowest = max((layout.time for layout in layouts), key=lambda time: time.total)
+    return replace(max(layouts, key=lambda layout: layout.memory.total), time=slowest)
 
 
 def layout_of(
@@ -163,26 +181,26 @@ def layout_of(
     in_flight = most_in_flight(parallel, stage, micro_batches)
     state = state_memory(parameters, config, replicas, micro_batches)
     each: Traffic = sum((part.traffic for part in passes), Counter())
-    each += handed_on(config, stage, micro_rows)
-    step = Counter({key: size * micro_batches for key, size in each.items()})
+    between_stages = handed_on(config, stage, micro_rows)
+    step = Counter({key: size * micro_batches for key, size in (each + between_stages).items()})
     between = replica_traffic(config, passes, replicas, micro_batches)
-    flops = families[config.model.family].flops_per_token(config.model, data.sequence_length)
-    model_ranks = parallel.tensor * parallel.context * parallel.pipeline
+    job = job_of(
+        config,
+        accelerator,
+        constants(),
+        stage=stage,
+        passes=passes,
+        handed_on=between_stages,
+        replicas=replicas,
+        micro_rows=micro_rows,
+        micro_batches=micro_batches,
+    )
     return Layout(
         memory=with_passes(state, passes, accumulation=micro_batches, in_flight=in_flight),
         stage=stage,
         stages=parallel.pipeline,
         traffic=step + between + between_ends(config, stage, replicas),
-        time=step_time(
-            config,
-            accelerator,
-            flops=flops * micro_rows * data.sequence_length / model_ranks,
-            traffic=each,
-            between_replicas=between,
-            parameters=parameters,
-            replicas=replicas,
-            micro_batches=micro_batches,
-        ),
+        time=step_time(job, accelerator, constants()),
         micro_batch_rows=micro_rows,
         accumulation=micro_batches,
     )

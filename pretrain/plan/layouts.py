@@ -16,10 +16,11 @@ from models import families
 from pretrain.config.nearest import overrides, problems_of
 from pretrain.config.world import data_parallel_size, micro_batch_rows
 from pretrain.parallel.stages import blocks_of_stages
-from pretrain.plan.estimate import Layout, layout_of
+from pretrain.plan.estimate import Layout, layout_of, of_stages
 from pretrain.plan.memory import lone_replicas
 from pretrain.plan.parameters import resolved
 from pretrain.plan.simulate import Passes, pretended_mesh, simulate
+from pretrain.plan.tracker import Traffic
 
 if TYPE_CHECKING:
     from pretrain.config import Config, ParallelSection
@@ -60,17 +61,20 @@ class _Linear:
             first, second = getattr(self.one, kind), getattr(self.two, kind)
             return int(scale * (first + (blocks - 1) * (second - first)))
 
-        traffic = Counter(
-            {
-                key: rows * (size + (blocks - 1) * (self.two.traffic[key] - size))
-                for key, size in self.one.traffic.items()
-            }
-        )
+        def counted(kind: str, scale: int) -> Traffic:
+            one, two = getattr(self.one, kind), getattr(self.two, kind)
+            return Counter(
+                {key: scale * (size + (blocks - 1) * (two[key] - size)) for key, size in one.items()}
+            )
+
         body = of("body", rows)
         # The head makes its logits chunk by chunk: they grow with the rows only up to a chunk.
         logits = max(self.one.logits, self.two.logits) if head else 0
         sizes = {kind: of(kind) for kind in ("parameters", "aligned", "small")}
-        return Passes(kept=of("kept", rows), body=body, peak=body + logits, traffic=traffic, **sizes)
+        traffic, calls = counted("traffic", rows), counted("calls", 1)
+        return Passes(
+            kept=of("kept", rows), body=body, peak=body + logits, traffic=traffic, calls=calls, **sizes
+        )
 
 
 def describe(parallel: ParallelSection) -> str:
@@ -160,7 +164,7 @@ def _layout(config: Config, gpus: int, accelerator: Accelerator, linear: _Linear
         head = stage == parallel.pipeline - 1
         passes = linear.passes(len(stages[stage]), rows, head=head)
         layouts.append(layout_of(config, accelerator, data_ranks, stage, [passes]))
-    return max(layouts, key=lambda layout: layout.memory.total)
+    return of_stages(layouts)
 
 
 def _suggestion(

@@ -45,7 +45,7 @@ class Passes:
     kept: held between the forward and the backward pass.
     body: the most held at any time, if nothing came after the last block and norm.
     peak: the most held at any time.
-    traffic: what went through collectives, by axis and kind.
+    traffic: what went through collectives, by axis and kind. calls: how many of them.
     parameters: elements of this rank's parameters.
     aligned: the same as Megatron lays them out, each on a multiple of 64.
     small: those of parameters so small that DeepSpeed keeps them whole under ZeRO 3.
@@ -55,6 +55,7 @@ class Passes:
     body: int
     peak: int
     traffic: Traffic
+    calls: Traffic
     parameters: int
     aligned: int
     small: int
@@ -119,6 +120,7 @@ def _passes(part: Part, config: Config, mesh: Mesh, objective: Objective, batch:
         body=up_to_norm.tracker.peak,
         peak=with_loss.tracker.peak,
         traffic=with_loss.tracker.traffic,
+        calls=with_loss.tracker.calls,
         parameters=sum(sizes),
         small=sum(size for size in sizes if size <= small_parameter(config.model.width)),
         aligned=sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes),

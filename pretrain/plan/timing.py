@@ -1,166 +1,144 @@
-"""How long a step takes, predicted from what it computes and sends.
+"""How long a step takes, predicted from what a rank computes and sends.
 
-A rank's step is `m` micro-batches, the idle time of the pipeline, what of the replicas' exchange does not hide
-behind the computation, and the update:
+A step is `m` micro-batches of forward and backward passes, what of the messages does not hide behind them, the idle
+time of the pipeline, the update, and the wait for the slowest rank:
 
-    t = m (compute + exchange) (1 + bubble) + max(0, replicas - hidden) + update
+    t = [m (forward + backward + exchange) + between replicas, what does not hide] (1 + bubble) + update, straggling
 
-    compute    FLOPs of a micro-batch on this rank / (EFFICIENCY x peak); what is recomputed counts
-    exchange   bytes of the tensor, context and pipeline axes / the bandwidth of the links they cross: not hidden
+    forward, backward  `pretrain.plan.kernels`; what is recomputed counts in the backward pass
+    exchange   messages of the tensor, context and pipeline axes: between products, so they hardly hide
     bubble     (stages - 1) / (chunks x m): 1F1B, and interleaved with several chunks per rank
-    replicas   gradients and parameters between ranks with the same weights
-    hidden     m compute under ZeRO 3; else 0
+    replicas   gradients and parameters between ranks with the same weights: beside a pass where the engine overlaps,
+               which they slow by `contention` of their time; else after it
     update     bytes that Adam reads and writes / the memory's bandwidth: the host's, with `parallel.offload`
-
-A collective over n ranks of b bytes (the larger side) puts (n - 1) / n b on a rank's link, an all-reduce twice that.
+    straggling of all of that, per doubling of the nodes
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from pretrain.plan.memory import BYTES, FP32_BYTES, LIVE_ELEMENTS
+from pretrain.hardware import Accelerator
+from pretrain.plan import network
+from pretrain.plan.constants import Constants
+from pretrain.plan.kernels import Computing, Device, Load, computing
+from pretrain.plan.network import Group
 
-if TYPE_CHECKING:
-    from pretrain.config import Config, ParallelSection
-    from pretrain.hardware import Accelerator
-    from pretrain.plan.simulate import Passes
-    from pretrain.plan.tracker import Traffic
+Beside = Literal["forward", "backward"] | None
 
-EFFICIENCY = 0.55
-"""Of the peak that the kernels of a block reach, by the throughputs that makers and trainers publish for dense models
-of this size; kernels of recurrences are not matrix products and take their share of this."""
-LINK_EFFICIENCY = 0.8
-"""Of a link's bandwidth that large collectives reach."""
-RECOMPUTED = {"none": 0.0, "selective": 0.02, "full": 1 / 3}
-"""FLOPs done twice, as a share of forward and backward."""
-ADAM_PASSES = 8
-"""Times that an update goes over an fp32 tensor of the rank's share: reads gradient, master and two moments, writes
-the last three, and the weight."""
-HOST_PASSES = 4
-"""With `parallel.offload`, beside those and in the training dtype: gradients are copied in, weights out."""
-MEGATRON_BLOCK = 128
-"""Megatron fills a sharded buffer up to a multiple of this and of the replicas."""
+
+@dataclass(frozen=True)
+class Message:
+    """Collectives of one kind among one group.
+
+    size: bytes of them all, the larger side of each; calls: how many. beside: the pass during which they are under way;
+    None: nothing is computed meanwhile. per: whether each micro-batch sends them or each step. factor: on their time.
+    """
+
+    axis: Literal["tensor", "context", "pipeline", "replicas"]
+    kind: str
+    size: float
+    group: Group
+    calls: float = 1.0
+    beside: Beside = None
+    per: Literal["micro_batch", "step"] = "micro_batch"
+    factor: float = 1.0
+
+    def seconds(self, accelerator: Accelerator, constants: Constants) -> float:
+        return self.factor * network.seconds(
+            self.kind, self.size, self.group, accelerator, constants, calls=self.calls
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step of one rank.
+
+    exchange: messages within a replica. between: those of replicas. update: seconds. world: all ranks.
+    """
+
+    load: Load
+    exchange: Sequence[Message]
+    between: Sequence[Message]
+    micro_batches: int
+    update: float
+    world: int
+    pipeline: int = 1
+    chunks: int = 1
 
 
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of one step."""
 
-    compute: float
+    products: float
+    fused: float
+    """Attention and state spaces."""
+    memory: float
+    """Memory-bound kernels."""
+    recomputed: float
     exchange: float
     bubble: float
     replicas: float
-    """What does not hide behind the computation."""
+    """What does not hide behind the computation, and what it slows that by."""
     update: float
+    straggling: float
+
+    @property
+    def compute(self) -> float:
+        return self.products + self.fused + self.memory + self.recomputed
 
     @property
     def total(self) -> float:
-        return self.compute + self.exchange + self.bubble + self.replicas + self.update
+        return self.compute + self.exchange + self.bubble + self.replicas + self.update + self.straggling
 
 
-def replica_traffic(config: Config, passes: Sequence[Passes], replicas: int, micro_batches: int) -> Traffic:
-    """Bytes that the engine moves between replicas in one step, by collective, as it calls them."""
-    if replicas == 1:
-        return Counter()
-    parallel, width = config.parallel, BYTES[config.precision.dtype]
-    parameters, axis = sum(part.parameters for part in passes), "replicas"
-    reduced, gathered = (axis, "reduce_scatter_base"), (axis, "allgather_base")
-    if parallel.chosen_engine == "megatron" and parallel.zero == 0:
-        return Counter({(axis, "allreduce"): FP32_BYTES * parameters})
-    if parallel.chosen_engine == "megatron":
-        block = math.lcm(replicas, MEGATRON_BLOCK)
-        padded = sum(-(-part.aligned // block) * block for part in passes)
-        return Counter({reduced: FP32_BYTES * padded, gathered: width * padded})
-    if parallel.zero == 0:
-        return Counter({(axis, "allreduce"): width * parameters})
-    if parallel.zero < 3:
-        times = micro_batches if parallel.zero == 2 else 1
-        return Counter({(axis, "allreduce"): times * width * parameters, gathered: width * parameters})
-    # Gathered again for the backward pass where they do not all stay; small ones once, after the update.
-    times = micro_batches * (1 if parameters <= LIVE_ELEMENTS else 2)
-    small = sum(part.small for part in passes)
-    return Counter(
-        {
-            gathered: width * (times * (parameters - small) + small),
-            reduced: micro_batches * width * parameters,
-        }
-    )
-
-
-def bubble_share(config: Config, micro_batches: int) -> float:
+def bubble_share(pipeline: int, chunks: int, micro_batches: int) -> float:
     """Idle time of the pipeline, as a share of the time that its ranks work."""
-    parallel = config.parallel
-    return (parallel.pipeline - 1) / (parallel.pipeline_chunks * micro_batches)
+    return (pipeline - 1) / (chunks * micro_batches)
 
 
-def seconds_of(traffic: Traffic, axis: str, ranks: int, gb_s: float) -> float:
-    """Of the collectives of one axis over links of this bandwidth."""
-    moved = 0.0
-    for (name, kind), size in traffic.items():
-        if name == axis:
-            hops = 1.0 if kind in ("send", "recv") else (ranks - 1) / ranks
-            moved += size * hops * (2 if kind == "allreduce" else 1)
-    return moved / (gb_s * 1e9 * LINK_EFFICIENCY)
-
-
-def bandwidth(parallel: ParallelSection, axis: str, replicas: int, accelerator: Accelerator) -> float:
-    """GB/s of the slowest link that an axis crosses: ranks are numbered tensor first, then context, data, pipeline."""
-    reach = {"tensor": parallel.tensor, "context": parallel.tensor * parallel.context}
-    reach["replicas"] = parallel.tensor * replicas
-    reach["pipeline"] = world = reach["replicas"] * parallel.pipeline
-    # Groups of 3 in nodes of 8: one of them has a rank on the next node.
-    within = world <= accelerator.gpus_per_node or accelerator.gpus_per_node % reach[axis] == 0
-    return accelerator.node_gb_s if within else accelerator.network_gb_s
-
-
-def step_time(
-    config: Config,
-    accelerator: Accelerator,
-    *,
-    flops: float,
-    traffic: Traffic,
-    between_replicas: Traffic,
-    parameters: int,
-    replicas: int,
-    micro_batches: int,
-) -> StepTime:
-    """Of the slowest rank.
-
-    flops: of one micro-batch on this rank, forward and backward, nothing computed twice.
-    traffic: of one micro-batch on this rank. between_replicas: of the step.
-    """
-    parallel = config.parallel
-    peak = accelerator.peak_teraflops[config.precision.dtype] * 1e12 * EFFICIENCY
-    compute = micro_batches * flops * (1 + RECOMPUTED[parallel.activation_checkpointing]) / peak
-    sizes = {"tensor": parallel.tensor, "context": parallel.context, "pipeline": parallel.pipeline}
-    exchange = micro_batches * sum(
-        seconds_of(traffic, axis, ranks, bandwidth(parallel, axis, replicas, accelerator))
-        for axis, ranks in sizes.items()
-        if ranks > 1
-    )
-    link = bandwidth(parallel, "replicas", replicas, accelerator)
-    between = seconds_of(between_replicas, "replicas", replicas, link)
-    # As the engines are set up, ZeRO 3 alone sends while it computes: the others send after a backward pass.
-    beside = compute if parallel.zero == 3 else 0.0
-    share = parameters / (replicas if parallel.zero else 1)
+def step_time(job: Job, accelerator: Accelerator, constants: Constants) -> StepTime:
+    """Of this rank."""
+    forward, backward = computing(job.load, Device(accelerator, constants, job.load.dtype))
+    micro_batches = job.micro_batches
+    computed: Computing = (forward + backward).times(micro_batches)
+    exchange = sum(message.seconds(accelerator, constants) for message in job.exchange)
+    # A third of a layer's messages are the forward pass's.
+    lengths = {"forward": forward.total + exchange / 3, "backward": backward.total + 2 * exchange / 3}
+    replicas = 0.0
+    for beside, length in lengths.items():
+        of_pass = [message for message in job.between if message.beside == beside]
+        often, once = (
+            sum(one.seconds(accelerator, constants) for one in of_pass if one.per == per)
+            for per in ("micro_batch", "step")
+        )
+        # What a step sends once is beside one of its micro-batches.
+        replicas += (micro_batches - 1) * _shown(often, length, constants)
+        replicas += _shown(often + once, length, constants)
+    for message in job.between:
+        if message.beside is None:
+            times = micro_batches if message.per == "micro_batch" else 1
+            replicas += times * message.seconds(accelerator, constants)
+    working = computed.total + micro_batches * exchange + replicas
+    bubble = working * bubble_share(job.pipeline, job.chunks, micro_batches)
+    doublings = math.log2(max(1.0, job.world / accelerator.gpus_per_node))
     return StepTime(
-        compute=compute,
-        exchange=exchange,
-        bubble=(compute + exchange) * bubble_share(config, micro_batches),
-        replicas=max(0.0, between - beside),
-        update=update_seconds(config, accelerator, share),
+        products=computed.products,
+        fused=computed.fused,
+        memory=computed.memory,
+        recomputed=computed.recomputed,
+        exchange=micro_batches * exchange,
+        bubble=bubble,
+        replicas=replicas,
+        update=job.update,
+        straggling=constants.straggling * doublings * (working + bubble + job.update),
     )
 
 
-def update_seconds(config: Config, accelerator: Accelerator, share: float) -> float:
-    """Of a rank that updates `share` parameters."""
-    moved = ADAM_PASSES * FP32_BYTES * share
-    if config.parallel.offload == "none":
-        return moved / (accelerator.memory_gb_s * 1e9)
-    copied = HOST_PASSES * BYTES[config.precision.dtype] * share
-    return (moved + copied) / (accelerator.host_gb_s * 1e9)
+def _shown(messages: float, computed: float, constants: Constants) -> float:
+    """By how much messages under way lengthen a pass: they slow it, and what is left of them follows it."""
+    return max(computed + constants.contention * min(messages, computed), messages) - computed

@@ -34,7 +34,7 @@ class TensorTracker(TorchDispatchMode):
     once however many views it has. A collective counts the bytes of the larger of what goes in and what comes out on
     this rank, whatever the algorithm then sends over which link.
 
-    live: bytes held now. peak: the most so far.
+    live: bytes held now. peak: the most so far. calls: how many collectives of each kind.
     smallest_call: collectives of fewer bytes are not counted.
     """
 
@@ -46,6 +46,7 @@ class TensorTracker(TorchDispatchMode):
         self.live = 0
         self.peak = 0
         self.traffic: Traffic = Counter()
+        self.calls: Traffic = Counter()
         self._name_of = name_of or (lambda group: str(group.group_name))
         self._known: dict[int, weakref.ref[Any]] = {}
 
@@ -87,7 +88,9 @@ class TensorTracker(TorchDispatchMode):
         tensors = _tensors(args[LARGER_SIDE.get(name, 0)])
         size = sum(tensor.nbytes for tensor in tensors)
         if size >= self._smallest_call:
-            self.traffic[self._name_of(group), name.strip("_")] += size
+            key = (self._name_of(group), name.strip("_"))
+            self.traffic[key] += size
+            self.calls[key] += 1
 
 
 def _tensors(tree: Any) -> Iterable[Tensor]:

@@ -8,11 +8,9 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import ConfigError
-from pretrain.hardware import ACCELERATORS
 from pretrain.plan.estimate import make_plan
 from pretrain.plan.memory import state_memory
 from pretrain.plan.parameters import count_parameters, resolved
-from pretrain.plan.timing import bandwidth
 
 
 @pytest.mark.parametrize("family", ["sigmoid", "softmax"])
@@ -46,21 +44,6 @@ def test_activation_checkpointing_keeps_less() -> None:
         for mode in ("none", "full")
     ]
     assert kept[1] < kept[0] / 5
-
-
-def test_ranks_of_one_node_need_no_network() -> None:
-    accelerator = ACCELERATORS["h100"]
-    parallel = load_config("configs/sigmoid/demo.yaml", ["parallel.tensor=2"]).parallel
-    assert bandwidth(parallel, "replicas", 4, accelerator) == accelerator.node_gb_s
-    assert bandwidth(parallel, "replicas", 8, accelerator) == accelerator.network_gb_s
-    assert bandwidth(parallel, "tensor", 8, accelerator) == accelerator.node_gb_s
-
-
-def test_groups_that_do_not_divide_a_node_cross_its_border() -> None:
-    accelerator = ACCELERATORS["h100"]
-    parallel = load_config("configs/sigmoid/demo.yaml", []).parallel.model_copy(update={"tensor": 3})
-    assert bandwidth(parallel, "tensor", 2, accelerator) == accelerator.node_gb_s, "six ranks, one node"
-    assert bandwidth(parallel, "tensor", 4, accelerator) == accelerator.network_gb_s
 
 
 def test_a_copy_per_node_needs_two_replicas_on_it() -> None:

@@ -1,0 +1,1 @@
+"""Published training runs, as jobs of the planner."""
