@@ -16,7 +16,7 @@ from rich.console import Console
 from launch import slurm
 from launch.batch_script import script
 from launch.dependencies import dependency_on
-from launch.request import Request, absolute, joined
+from launch.request import Request, absolute, joined, laid_out, overrides_of
 from launch.settings import ClusterSettings, load_settings
 from launch.status import find_runs, read_status
 from launch.submission_checks import check_cluster, check_data, check_shape, refuse_a_second_job
@@ -25,7 +25,7 @@ from launch.sweep import sweep_configs, swept_keys
 from launch.watch_commands import overview
 from pretrain.attempts import read_json
 from pretrain.commands.console import plain_console
-from pretrain.config import load_config
+from pretrain.config import Config, load_config
 from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder
 from pretrain.typed import typed, typed_for_runs
@@ -107,11 +107,12 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
         options.cluster, dict(options.settings), {"gpus_per_node": first.launch.gpus_per_node}
     )
     settings = _with_preflight(settings, options)
+    nodes = options.nodes or (1 if options.local else first.launch.nodes)
     return Request(
         name=base.run.name,
-        configs=tuple(joined(absolute(config), settings) for config in configs),
+        configs=tuple(_laid_out(joined(absolute(config), settings), settings, nodes) for config in configs),
         settings=settings,
-        nodes=options.nodes or (1 if options.local else first.launch.nodes),
+        nodes=nodes,
         after=None
         if options.after is None
         else dependency_on(find_runs(Path(first.run.folder), [options.after])),
@@ -119,6 +120,14 @@ def _request(path: str, overrides: list[str], options: LaunchOptions) -> Request
         swept=swept_keys(options.sweep),
         command=f"cd {shlex.quote(str(Path.cwd()))} && {typed(*sys.argv[1:])}",
     )
+
+
+def _laid_out(config: Config, settings: ClusterSettings, nodes: int) -> Config:
+    """With the layout that the plan chooses for what is auto, told."""
+    found, reason = laid_out(config, settings, nodes * settings.ranks_per_node)
+    if reason is not None:
+        plain_console(soft_wrap=True).print(f"{config.run.name}: {reason}", markup=False)
+    return found
 
 
 def _with_preflight(settings: ClusterSettings, options: LaunchOptions) -> ClusterSettings:
@@ -143,7 +152,7 @@ def _print_plan(
             path,
             [
                 *overrides,
-                *(f"launch.{key}={value}" for key, value in request.configs[0].launch if value is not None),
+                *overrides_of(request.configs[0]),
             ],
             gpus=request.ranks,
             gpu="h100",

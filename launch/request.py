@@ -76,10 +76,30 @@ def absolute(config: Config) -> Config:
 
 
 def joined(config: Config, settings: ClusterSettings) -> Config:
-    """With the cluster's word on how nodes are joined, where the run's own is silent."""
+    """With the cluster's word on its GPUs and on how nodes are joined, where the run's own is silent."""
     known = settings.interconnect.model_dump(exclude_none=True)
-    open_keys = {key: value for key, value in known.items() if getattr(config.launch, key) is None}
-    return config.replace(launch=config.launch.model_copy(update=open_keys))
+    said = config.launch.model_dump(exclude_none=True, exclude_defaults=True)
+    return config.replace(launch=config.launch.model_copy(update={**known, **said}))
+
+
+def overrides_of(config: Config) -> list[str]:
+    """What a launch settled, as it is written on a command line: the cluster's GPUs, and the layout."""
+    launch = [f"launch.{key}={value}" for key, value in config.launch if value is not None]
+    layout = [f"parallel.{key}={value}" for key, value in config.parallel if key != "auto"]
+    return [*launch, *layout, f"data.micro_batch_rows={config.data.micro_batch_rows}"]
+
+
+def laid_out(config: Config, settings: ClusterSettings, ranks: int) -> tuple[Config, str | None]:
+    """With the layout that the plan chooses for what is auto, and why; None where nothing is."""
+    if not config.parallel.auto:
+        return config, None
+    from pretrain.plan.auto import choose_layout
+    from pretrain.plan.machine import cpu_machine, planned_machine
+
+    on_cpu = config.run.device == "cpu" or settings.gpus_per_node == 0
+    machine = cpu_machine(settings.ranks_per_node) if on_cpu else planned_machine(config, config.launch.gpu)
+    choice = choose_layout(config, ranks, machine)
+    return choice.config, choice.reason
 
 
 def _absolute_own(data: DataSection) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -30,8 +30,9 @@ class PreflightSettings(Section):
 
 
 class InterconnectSettings(Section):
-    """How nodes are joined, for the plan. null: the maker's own (`pretrain.hardware`)."""
+    """What GPUs there are and how they are joined, for the plan. null: as the run's `launch` says."""
 
+    gpu: Literal["h100", "h200", "a100", "a100_40"] | None = None
     ports: int | None = Field(default=None, ge=1, le=256)
     port_gb_s: float | None = Field(default=None, gt=0, le=10_000)
     node_gb_s: float | None = Field(default=None, gt=0, le=100_000)

@@ -91,7 +91,7 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(min=1, help="Devices. Default: launch.nodes x launch.gpus_per_node.")
     ] = None,
-    gpu: Annotated[str, typer.Option(help="h100, h200, a100 or a100_40.")] = "h100",
+    gpu: Annotated[str | None, typer.Option(help="h100, h200, a100 or a100_40. Default: launch.gpu.")] = None,
     mfu: Annotated[
         float | None,
         typer.Option(help="Model FLOPs utilisation to reckon with. Default: the predicted step's."),

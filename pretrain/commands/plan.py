@@ -12,9 +12,11 @@ from rich.table import Table
 from models.layers.transfer import multipliers, residual_factor
 from pretrain.commands.console import plain_console
 from pretrain.config import load_config
+from pretrain.plan.auto import choose_layout
 from pretrain.plan.constants import origins
 from pretrain.plan.estimate import Plan, make_plan
 from pretrain.plan.layouts import describe, suggest_layouts
+from pretrain.plan.machine import planned_machine
 
 if TYPE_CHECKING:
     from pretrain.config import Config
@@ -32,7 +34,7 @@ def print_plan(
     overrides: list[str],
     *,
     gpus: int | None,
-    gpu: str,
+    gpu: str | None,
     mfu: float | None,
     price: float | None,
     suggest: bool = False,
@@ -42,8 +44,14 @@ def print_plan(
     config = load_config(path, overrides, gpus, allow_env=allow_env)
     if gpus is None:
         gpus = max(1, config.launch.nodes * config.launch.gpus_per_node)
-    plan = make_plan(config, gpus=gpus, gpu=gpu, mfu=mfu)
+    gpu = gpu or config.launch.gpu
     console = plain_console(markup=True)
+    if config.parallel.auto:
+        with console.status("choosing the layout ..."):
+            choice = choose_layout(config, gpus, planned_machine(config, gpu))
+        console.print(escape(choice.reason))
+        config = choice.config
+    plan = make_plan(config, gpus=gpus, gpu=gpu, mfu=mfu)
     console.print(f"{config.run.name}: {config.model.family}, {sum(plan.parameters.values()):,} parameters")
     console.print(f"on {gpus} x {plan.accelerator.name}: {describe(config.parallel)}")
     console.print(_parameters(plan))

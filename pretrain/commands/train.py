@@ -14,6 +14,7 @@ from pretrain.terminal import outlive_terminal
 from pretrain.yaml_text import read_yaml
 
 if TYPE_CHECKING:
+    from pretrain.config import Config
     from pretrain.run import Run
 
 
@@ -45,8 +46,11 @@ def run_training(
         from pretrain.parallel.ranks import ranks_from_environment
 
         config = config_from_dict(raw, origin=path, world=ranks_from_environment().world)
+        config, reason = laid_out(config)
         import_engine(config)
     with open_run(config, quiet=quiet) as run:
+        if reason is not None:
+            run.record("layout", chosen=config.parallel.model_dump(mode="json"), reason=reason)
         train(run)
         run.reporter.close()
         code = EXIT_DONE if run.clock.done else EXIT_RESUME
@@ -56,6 +60,23 @@ def run_training(
             print_summary(run)
     dist.destroy_process_group()
     return code
+
+
+def laid_out(config: Config) -> tuple[Config, str | None]:
+    """With the layout that the plan chooses for what is auto on this machine, and why; None where nothing is."""
+    from pretrain.parallel.ranks import choose_device, ranks_from_environment
+
+    if not config.parallel.auto:
+        return config, None
+    from pretrain.plan.auto import choose_layout
+    from pretrain.plan.machine import machine_at_hand
+
+    ranks = ranks_from_environment()
+    machine = machine_at_hand(config, choose_device(config.run.device, ranks), ranks.world)
+    choice = choose_layout(config, ranks.world, machine)
+    if ranks.is_main:
+        print(choice.reason, flush=True)
+    return choice.config, choice.reason
 
 
 def print_summary(run: Run) -> None:

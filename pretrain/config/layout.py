@@ -10,6 +10,9 @@ from pretrain.config.data import DataSection
 from pretrain.config.section import Problem, one_of
 from pretrain.config.sections import ParallelSection
 
+CHEAP = ("activation", "gated norms", "state space")
+"""Work that layers can recompute by themselves, as they name it."""
+
 
 def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
     """All that is wrong with a layout of this model and these rows, whatever the number of processes."""
@@ -19,6 +22,17 @@ def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) ->
     yield from check_engine(parallel)
     yield from check_zero(parallel)
     yield from check_offload(parallel)
+    yield from check_checkpointing(parallel, model)
+
+
+def check_checkpointing(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
+    """Something cheap for `selective` to make again: feed-forward layers, gates or state spaces. What a mixer of one's
+    own has is known only when it is built."""
+    if parallel.activation_checkpointing != "selective" or getattr(model, "own", None):
+        return
+    if not any(stream.name in CHEAP for layer in model.layer_work() for stream in layer.streams):
+        message = "no layer of this model has a cheap part; use full or none"
+        yield Problem("parallel.activation_checkpointing", message, "selective", True)
 
 
 def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pretrain.config.references import resolved
 from pretrain.config.section import Problem, told
+from pretrain.config.sections import CHOSEN
 from pretrain.errors import ConfigError
 from pretrain.yaml_text import parse_yaml, read_yaml
 
@@ -27,7 +28,7 @@ def merged_values(path: Path, overrides: Sequence[str] = (), *, allow_env: bool 
     """
     values: dict[str, Any] = {}
     for layer in _layers(path, ()):
-        values = _over(values, layer)
+        values = _over(values, _whole_section(layer))
     problems: list[Problem] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -44,7 +45,8 @@ def merged_values(path: Path, overrides: Sequence[str] = (), *, allow_env: bool 
             )
         else:
             try:
-                values = _over(values, _nested(key.split("."), parse_yaml(text, "value")))
+                nested = _nested(key.split("."), parse_yaml(text, "value"))
+                values = _over(values, _whole_section(nested))
             except ConfigError as error:
                 problems.append(Problem(override, f"not understood ({error})"))
     found, wrong = resolved(values, allow_env=allow_env)
@@ -59,6 +61,11 @@ def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
         value = {key: value}
     nested: dict[str, Any] = value
     return nested
+
+
+def _whole_section(layer: dict[str, Any]) -> dict[str, Any]:
+    """With `parallel: auto` written out, so that its keys can be set one by one above it."""
+    return {**layer, "parallel": dict.fromkeys(CHOSEN, "auto")} if layer.get("parallel") == "auto" else layer
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from pretrain.config.data import DataSection
 from pretrain.config.objective import NextTokenSection, ObjectiveSection
@@ -23,6 +23,10 @@ class RunSection(Section):
     seed: int = Field(default=1, ge=0, lt=2**63)
     steps: int = Field(ge=1, le=1_000_000_000)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+CHOSEN = ("tensor", "sequence", "context", "pipeline", "zero", "activation_checkpointing")
+"""Keys of `parallel` that may be auto: then the fastest layout that fits the machine decides (`pretrain.plan.auto`)."""
 
 
 class ParallelSection(Section):
@@ -52,6 +56,19 @@ class ParallelSection(Section):
     """auto: megatron with a pipeline, deepspeed without."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     compile: bool = False
+    auto: tuple[
+        Literal["tensor", "sequence", "context", "pipeline", "zero", "activation_checkpointing"], ...
+    ] = ()
+    """Keys that are still to be chosen. Write `auto` as their value, or `parallel: auto` for all of them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_auto(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        chosen = [key for key in CHOSEN if values.get(key) == "auto"]
+        rest = {key: value for key, value in values.items() if key not in chosen}
+        return rest if not chosen else {**rest, "auto": [*chosen, *rest.get("auto", ())]}
 
     @property
     def chosen_engine(self) -> Literal["deepspeed", "megatron"]:
@@ -98,6 +115,8 @@ class MonitorSection(Section):
 class LaunchSection(Section):
     nodes: int = Field(default=1, ge=1, le=65_536)
     gpus_per_node: int = Field(default=8, ge=0, le=256)
+    gpu: Literal["h100", "h200", "a100", "a100_40"] = "h100"
+    """Which, for the plan and for what `parallel: auto` chooses where a run is launched."""
     ports: int | None = Field(default=None, ge=1, le=256)
     """Network ports of a node, for the plan. null: as the cluster's file says, else one per GPU."""
     port_gb_s: float | None = Field(default=None, gt=0, le=10_000)

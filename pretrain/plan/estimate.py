@@ -11,13 +11,14 @@ from models import families
 from pretrain.config.nearest import check_layout
 from pretrain.config.world import data_parallel_size, micro_batch_rows
 from pretrain.errors import ConfigError
-from pretrain.hardware import ACCELERATORS, Accelerator, Interconnect
+from pretrain.hardware import Accelerator
 from pretrain.optim import parameter_groups
 from pretrain.optim.scaling import Scaled, resolve
 from pretrain.parallel.nodes import LONE_REPLICAS
 from pretrain.parallel.stages import whole_model
 from pretrain.plan.constants import constants
 from pretrain.plan.jobs import job_of, replica_traffic
+from pretrain.plan.machine import planned_machine
 from pretrain.plan.memory import (
     BYTES,
     FP32_BYTES,
@@ -97,7 +98,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
 
     Raises ConfigError for a device that is not in the table, and a layout that does not fit.
     """
-    accelerator = machine(config, gpu)
+    accelerator = planned_machine(config, gpu)
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")
     check_layout(config, gpus)
@@ -129,18 +130,6 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
         mfu=used,
         seconds=flops * tokens / (peak * used),
     )
-
-
-def machine(config: Config, gpu: str) -> Accelerator:
-    """The accelerator, in nodes as the config's `launch` section states them.
-
-    Raises ConfigError for a device that is not in the table.
-    """
-    if gpu not in ACCELERATORS:
-        raise ConfigError(f"--gpu {gpu}: not in the table; choose one of {', '.join(ACCELERATORS)}")
-    launch = config.launch
-    stated = Interconnect(launch.gpus_per_node or None, launch.ports, launch.port_gb_s, launch.node_gb_s)
-    return ACCELERATORS[gpu].joined(stated)
 
 
 def plan_layout(config: Config, gpus: int, accelerator: Accelerator, *, on_cpu: bool = False) -> Layout:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from models import families
 from pretrain.config.nearest import overrides, problems_of
+from pretrain.config.sections import CHOSEN
 from pretrain.config.world import data_parallel_size, micro_batch_rows
 from pretrain.parallel.stages import blocks_of_stages
 from pretrain.plan.estimate import Layout, layout_of, of_stages
@@ -43,29 +44,34 @@ class Suggestion:
     division: tuple[int, int, int]
     """Tensor, context and pipeline sizes. Of one division the fastest is suggested."""
     layout: Layout
+    parallel: ParallelSection
     tokens_per_step: int
     mfu: float
+
+    def fits(self, accelerator: Accelerator) -> bool:
+        """With room to spare."""
+        return self.layout.memory.total <= ROOM * accelerator.memory_gib * GIB
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """Passes of a model as a constant and a share per block, of one row."""
+    """Passes of a model as a constant and a share per run of `period` blocks, of one row."""
 
     one: Passes
     two: Passes
+    period: int
 
     def passes(self, blocks: int, rows: int, *, head: bool) -> Passes:
         """Of a part of the model with so many blocks."""
+        more = blocks / self.period - 1
 
         def of(kind: str, scale: int = 1) -> int:
             first, second = getattr(self.one, kind), getattr(self.two, kind)
-            return int(scale * (first + (blocks - 1) * (second - first)))
+            return int(scale * (first + more * (second - first)))
 
         def counted(kind: str, scale: int) -> Traffic:
             one, two = getattr(self.one, kind), getattr(self.two, kind)
-            return Counter(
-                {key: scale * (size + (blocks - 1) * (two[key] - size)) for key, size in one.items()}
-            )
+            return Counter({key: int(scale * (size + more * (two[key] - size))) for key, size in one.items()})
 
         body = of("body", rows)
         # The head makes its logits chunk by chunk: they grow with the rows only up to a chunk.
@@ -97,10 +103,32 @@ def describe(parallel: ParallelSection) -> str:
 
 def suggest_layouts(config: Config, gpus: int, accelerator: Accelerator, count: int = 6) -> list[Suggestion]:
     """At most `count` layouts of `gpus` devices that fit, fastest first, each with another division of the model."""
+    found = sorted(
+        (one for one in tried_layouts(config, gpus, accelerator, CHOSEN) if one.fits(accelerator)),
+        key=lambda one: one.layout.time.total,
+    )
+    best: dict[tuple[int, int, int], Suggestion] = {}
+    for one in found:
+        best.setdefault(one.division, one)
+    return list(best.values())[:count]
+
+
+def tried_layouts(
+    config: Config,
+    gpus: int,
+    accelerator: Accelerator,
+    free: Sequence[str],
+    known: dict[Any, _Linear] | None = None,
+) -> list[Suggestion]:
+    """All layouts that differ from the config's in the `free` keys of `parallel`, and in the rows of a micro-batch
+    where the config leaves them open or nothing is to be chosen; whether they fit or not.
+
+    known: simulated passes of this model, which do not depend on the number of GPUs; new ones are added.
+    """
     config = resolved(config)
-    known: dict[Any, _Linear] = {}
+    known = {} if known is None else known
     found = []
-    for parallel, rows in _candidates(config, gpus):
+    for parallel, rows in _candidates(config, gpus, free):
         candidate = replace(
             config, parallel=parallel, data=config.data.model_copy(update={"micro_batch_rows": rows})
         )
@@ -108,50 +136,57 @@ def suggest_layouts(config: Config, gpus: int, accelerator: Accelerator, count: 
         if key not in known:
             known[key] = _simulated(candidate)
         layout = _layout(candidate, gpus, accelerator, known[key])
-        if layout.memory.total <= ROOM * accelerator.memory_gib * GIB:
-            found.append(_suggestion(config, candidate, gpus, accelerator, layout))
-    found.sort(key=lambda one: one.layout.time.total)
-    best: dict[tuple[int, int, int], Suggestion] = {}
-    for one in found:
-        best.setdefault(one.division, one)
-    return list(best.values())[:count]
+        found.append(_suggestion(config, candidate, gpus, accelerator, layout))
+    return found
 
 
-def _candidates(config: Config, gpus: int) -> Iterator[tuple[ParallelSection, int]]:
+def _candidates(config: Config, gpus: int, free: Sequence[str]) -> Iterator[tuple[ParallelSection, int]]:
     """Layouts that the model, the rows and the number of GPUs allow, with rows of a micro-batch."""
-    contexts = SIZES if config.data.sequence_length >= LONG_ROW else (1,)
-    for tensor, context, pipeline in itertools.product(SIZES, contexts, SIZES):
-        for zero, checkpointing in itertools.product((1, 2, 3), CHECKPOINTING):
-            changes = {
-                "data": "auto",
-                "tensor": tensor,
-                "sequence": tensor > 1,
-                "context": context,
-                "pipeline": pipeline,
-                "pipeline_chunks": 1,
-                "zero": zero,
-                "engine": "auto",
-                "activation_checkpointing": checkpointing,
-            }
-            parallel = config.parallel.model_copy(update=changes)
-            if any(problems_of(parallel, config.model, config.data, gpus)):
-                continue
-            data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
-            if lone_replicas(replace(config, parallel=parallel), data_ranks * context):
-                continue
-            share = config.data.global_batch_rows // data_ranks
+    choices: dict[str, Sequence[Any]] = {
+        "tensor": SIZES,
+        "context": SIZES if config.data.sequence_length >= LONG_ROW else (1,),
+        "pipeline": SIZES,
+        "zero": (1, 2, 3),
+        "activation_checkpointing": CHECKPOINTING,
+    }
+    # Where all is free, what follows from a layout is too.
+    follows = {"data": "auto", "pipeline_chunks": 1, "engine": "auto"} if set(free) == set(CHOSEN) else {}
+    tried = {
+        key: values if key in free else (getattr(config.parallel, key),) for key, values in choices.items()
+    }
+    for values in itertools.product(*tried.values()):
+        changes: dict[str, Any] = {**follows, **dict(zip(tried, values, strict=True))}
+        if "sequence" in free:
+            changes["sequence"] = changes["tensor"] > 1
+        parallel = config.parallel.model_copy(update=changes)
+        if any(problems_of(parallel, config.model, config.data, gpus)):
+            continue
+        data_ranks = data_parallel_size(parallel, gpus, config.data.global_batch_rows)
+        if lone_replicas(replace(config, parallel=parallel), data_ranks * parallel.context):
+            continue
+        share = config.data.global_batch_rows // data_ranks
+        if config.parallel.auto and config.data.micro_batch_rows != "auto":
+            yield parallel, micro_batch_rows(config.data, data_ranks, parallel)
+        else:
             yield from ((parallel, rows) for rows in SIZES if share % rows == 0)
 
 
 def _simulated(config: Config) -> _Linear:
-    """One row through one block and through two, on one stage."""
+    """One row through one run of blocks and through two, on one stage."""
     passes = []
-    for blocks in (1, 2):
+    for blocks in (period(config), 2 * period(config)):
         parallel = config.parallel.model_copy(update={"pipeline": 1, "zero": 1})
         short = replace(config, parallel=parallel, model=replace(config.model, layers=blocks))
         with pretended_mesh(parallel, parallel.tensor * parallel.context) as mesh:
             passes += simulate(short, mesh, 1)
-    return _Linear(*passes)
+    one, two = passes
+    return _Linear(one, two, period(config))
+
+
+def period(config: Config) -> int:
+    """Blocks after which those of a model come again: a hybrid's pattern, or one."""
+    mixers = getattr(config.model, "mixers", ("",))
+    return len(mixers) if config.model.layers % len(mixers) == 0 else int(config.model.layers)
 
 
 def _layout(config: Config, gpus: int, accelerator: Accelerator, linear: _Linear) -> Layout:
@@ -178,4 +213,5 @@ def _suggestion(
     flops = families[candidate.model.family].flops_per_token(candidate.model, length) * tokens
     peak = accelerator.peak_teraflops[candidate.precision.dtype] * 1e12 * gpus
     division = (parallel.tensor, parallel.context, parallel.pipeline)
-    return Suggestion(" ".join(words), division, layout, tokens, flops / peak / layout.time.total)
+    mfu = flops / peak / layout.time.total
+    return Suggestion(" ".join(words), division, layout, parallel, tokens, mfu)
