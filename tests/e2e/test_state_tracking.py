@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.state_tracking import STACKED_TASKS, STACKS, configured
+from pretrain.config import config_from_dict
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR
 from tests.e2e.training import Ended, losses, metrics, run_forked
 
@@ -75,3 +77,14 @@ def test_one_hop_within_the_language_models_bound(tmp_path: Path) -> None:
     ended = train(ONE_HOP, tmp_path, "run.steps=500")
     assert ended.code == EXIT_DONE, ended
     assert last(tmp_path, "task/token_accuracy") >= 0.999
+
+
+@pytest.mark.parametrize("task", STACKED_TASKS)
+def test_stacks_of_a_task_differ_in_their_mixers_alone(task: str) -> None:
+    """Otherwise the comparison would be one of recipes."""
+    found = [configured(task, stack, steps=None, device="cpu") for stack in STACKS]
+    for values in found:
+        assert config_from_dict(values, origin=task).model.layers == 3
+        for key in ("mixers", "softmax", "pararnn_gru"):
+            values["model"].pop(key, None)
+    assert all(values == found[0] for values in found)
