@@ -35,7 +35,8 @@ from data_pipelines.raw.samples import Found, Sample, read_samples
 from data_pipelines.storage.dataset import Dataset, open_dataset
 from data_pipelines.storage.whole_folders import make_partial, publish, refuse_used
 from data_pipelines.tokens.modalities import Modalities, codec_modality, load_modalities
-from data_pipelines.tokens.tokenizers import Tokenizer, bpe_size, train_bpe
+from data_pipelines.tokens.tokenizer import Tokenizer
+from data_pipelines.tokens.tokenizer_training import bpe_size, train_bpe
 from data_pipelines.tokens.vocabulary import TASKS, Modality, Vocabulary
 
 CAPTION_CHARACTERS = 8_000_000

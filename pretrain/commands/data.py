@@ -257,7 +257,7 @@ def stats(
 
     from data_pipelines.inspection.stats import describe_split, padding_share, sample_texts
     from data_pipelines.storage.dataset import open_dataset
-    from data_pipelines.tokens.tokenizers import load_tokenizer
+    from data_pipelines.tokens.tokenizer_loading import load_tokenizer
     from pretrain.commands.data_tables import histogram_table, split_table
 
     dataset, tokenizer, console = open_dataset(folder), load_tokenizer(folder), Console()

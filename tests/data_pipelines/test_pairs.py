@@ -20,7 +20,7 @@ from data_pipelines.rows.whole_rows import WholeRowReader
 from data_pipelines.storage.dataset import open_dataset
 from data_pipelines.storage.shards import write_tar
 from data_pipelines.tokens.modalities import load_modalities
-from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.tokenizer_training import word_tokenizer
 from data_pipelines.tokens.vocabulary import TASKS
 from tests.data_pipelines.helpers import VOCABULARY, make_pairs, pair
 from tests.data_pipelines.test_command import run

@@ -29,9 +29,12 @@ from data_pipelines.raw.report import Report, Tally
 from data_pipelines.raw.samples import read_samples
 from data_pipelines.raw.sounds import read_sound, sound_rate
 from data_pipelines.storage.dataset import Dataset, Shard
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.document_form import member_documents, token_members
 from data_pipelines.tokens.modalities import combine
-from data_pipelines.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec, train_bpe
+from data_pipelines.tokens.tokenizer import Tokenizer
+from data_pipelines.tokens.tokenizer_loading import tokenizer_from_spec
+from data_pipelines.tokens.tokenizer_training import train_bpe
 from pretrain.commands.choices import read_questions
 from pretrain.generate.prompts import check_prompts
 from pretrain.generate.requests import Requests
