@@ -144,7 +144,8 @@ def pairs(
 
     Example: triptych data pairs photos/ --out data/photos --image-codec patch:1024:8 --tokenizer data/demo
     """
-    from data_pipelines.prepare.pairs import PairOptions, build_pairs
+    from data_pipelines.prepare.pair_options import PairOptions
+    from data_pipelines.prepare.pairs import build_pairs
 
     tasks = tuple(name.strip() for name in encoding.tasks.split(",") if name.strip())
     options = PairOptions(

@@ -14,7 +14,8 @@ from PIL import Image
 from data_pipelines.codecs import PatchCodec
 from data_pipelines.errors import DataError
 from data_pipelines.inspection.lint import lint
-from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.pair_options import PairOptions
+from data_pipelines.prepare.pairs import build_pairs
 from data_pipelines.rows.cut_rows import Source, open_sources
 from data_pipelines.rows.whole_rows import WholeRowReader
 from data_pipelines.storage.dataset import open_dataset

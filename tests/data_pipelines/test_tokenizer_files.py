@@ -12,7 +12,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_pipelines.errors import DataError
-from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.pair_options import PairOptions
+from data_pipelines.prepare.pairs import build_pairs
 from data_pipelines.prepare.text import BuildOptions, build, held_bytes
 from data_pipelines.raw.report import Report
 from data_pipelines.storage.dataset import open_dataset
