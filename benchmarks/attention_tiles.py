@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.attention import Case, document_ids, draw, flops, milliseconds
+from benchmarks.attention_cases import Case, document_ids, draw, flops, milliseconds
 from kernels.offline import REGISTERS, SHARED_BYTES, Resources, complaints
 from kernels.sigmoid_attention.offline import (
     CAUSAL,

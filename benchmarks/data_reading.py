@@ -25,7 +25,7 @@ from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
 from data_pipelines.storage.dataset import write_dataset
 from data_pipelines.storage.shards import TokenShardWriter, write_tar
 from data_pipelines.stream.stream import keep_freed_memory
-from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from pretrain.json_text import to_json
 
 VOCABULARY = 32_768

@@ -80,7 +80,7 @@ def bare_loop(shape: dict[str, Any], data: Path) -> float:
 
     from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
     from data_pipelines.stream.stream import keep_freed_memory
-    from data_pipelines.tokens.tokenizers import load_tokenizer
+    from data_pipelines.tokens.tokenizer_loading import load_tokenizer
     from models import families
     from models.initialise import initialise
     from pretrain.config import load_config

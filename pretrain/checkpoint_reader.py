@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_pipelines.tokens.modalities import Modalities
-from data_pipelines.tokens.tokenizers import Tokenizer
+from data_pipelines.tokens.tokenizer import Tokenizer
 from models import families
 from pretrain.checkpoint import CheckpointStore
 from pretrain.checkpoint.steps import step_name, telling_how_to_restore, verify_step

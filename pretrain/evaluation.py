@@ -15,7 +15,7 @@ from data_pipelines.rows.evaluation import bytes_per_token, evaluation_batches, 
 from data_pipelines.stream.batch import Batch
 from data_pipelines.stream.stream import dealt_batches
 from data_pipelines.tasks import TaskRows, build_task
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from pretrain.accuracy import Accuracy, accuracy_of, count_right
 from pretrain.checkpoint_reader import TrainedModel
 from pretrain.engine.base import Evaluation

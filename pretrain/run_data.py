@@ -17,7 +17,8 @@ from data_pipelines.rows.whole_rows import WholeEvaluation, WholeRowReader
 from data_pipelines.stream.stream import dealt_batches
 from data_pipelines.tasks import TaskRows, build_task
 from data_pipelines.tokens.modalities import Modalities, codec_folders, load_modalities
-from data_pipelines.tokens.tokenizers import Tokenizer, load_tokenizer
+from data_pipelines.tokens.tokenizer import Tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from data_pipelines.tokens.vocabulary import Vocabulary, load_vocabulary
 from models.own import named
 from pretrain.config.validation import own_data_section

@@ -19,8 +19,10 @@ from typing import Any
 
 import filelock
 
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import Modalities, load_modalities
-from data_pipelines.tokens.tokenizers import BytesTokenizer, Tokenizer, tokenizer_from_spec
+from data_pipelines.tokens.tokenizer import Tokenizer
+from data_pipelines.tokens.tokenizer_loading import tokenizer_from_spec
 from pretrain.attempts import append_ledger
 from pretrain.errors import UserError, of_storage, writing
 from pretrain.json_text import to_json

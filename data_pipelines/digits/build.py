@@ -20,7 +20,7 @@ from data_pipelines.storage.dataset import Dataset, open_dataset, token_bytes, w
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.storage.whole_folders import make_partial, publish, refuse_used
 from data_pipelines.tokens.modalities import Modalities, combine
-from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.tokenizer_training import word_tokenizer
 from data_pipelines.tokens.vocabulary import TASKS
 
 SPLITS = ("train", "validation", "test")

@@ -24,7 +24,7 @@ from data_pipelines.storage.shards import ShardRecord
 from data_pipelines.storage.tar_walk import BLOCK, crc32, header_damage, padded, walk
 from data_pipelines.tokens.document_form import check_pairs, member_documents, token_members
 from data_pipelines.tokens.modalities import load_modalities
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from data_pipelines.tokens.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]

@@ -12,7 +12,7 @@ from data_pipelines.rows.shared_vocabulary import vocabulary_of
 from data_pipelines.rows.whole_stream import WholeStream
 from data_pipelines.storage.dataset import Dataset, Shard
 from data_pipelines.tokens.document_form import member_documents, token_members
-from data_pipelines.tokens.tokenizers import Tokenizer
+from data_pipelines.tokens.tokenizer import Tokenizer
 from data_pipelines.tokens.vocabulary import SPECIALS, TASKS, Vocabulary, load_vocabulary
 
 PERCENTILES = (1, 10, 50, 90, 99, 100)

@@ -25,7 +25,9 @@ from data_pipelines.raw.report import Report, Tally
 from data_pipelines.storage.dataset import Dataset, open_dataset, token_bytes, write_dataset
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.storage.whole_folders import make_partial, publish, refuse_used
-from data_pipelines.tokens.tokenizers import Tokenizer, bpe_size, tokenizer_from_spec, train_bpe
+from data_pipelines.tokens.tokenizer import Tokenizer
+from data_pipelines.tokens.tokenizer_loading import tokenizer_from_spec
+from data_pipelines.tokens.tokenizer_training import bpe_size, train_bpe
 
 SAMPLE_CHARACTERS = 8_000_000  # of text to train a BPE on: under ten seconds on one core
 SAMPLE_EXCERPT = 100_000  # characters; the first of every document is taken before others of long documents

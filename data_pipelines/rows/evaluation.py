@@ -14,7 +14,7 @@ from data_pipelines.rows.packing import gather, pack
 from data_pipelines.stream.batch import Batch, Cursor
 
 if TYPE_CHECKING:
-    from data_pipelines.tokens.tokenizers import Tokenizer
+    from data_pipelines.tokens.tokenizer import Tokenizer
 
 
 def evaluation_rows(sources: Sequence[OpenSource], sequence_length: int) -> int:

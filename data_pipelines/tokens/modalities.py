@@ -17,7 +17,8 @@ import numpy as np
 from data_pipelines.codecs.base import FILE, Codec, load_codec
 from data_pipelines.codecs.codebooks import flatten, level_size, unflatten
 from data_pipelines.errors import DataError
-from data_pipelines.tokens.tokenizers import Tokenizer, tokenizer_of
+from data_pipelines.tokens.tokenizer import Tokenizer
+from data_pipelines.tokens.tokenizer_loading import tokenizer_of
 from data_pipelines.tokens.vocabulary import MODALITIES, Modality, Vocabulary, load_vocabulary
 
 CODECS = "codecs"

@@ -1,4 +1,4 @@
-"""One step of the ParaGRU and ParaLSTM, for decoding: the reference equations on the ops' layout.
+"""One step of the ParaGRU and ParaLSTM, for decoding: the reference equations on tensors of the ops' shapes.
 
 Shape suffixes: B batch, H input heads, G gates, N channels of a head, D = H N channels.
 """

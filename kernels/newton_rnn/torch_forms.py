@@ -1,4 +1,4 @@
-"""The GRU and LSTM in plain torch, on the layout of the ops: the loop, Newton's method, and the adjoint.
+"""The GRU and LSTM in plain torch, on tensors of the ops' shapes: the loop, Newton's method, and the adjoint.
 
 Shape suffixes: B batch, T time, H input heads, G gates, N channels of a head, D = H N channels.
 """

@@ -25,6 +25,16 @@ from kernels.newton_rnn.triton_math import (
     lstm_gates,
     lstm_jacobian,
 )
+from kernels.newton_rnn.triton_memory import (
+    load_inputs,
+    load_kept,
+    load_states,
+    load_three_rows,
+    load_two_rows,
+    store_gates,
+    store_six,
+    store_states,
+)
 
 
 @triton.jit
@@ -66,12 +76,8 @@ def gru_adjoint_kernel(
     channel, position = first + tl.arange(0, C), tl.arange(0, W)
     inside = channel < D
     gate = gate_offsets(first, C, N, ONE_HEAD)
-    a_z = tl.load(RECURRENT + channel, mask=inside, other=0.0)[None, :]
-    a_r = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)[None, :]
-    a_s = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)[None, :]
-    b_z = tl.load(BIAS + channel, mask=inside, other=0.0)[None, :]
-    b_r = tl.load(BIAS + D + channel, mask=inside, other=0.0)[None, :]
-    b_s = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)[None, :]
+    a_z, a_r, a_s = load_three_rows(RECURRENT, D, channel, inside)
+    b_z, b_r, b_s = load_three_rows(BIAS, D, channel, inside)
     initial = tl.load(STATE + row * D + channel, mask=inside, other=0.0)
     carry = tl.load(GRAD_FINAL + row * D + channel, mask=inside, other=0.0)
     start = row.to(tl.int64) * T
@@ -84,14 +90,10 @@ def gru_adjoint_kernel(
         at = position[:, None] * (3 * D) + gate[None, :]
         x = GATES + (start + begin) * 3 * D + at
         offsets = (start + begin) * D + position[:, None] * D + channel[None, :]
-        x_z = tl.load(x, mask=valid, other=0.0).to(tl.float32) + b_z
-        x_r = tl.load(x + N, mask=valid, other=0.0).to(tl.float32) + b_r
-        x_s = tl.load(x + 2 * N, mask=valid, other=0.0).to(tl.float32) + b_s
+        x_z, x_r, x_s = load_inputs(x, N, valid, b_z, b_r, b_s)
         h = load_before(OUTPUT, initial, offsets, valid, position, begin, D)
         grad = tl.load(GRAD + offsets, mask=valid, other=0.0).to(tl.float32)
-        kept = tl.full([W, 1], 1, tl.int1)
-        if SEGMENTS:
-            kept = tl.load(KEEP + start + begin + position, mask=begin + position < T, other=1)[:, None] != 0
+        kept = load_kept(KEEP, start, begin, position, T, W, SEGMENTS)
         h = tl.where(kept, h, 0.0)
         z, r, s = gru_gates(h, x_z, x_r, x_s, a_z, a_r, a_s, APPROXIMATE)
         # After the end nothing changes what is handed back.
@@ -104,10 +106,7 @@ def gru_adjoint_kernel(
         d_z = tl.where(valid, total * (s - h) * z * (1 - z), 0.0)
         d_s = tl.where(valid, total * z * (1 - s * s), 0.0)
         d_r = d_s * a_s * h * r * (1 - r)
-        out = D_GATES + (start + begin) * 3 * D + at
-        tl.store(out, d_z.to(D_GATES.dtype.element_ty), mask=valid)
-        tl.store(out + N, d_r.to(D_GATES.dtype.element_ty), mask=valid)
-        tl.store(out + 2 * N, d_s.to(D_GATES.dtype.element_ty), mask=valid)
+        store_gates(D_GATES + (start + begin) * 3 * D + at, N, d_z, d_r, d_s, valid)
         p_az, p_ar, p_as, p_bz, p_br, p_bs = tl.reduce(
             (d_z * h, d_r * h, d_s * (r * h), d_z, d_r, d_s), 0, add_six
         )
@@ -115,12 +114,7 @@ def gru_adjoint_kernel(
         d_bz, d_br, d_bs = d_bz + p_bz, d_br + p_br, d_bs + p_bs
     tl.store(D_STATE + row * D + channel, carry, mask=inside)
     sums = SUMS + row * 6 * D + channel
-    tl.store(sums, d_az, mask=inside)
-    tl.store(sums + D, d_ar, mask=inside)
-    tl.store(sums + 2 * D, d_as, mask=inside)
-    tl.store(sums + 3 * D, d_bz, mask=inside)
-    tl.store(sums + 4 * D, d_br, mask=inside)
-    tl.store(sums + 5 * D, d_bs, mask=inside)
+    store_six(sums, D, d_az, d_ar, d_as, d_bz, d_br, d_bs, inside)
 
 
 @triton.jit
@@ -156,18 +150,11 @@ def lstm_adjoint_kernel(
     channel, position = first + tl.arange(0, C), tl.arange(0, W)
     inside = channel < D
     gate = gate_offsets(first, C, N, ONE_HEAD)
-    a_f = tl.load(RECURRENT + channel, mask=inside, other=0.0)[None, :]
-    a_o = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)[None, :]
-    a_z = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)[None, :]
-    p_f = tl.load(PEEPHOLE + channel, mask=inside, other=0.0)[None, :]
-    p_o = tl.load(PEEPHOLE + D + channel, mask=inside, other=0.0)[None, :]
-    b_f = tl.load(BIAS + channel, mask=inside, other=0.0)[None, :]
-    b_o = tl.load(BIAS + D + channel, mask=inside, other=0.0)[None, :]
-    b_z = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)[None, :]
-    initial_c = tl.load(STATE + row * 2 * D + channel, mask=inside, other=0.0)
-    initial_h = tl.load(STATE + (row * 2 + 1) * D + channel, mask=inside, other=0.0)
-    carry_c = tl.load(GRAD_FINAL + row * 2 * D + channel, mask=inside, other=0.0)
-    carry_h = tl.load(GRAD_FINAL + (row * 2 + 1) * D + channel, mask=inside, other=0.0)
+    a_f, a_o, a_z = load_three_rows(RECURRENT, D, channel, inside)
+    p_f, p_o = load_two_rows(PEEPHOLE, D, channel, inside)
+    b_f, b_o, b_z = load_three_rows(BIAS, D, channel, inside)
+    initial_c, initial_h = load_states(STATE, row, D, channel, inside)
+    carry_c, carry_h = load_states(GRAD_FINAL, row, D, channel, inside)
     start = row.to(tl.int64) * T
     zero = tl.zeros([C], tl.float32)
     d_af, d_ao, d_az, d_bf, d_bo, d_bz, d_pf, d_po = zero, zero, zero, zero, zero, zero, zero, zero
@@ -178,15 +165,11 @@ def lstm_adjoint_kernel(
         at = position[:, None] * (3 * D) + gate[None, :]
         x = GATES + (start + begin) * 3 * D + at
         offsets = (start + begin) * D + position[:, None] * D + channel[None, :]
-        x_f = tl.load(x, mask=valid, other=0.0).to(tl.float32) + b_f
-        x_o = tl.load(x + N, mask=valid, other=0.0).to(tl.float32) + b_o
-        x_z = tl.load(x + 2 * N, mask=valid, other=0.0).to(tl.float32) + b_z
+        x_f, x_o, x_z = load_inputs(x, N, valid, b_f, b_o, b_z)
         c = load_before(CELLS, initial_c, offsets, valid, position, begin, D)
         h = load_before(OUTPUT, initial_h, offsets, valid, position, begin, D)
         grad = tl.load(GRAD + offsets, mask=valid, other=0.0).to(tl.float32)
-        kept = tl.full([W, 1], 1, tl.int1)
-        if SEGMENTS:
-            kept = tl.load(KEEP + start + begin + position, mask=begin + position < T, other=1)[:, None] != 0
+        kept = load_kept(KEEP, start, begin, position, T, W, SEGMENTS)
         c, h = tl.where(kept, c, 0.0), tl.where(kept, h, 0.0)
         f, o, z, value, tanh_c = lstm_gates(c, h, x_f, x_o, x_z, a_f, a_o, a_z, p_f, p_o, APPROXIMATE)
         cc, ch, hc, hh = lstm_jacobian(c, f, o, z, tanh_c, a_f, a_o, a_z, p_f, p_o)
@@ -211,24 +194,15 @@ def lstm_adjoint_kernel(
         d_c = tl.where(valid, total_c + total_h * o * (1 - tanh_c * tanh_c), 0.0) + d_o * p_o
         d_f = d_c * (c - z) * f * (1 - f)
         d_z = d_c * (1 - f) * (1 - z * z)
-        out = D_GATES + (start + begin) * 3 * D + at
-        tl.store(out, d_f.to(D_GATES.dtype.element_ty), mask=valid)
-        tl.store(out + N, d_o.to(D_GATES.dtype.element_ty), mask=valid)
-        tl.store(out + 2 * N, d_z.to(D_GATES.dtype.element_ty), mask=valid)
+        store_gates(D_GATES + (start + begin) * 3 * D + at, N, d_f, d_o, d_z, valid)
         s_af, s_ao, s_az, s_bf, s_bo, s_bz, s_pf, s_po = tl.reduce(
             (d_f * h, d_o * h, d_z * h, d_f, d_o, d_z, d_f * c, d_o * value), 0, add_eight
         )
         d_af, d_ao, d_az = d_af + s_af, d_ao + s_ao, d_az + s_az
         d_bf, d_bo, d_bz = d_bf + s_bf, d_bo + s_bo, d_bz + s_bz
         d_pf, d_po = d_pf + s_pf, d_po + s_po
-    tl.store(D_STATE + row * 2 * D + channel, carry_c, mask=inside)
-    tl.store(D_STATE + (row * 2 + 1) * D + channel, carry_h, mask=inside)
+    store_states(D_STATE, row, D, channel, carry_c, carry_h, inside)
     sums = SUMS + row * 8 * D + channel
-    tl.store(sums, d_af, mask=inside)
-    tl.store(sums + D, d_ao, mask=inside)
-    tl.store(sums + 2 * D, d_az, mask=inside)
-    tl.store(sums + 3 * D, d_bf, mask=inside)
-    tl.store(sums + 4 * D, d_bo, mask=inside)
-    tl.store(sums + 5 * D, d_bz, mask=inside)
+    store_six(sums, D, d_af, d_ao, d_az, d_bf, d_bo, d_bz, inside)
     tl.store(sums + 6 * D, d_pf, mask=inside)
     tl.store(sums + 7 * D, d_po, mask=inside)

@@ -31,6 +31,15 @@ from kernels.newton_rnn.triton_math import (
     row_sums,
     summary,
 )
+from kernels.newton_rnn.triton_memory import (
+    load_inputs,
+    load_kept,
+    load_states,
+    load_three_rows,
+    load_two_rows,
+    store_partials,
+    store_states,
+)
 
 
 @triton.jit
@@ -69,12 +78,8 @@ def gru_newton_kernel(
     channel, position = first + tl.arange(0, C), tl.arange(0, W)
     inside = channel < D
     gate = gate_offsets(first, C, N, ONE_HEAD)
-    a_z = tl.load(RECURRENT + channel, mask=inside, other=0.0)[None, :]
-    a_r = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)[None, :]
-    a_s = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)[None, :]
-    b_z = tl.load(BIAS + channel, mask=inside, other=0.0)[None, :]
-    b_r = tl.load(BIAS + D + channel, mask=inside, other=0.0)[None, :]
-    b_s = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)[None, :]
+    a_z, a_r, a_s = load_three_rows(RECURRENT, D, channel, inside)
+    b_z, b_r, b_s = load_three_rows(BIAS, D, channel, inside)
     state = tl.load(STATE + row * D + channel, mask=inside, other=0.0)
     start = row.to(tl.int64) * T
     worst_seen, total, norm = 0.0, 0.0, 0.0
@@ -83,12 +88,8 @@ def gru_newton_kernel(
         valid = (begin + position < T)[:, None] & inside[None, :]
         base = GATES + (start + begin) * 3 * D
         x = base + position[:, None] * (3 * D) + gate[None, :]
-        x_z = tl.load(x, mask=valid, other=0.0).to(tl.float32) + b_z
-        x_r = tl.load(x + N, mask=valid, other=0.0).to(tl.float32) + b_r
-        x_s = tl.load(x + 2 * N, mask=valid, other=0.0).to(tl.float32) + b_s
-        kept = tl.full([W, 1], 1, tl.int1)
-        if SEGMENTS:
-            kept = tl.load(KEEP + start + begin + position, mask=begin + position < T, other=1)[:, None] != 0
+        x_z, x_r, x_s = load_inputs(x, N, valid, b_z, b_r, b_s)
+        kept = load_kept(KEEP, start, begin, position, T, W, SEGMENTS)
         h = tl.where(kept & (position == 0)[:, None], state[None, :], 0.0)
         z, r, s = gru_gates(h, x_z, x_r, x_s, a_z, a_r, a_s, APPROXIMATE)
         states = h + z * (s - h)
@@ -121,12 +122,7 @@ def gru_newton_kernel(
         tl.store(out, states.to(OUTPUT.dtype.element_ty), mask=valid)
         state = row_of(states, position, tl.minimum(W, T - begin) - 1)
     tl.store(FINAL + row * D + channel, state, mask=inside)
-    partial = PARTIALS + (row * tl.num_programs(0) + tl.program_id(0)) * 5
-    tl.store(partial, worst_seen)
-    tl.store(partial + 1, total)
-    tl.store(partial + 2, most.to(tl.float32))
-    tl.store(partial + 3, norm)
-    tl.store(partial + 4, acted.to(tl.float32))
+    store_partials(PARTIALS, row, worst_seen, total, most, norm, acted)
 
 
 @triton.jit
@@ -159,16 +155,10 @@ def lstm_newton_kernel(
     channel, position = first + tl.arange(0, C), tl.arange(0, W)
     inside = channel < D
     gate = gate_offsets(first, C, N, ONE_HEAD)
-    a_f = tl.load(RECURRENT + channel, mask=inside, other=0.0)[None, :]
-    a_o = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)[None, :]
-    a_z = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)[None, :]
-    p_f = tl.load(PEEPHOLE + channel, mask=inside, other=0.0)[None, :]
-    p_o = tl.load(PEEPHOLE + D + channel, mask=inside, other=0.0)[None, :]
-    b_f = tl.load(BIAS + channel, mask=inside, other=0.0)[None, :]
-    b_o = tl.load(BIAS + D + channel, mask=inside, other=0.0)[None, :]
-    b_z = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)[None, :]
-    state_c = tl.load(STATE + row * 2 * D + channel, mask=inside, other=0.0)
-    state_h = tl.load(STATE + (row * 2 + 1) * D + channel, mask=inside, other=0.0)
+    a_f, a_o, a_z = load_three_rows(RECURRENT, D, channel, inside)
+    p_f, p_o = load_two_rows(PEEPHOLE, D, channel, inside)
+    b_f, b_o, b_z = load_three_rows(BIAS, D, channel, inside)
+    state_c, state_h = load_states(STATE, row, D, channel, inside)
     start = row.to(tl.int64) * T
     worst_seen, total, norm = 0.0, 0.0, 0.0
     most, acted = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
@@ -176,12 +166,8 @@ def lstm_newton_kernel(
         valid = (begin + position < T)[:, None] & inside[None, :]
         base = GATES + (start + begin) * 3 * D
         x = base + position[:, None] * (3 * D) + gate[None, :]
-        x_f = tl.load(x, mask=valid, other=0.0).to(tl.float32) + b_f
-        x_o = tl.load(x + N, mask=valid, other=0.0).to(tl.float32) + b_o
-        x_z = tl.load(x + 2 * N, mask=valid, other=0.0).to(tl.float32) + b_z
-        kept = tl.full([W, 1], 1, tl.int1)
-        if SEGMENTS:
-            kept = tl.load(KEEP + start + begin + position, mask=begin + position < T, other=1)[:, None] != 0
+        x_f, x_o, x_z = load_inputs(x, N, valid, b_f, b_o, b_z)
+        kept = load_kept(KEEP, start, begin, position, T, W, SEGMENTS)
         starts = kept & (position == 0)[:, None]
         c = tl.where(starts, state_c[None, :], 0.0)
         h = tl.where(starts, state_h[None, :], 0.0)
@@ -231,11 +217,5 @@ def lstm_newton_kernel(
         tl.store(CELLS + out, cells.to(CELLS.dtype.element_ty), mask=valid)
         last = tl.minimum(W, T - begin) - 1
         state_c, state_h = row_of(cells, position, last), row_of(states, position, last)
-    tl.store(FINAL + row * 2 * D + channel, state_c, mask=inside)
-    tl.store(FINAL + (row * 2 + 1) * D + channel, state_h, mask=inside)
-    partial = PARTIALS + (row * tl.num_programs(0) + tl.program_id(0)) * 5
-    tl.store(partial, worst_seen)
-    tl.store(partial + 1, total)
-    tl.store(partial + 2, most.to(tl.float32))
-    tl.store(partial + 3, norm)
-    tl.store(partial + 4, acted.to(tl.float32))
+    store_states(FINAL, row, D, channel, state_c, state_h, inside)
+    store_partials(PARTIALS, row, worst_seen, total, most, norm, acted)

@@ -25,6 +25,14 @@ from kernels.newton_rnn.triton_math import (
     magnitude,
     row_sums,
 )
+from kernels.newton_rnn.triton_memory import (
+    load_states,
+    load_three,
+    load_two,
+    store_gates,
+    store_six,
+    store_states,
+)
 
 
 @triton.jit
@@ -86,12 +94,8 @@ def gru_sequential_kernel(
     if PREDICATED:
         inside = inside & (tl.load(FLAG) != 0)
         steps = T * tl.load(FLAG)
-    a_z = tl.load(RECURRENT + channel, mask=inside, other=0.0)
-    a_r = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)
-    a_s = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)
-    b_z = tl.load(BIAS + channel, mask=inside, other=0.0)
-    b_r = tl.load(BIAS + D + channel, mask=inside, other=0.0)
-    b_s = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)
+    a_z, a_r, a_s = load_three(RECURRENT, D, channel, inside)
+    b_z, b_r, b_s = load_three(BIAS, D, channel, inside)
     h = tl.load(STATE + row * D + channel, mask=inside, other=0.0)
     start = row.to(tl.int64) * T
     gates = GATES + start * 3 * D + gate_offsets(first, C, N, ONE_HEAD)
@@ -156,16 +160,10 @@ def lstm_sequential_kernel(
     if PREDICATED:
         inside = inside & (tl.load(FLAG) != 0)
         steps = T * tl.load(FLAG)
-    a_f = tl.load(RECURRENT + channel, mask=inside, other=0.0)
-    a_o = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)
-    a_z = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)
-    p_f = tl.load(PEEPHOLE + channel, mask=inside, other=0.0)
-    p_o = tl.load(PEEPHOLE + D + channel, mask=inside, other=0.0)
-    b_f = tl.load(BIAS + channel, mask=inside, other=0.0)
-    b_o = tl.load(BIAS + D + channel, mask=inside, other=0.0)
-    b_z = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)
-    c = tl.load(STATE + row * 2 * D + channel, mask=inside, other=0.0)
-    h = tl.load(STATE + (row * 2 + 1) * D + channel, mask=inside, other=0.0)
+    a_f, a_o, a_z = load_three(RECURRENT, D, channel, inside)
+    p_f, p_o = load_two(PEEPHOLE, D, channel, inside)
+    b_f, b_o, b_z = load_three(BIAS, D, channel, inside)
+    c, h = load_states(STATE, row, D, channel, inside)
     start = row.to(tl.int64) * T
     gates = GATES + start * 3 * D + gate_offsets(first, C, N, ONE_HEAD)
     out = start * D + channel
@@ -200,8 +198,7 @@ def lstm_sequential_kernel(
             at = out + (begin + u + zero).to(tl.int64) * D
             tl.store(OUTPUT + at, h.to(OUTPUT.dtype.element_ty), mask=there)
             tl.store(CELLS + at, c.to(CELLS.dtype.element_ty), mask=there)
-    tl.store(FINAL + row * 2 * D + channel, c, mask=inside)
-    tl.store(FINAL + (row * 2 + 1) * D + channel, h, mask=inside)
+    store_states(FINAL, row, D, channel, c, h, inside)
     tl.store(NORMS + row * D + channel, norm, mask=inside)
 
 
@@ -231,12 +228,8 @@ def gru_sequential_adjoint_kernel(
     row, first = tl.program_id(1), tl.program_id(0) * C
     channel = first + tl.arange(0, C)
     inside = channel < D
-    a_z = tl.load(RECURRENT + channel, mask=inside, other=0.0)
-    a_r = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)
-    a_s = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)
-    b_z = tl.load(BIAS + channel, mask=inside, other=0.0)
-    b_r = tl.load(BIAS + D + channel, mask=inside, other=0.0)
-    b_s = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)
+    a_z, a_r, a_s = load_three(RECURRENT, D, channel, inside)
+    b_z, b_r, b_s = load_three(BIAS, D, channel, inside)
     initial = tl.load(STATE + row * D + channel, mask=inside, other=0.0)
     back = tl.load(GRAD_FINAL + row * D + channel, mask=inside, other=0.0)
     start = row.to(tl.int64) * T
@@ -281,20 +274,12 @@ def gru_sequential_adjoint_kernel(
             d_z = total * (s - h) * z * (1 - z)
             d_s = total * z * (1 - s * s)
             d_r = d_s * a_s * h * r * (1 - r)
-            out = d_gates + t.to(tl.int64) * (3 * D)
-            tl.store(out, d_z.to(D_GATES.dtype.element_ty), mask=there)
-            tl.store(out + N, d_r.to(D_GATES.dtype.element_ty), mask=there)
-            tl.store(out + 2 * N, d_s.to(D_GATES.dtype.element_ty), mask=there)
+            store_gates(d_gates + t.to(tl.int64) * (3 * D), N, d_z, d_r, d_s, there)
             d_az, d_ar, d_as = d_az + d_z * h, d_ar + d_r * h, d_as + d_s * (r * h)
             d_bz, d_br, d_bs = d_bz + d_z, d_br + d_r, d_bs + d_s
     tl.store(D_STATE + row * D + channel, back, mask=inside)
     sums = SUMS + row * 6 * D + channel
-    tl.store(sums, d_az, mask=inside)
-    tl.store(sums + D, d_ar, mask=inside)
-    tl.store(sums + 2 * D, d_as, mask=inside)
-    tl.store(sums + 3 * D, d_bz, mask=inside)
-    tl.store(sums + 4 * D, d_br, mask=inside)
-    tl.store(sums + 5 * D, d_bs, mask=inside)
+    store_six(sums, D, d_az, d_ar, d_as, d_bz, d_br, d_bs, inside)
 
 
 @triton.jit
@@ -324,18 +309,11 @@ def lstm_sequential_adjoint_kernel(
     row, first = tl.program_id(1), tl.program_id(0) * C
     channel = first + tl.arange(0, C)
     inside = channel < D
-    a_f = tl.load(RECURRENT + channel, mask=inside, other=0.0)
-    a_o = tl.load(RECURRENT + D + channel, mask=inside, other=0.0)
-    a_z = tl.load(RECURRENT + 2 * D + channel, mask=inside, other=0.0)
-    p_f = tl.load(PEEPHOLE + channel, mask=inside, other=0.0)
-    p_o = tl.load(PEEPHOLE + D + channel, mask=inside, other=0.0)
-    b_f = tl.load(BIAS + channel, mask=inside, other=0.0)
-    b_o = tl.load(BIAS + D + channel, mask=inside, other=0.0)
-    b_z = tl.load(BIAS + 2 * D + channel, mask=inside, other=0.0)
-    initial_c = tl.load(STATE + row * 2 * D + channel, mask=inside, other=0.0)
-    initial_h = tl.load(STATE + (row * 2 + 1) * D + channel, mask=inside, other=0.0)
-    back_c = tl.load(GRAD_FINAL + row * 2 * D + channel, mask=inside, other=0.0)
-    back_h = tl.load(GRAD_FINAL + (row * 2 + 1) * D + channel, mask=inside, other=0.0)
+    a_f, a_o, a_z = load_three(RECURRENT, D, channel, inside)
+    p_f, p_o = load_two(PEEPHOLE, D, channel, inside)
+    b_f, b_o, b_z = load_three(BIAS, D, channel, inside)
+    initial_c, initial_h = load_states(STATE, row, D, channel, inside)
+    back_c, back_h = load_states(GRAD_FINAL, row, D, channel, inside)
     start = row.to(tl.int64) * T
     gate = gate_offsets(first, C, N, ONE_HEAD)
     gates, d_gates = GATES + start * 3 * D + gate, D_GATES + start * 3 * D + gate
@@ -388,21 +366,12 @@ def lstm_sequential_adjoint_kernel(
                 handed_c = tl.where(kept[u], handed_c, 0.0)
                 handed_h = tl.where(kept[u], handed_h, 0.0)
             back_c, back_h = tl.where(there, handed_c, back_c), tl.where(there, handed_h, back_h)
-            out = d_gates + t.to(tl.int64) * (3 * D)
-            tl.store(out, d_f.to(D_GATES.dtype.element_ty), mask=there)
-            tl.store(out + N, d_o.to(D_GATES.dtype.element_ty), mask=there)
-            tl.store(out + 2 * N, d_z.to(D_GATES.dtype.element_ty), mask=there)
+            store_gates(d_gates + t.to(tl.int64) * (3 * D), N, d_f, d_o, d_z, there)
             d_af, d_ao, d_az = d_af + d_f * h, d_ao + d_o * h, d_az + d_z * h
             d_bf, d_bo, d_bz = d_bf + d_f, d_bo + d_o, d_bz + d_z
             d_pf, d_po = d_pf + d_f * c, d_po + d_o * value
-    tl.store(D_STATE + row * 2 * D + channel, back_c, mask=inside)
-    tl.store(D_STATE + (row * 2 + 1) * D + channel, back_h, mask=inside)
+    store_states(D_STATE, row, D, channel, back_c, back_h, inside)
     sums = SUMS + row * 8 * D + channel
-    tl.store(sums, d_af, mask=inside)
-    tl.store(sums + D, d_ao, mask=inside)
-    tl.store(sums + 2 * D, d_az, mask=inside)
-    tl.store(sums + 3 * D, d_bf, mask=inside)
-    tl.store(sums + 4 * D, d_bo, mask=inside)
-    tl.store(sums + 5 * D, d_bz, mask=inside)
+    store_six(sums, D, d_af, d_ao, d_az, d_bf, d_bo, d_bz, inside)
     tl.store(sums + 6 * D, d_pf, mask=inside)
     tl.store(sums + 7 * D, d_po, mask=inside)

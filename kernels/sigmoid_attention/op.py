@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels.devices import interpreting, runs_triton
 from kernels.ops import operator
-from kernels.sigmoid_attention import checks
+from kernels.sigmoid_attention import arguments
 from kernels.sigmoid_attention.blocked import blocked_backward, blocked_forward
 from kernels.sigmoid_attention.problem import UNBOUNDED, problem_of
 from kernels.sigmoid_attention.reference import Part, Window
@@ -71,15 +71,15 @@ def sigmoid_attention(
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     offset = part.get("query_offset")
     _check_part(part)
-    checks.check_tensors(q, k, v)
-    checks.check_constants(q, bias, scale, alibi_slopes)
-    left, right = checks.window_sides(window, causal)
-    out_dtype = checks.output_dtype(q, part.get("out_dtype"))
+    arguments.check_tensors(q, k, v)
+    arguments.check_constants(q, bias, scale, alibi_slopes)
+    left, right = arguments.window_sides(window, causal)
+    out_dtype = arguments.output_dtype(q, part.get("out_dtype"))
     if cu_seqlens is not None:
         if segment_ids is not None:
             raise ValueError("cu_seqlens and segment_ids say the same: give one of them")
-        segment_ids = checks.ids_of_documents(q, k, cu_seqlens)
-    segments = checks.segment_pair(q, k, segment_ids, part.get("key_segment_ids"), offset)
+        segment_ids = arguments.ids_of_documents(q, k, cu_seqlens)
+    segments = arguments.segment_pair(q, k, segment_ids, part.get("key_segment_ids"), offset)
     band = [UNBOUNDED if side is None else side for side in (left, right)]
     band.append(k.shape[1] - q.shape[1] if offset is None else offset)
     constants = [0.0 if isinstance(bias, Tensor) else float(bias), scale]
@@ -102,7 +102,7 @@ def _check_part(part: Part) -> None:
     if unknown:
         raise TypeError(f"sigmoid_attention takes no argument {', '.join(sorted(unknown))}")
     offset = part.get("query_offset")
-    if not checks.is_integer_or_none(offset):
+    if not arguments.is_integer_or_none(offset):
         raise ValueError(f"query_offset must be an integer or None, got {offset}")
 
 
@@ -214,9 +214,9 @@ def _tf32_allowed() -> bool:
 
 
 def _check_segments(segments: Tensor | None, key_segments: Tensor | None) -> None:
-    checks.check_order(segments, "segment_ids")
+    arguments.check_order(segments, "segment_ids")
     if key_segments is not segments:
-        checks.check_order(key_segments, "key_segment_ids")
+        arguments.check_order(key_segments, "key_segment_ids")
 
 
 @_attend.register_fake

@@ -15,7 +15,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.sigmoid_attention.triton_math import bounds, interval, load_tile, store_tile, weights
+from kernels.sigmoid_attention.triton_math import (
+    block_edges,
+    head_terms,
+    load_tile,
+    query_block,
+    step_begin,
+    store_tile,
+    weights,
+)
 
 
 @triton.jit
@@ -70,22 +78,12 @@ def query_gradient_kernel(
     PRECISION: tl.constexpr,
 ):
     """dq of a block of query rows; DBIAS and DSLOPES (batch, heads, blocks) get this block's share."""
-    blocks = tl.cdiv(queries, ROWS)
-    block = blocks - 1 - tl.program_id(0) % blocks  # causal rows that see most go first
-    head = tl.program_id(0) // blocks % heads
-    batch = tl.program_id(0) // blocks // heads
+    block, blocks, head, batch = query_block(queries, heads, ROWS)
     row = block * ROWS
-    rows = row + tl.arange(0, ROWS)
-    last = tl.minimum(row + ROWS, queries) - 1
-    low, high = interval(rows, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    a, b = interval(row, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    c, d = interval(last, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    start, full_start, full_end, masked_steps = bounds(a, b, c, d, KEYS, RIGHT or SEGMENTS)
-    slope = 0.0
-    if ALIBI:
-        slope = tl.load(SLOPES + head)
-    if HEAD_BIAS:
-        bias = tl.load(BIAS + head)
+    rows, low, high, start, full_start, full_end, masked_steps = block_edges(
+        row, LOW, HIGH, batch, queries, keys, offset, left, right, ROWS, KEYS, LEFT, RIGHT, SEGMENTS
+    )
+    bias, slope = head_terms(BIAS, SLOPES, bias, head, ALIBI, HEAD_BIAS)
     q = load_tile(
         Q, batch, row, head, q_stride_b, q_stride_t, q_stride_h, queries, width, ROWS, WIDTH, OWN_BULK
     )
@@ -112,11 +110,7 @@ def query_gradient_kernel(
         steps = tl.cdiv(full_end - full_start, KEYS) if unmasked else masked_steps
         if unmasked or LEFT or RIGHT or SEGMENTS:
             for step in tl.range(0, steps):
-                if unmasked:
-                    key = full_start + step * KEYS
-                else:
-                    key = start + step * KEYS
-                    key = tl.where(key < full_start, key, key + (full_end - full_start))
+                key = step_begin(step, start, full_start, full_end, KEYS, unmasked)
                 k = load_tile(
                     K,
                     batch,
@@ -231,12 +225,9 @@ def key_gradient_kernel(
     key_head = tl.program_id(0) // blocks % key_heads
     batch = tl.program_id(0) // blocks // key_heads
     key = block * KEYS
-    rows = key + tl.arange(0, KEYS)
-    last = tl.minimum(key + KEYS, keys) - 1
-    low, high = interval(rows, LOW, HIGH, batch, keys, queries, -offset, right, left, RIGHT, LEFT, SEGMENTS)
-    a, b = interval(key, LOW, HIGH, batch, keys, queries, -offset, right, left, RIGHT, LEFT, SEGMENTS)
-    c, d = interval(last, LOW, HIGH, batch, keys, queries, -offset, right, left, RIGHT, LEFT, SEGMENTS)
-    start, full_start, full_end, masked_steps = bounds(a, b, c, d, ROWS, LEFT or SEGMENTS)
+    rows, low, high, start, full_start, full_end, masked_steps = block_edges(
+        key, LOW, HIGH, batch, keys, queries, -offset, right, left, KEYS, ROWS, RIGHT, LEFT, SEGMENTS
+    )
     k = load_tile(
         K, batch, key, key_head, k_stride_b, k_stride_s, k_stride_h, keys, width, KEYS, WIDTH, OWN_BULK
     )
@@ -246,20 +237,12 @@ def key_gradient_kernel(
     dk = tl.zeros([KEYS, WIDTH], tl.float32)
     dv = tl.zeros([KEYS, WIDTH], tl.float32)
     for head in range(key_head * group, key_head * group + group):
-        slope = 0.0
-        if ALIBI:
-            slope = tl.load(SLOPES + head)
-        if HEAD_BIAS:
-            bias = tl.load(BIAS + head)
+        bias, slope = head_terms(BIAS, SLOPES, bias, head, ALIBI, HEAD_BIAS)
         for unmasked in tl.static_range(2):
             steps = tl.cdiv(full_end - full_start, ROWS) if unmasked else masked_steps
             if unmasked or LEFT or RIGHT or SEGMENTS:
                 for step in tl.range(0, steps):
-                    if unmasked:
-                        row = full_start + step * ROWS
-                    else:
-                        row = start + step * ROWS
-                        row = tl.where(row < full_start, row, row + (full_end - full_start))
+                    row = step_begin(step, start, full_start, full_end, ROWS, unmasked)
                     q = load_tile(
                         Q,
                         batch,

@@ -9,7 +9,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.sigmoid_attention.triton_math import bounds, interval, load_tile, store_tile, weights
+from kernels.sigmoid_attention.triton_math import (
+    block_edges,
+    head_terms,
+    load_tile,
+    query_block,
+    step_begin,
+    store_tile,
+    weights,
+)
 
 
 @triton.jit
@@ -54,22 +62,12 @@ def forward_kernel(
     OWN_BULK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    blocks = tl.cdiv(queries, ROWS)
-    block = blocks - 1 - tl.program_id(0) % blocks  # causal rows that see most go first
-    head = tl.program_id(0) // blocks % heads
-    batch = tl.program_id(0) // blocks // heads
+    block, _, head, batch = query_block(queries, heads, ROWS)
     row = block * ROWS
-    rows = row + tl.arange(0, ROWS)
-    last = tl.minimum(row + ROWS, queries) - 1
-    low, high = interval(rows, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    a, b = interval(row, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    c, d = interval(last, LOW, HIGH, batch, queries, keys, offset, left, right, LEFT, RIGHT, SEGMENTS)
-    start, full_start, full_end, masked_steps = bounds(a, b, c, d, KEYS, RIGHT or SEGMENTS)
-    slope = 0.0
-    if ALIBI:
-        slope = tl.load(SLOPES + head)
-    if HEAD_BIAS:
-        bias = tl.load(BIAS + head)
+    rows, low, high, start, full_start, full_end, masked_steps = block_edges(
+        row, LOW, HIGH, batch, queries, keys, offset, left, right, ROWS, KEYS, LEFT, RIGHT, SEGMENTS
+    )
+    bias, slope = head_terms(BIAS, SLOPES, bias, head, ALIBI, HEAD_BIAS)
     q = load_tile(
         Q, batch, row, head, q_stride_b, q_stride_t, q_stride_h, queries, width, ROWS, WIDTH, OWN_BULK
     )
@@ -80,11 +78,7 @@ def forward_kernel(
         steps = tl.cdiv(full_end - full_start, KEYS) if unmasked else masked_steps
         if unmasked or LEFT or RIGHT or SEGMENTS:
             for step in tl.range(0, steps):
-                if unmasked:
-                    key = full_start + step * KEYS
-                else:
-                    key = start + step * KEYS
-                    key = tl.where(key < full_start, key, key + (full_end - full_start))
+                key = step_begin(step, start, full_start, full_end, KEYS, unmasked)
                 k = load_tile(
                     K,
                     batch,

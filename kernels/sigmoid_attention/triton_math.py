@@ -171,3 +171,63 @@ def bounds(first_low, first_high, last_low, last_high, STEP: tl.constexpr, RIGHT
         full_end = tl.maximum(end, full_start)
     masked_steps = (full_start - start) // STEP + tl.cdiv(tl.maximum(end - full_end, 0), STEP)
     return start, full_start, full_end, masked_steps
+
+
+@triton.jit
+def block_edges(
+    begin,
+    LOW,
+    HIGH,
+    batch,
+    length,
+    other_length,
+    first,
+    below,
+    above,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    BELOW: tl.constexpr,
+    ABOVE: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+):
+    """Of the block of ROWS indices from `begin` on: each one's interval (see `interval`), and the loop's `bounds`."""
+    rows = begin + tl.arange(0, ROWS)
+    last = tl.minimum(begin + ROWS, length) - 1
+    low, high = interval(
+        rows, LOW, HIGH, batch, length, other_length, first, below, above, BELOW, ABOVE, SEGMENTS
+    )
+    a, b = interval(
+        begin, LOW, HIGH, batch, length, other_length, first, below, above, BELOW, ABOVE, SEGMENTS
+    )
+    c, d = interval(last, LOW, HIGH, batch, length, other_length, first, below, above, BELOW, ABOVE, SEGMENTS)
+    start, full_start, full_end, masked_steps = bounds(a, b, c, d, STEP, ABOVE or SEGMENTS)
+    return rows, low, high, start, full_start, full_end, masked_steps
+
+
+@triton.jit
+def query_block(queries, heads, ROWS: tl.constexpr):
+    """Which block of query rows a program has, of how many, and its head and batch."""
+    blocks = tl.cdiv(queries, ROWS)
+    block = blocks - 1 - tl.program_id(0) % blocks  # causal rows that see most go first
+    return block, blocks, tl.program_id(0) // blocks % heads, tl.program_id(0) // blocks // heads
+
+
+@triton.jit
+def step_begin(step, start, full_start, full_end, STEP: tl.constexpr, UNMASKED: tl.constexpr):
+    """Where a step of the loop begins: the masked ones are those before the unmasked and those after."""
+    if UNMASKED:
+        return full_start + step * STEP
+    else:
+        begin = start + step * STEP
+        return tl.where(begin < full_start, begin, begin + (full_end - full_start))
+
+
+@triton.jit
+def head_terms(BIAS, SLOPES, bias, head, ALIBI: tl.constexpr, HEAD_BIAS: tl.constexpr):
+    """A head's bias, or the one of all heads, and its slope."""
+    slope = 0.0
+    if ALIBI:
+        slope = tl.load(SLOPES + head)
+    if HEAD_BIAS:
+        bias = tl.load(BIAS + head)
+    return bias, slope

@@ -47,7 +47,7 @@ def rotary_table(positions_BT: Tensor, width: int, base: float) -> tuple[Tensor,
 def rotate(x_BTHD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding: the first and second half of the head width are a pair's two coordinates.
 
-    Source: Su et al., "RoFormer", in the half-split layout of GPT-NeoX and Llama.
+    Source: Su et al., "RoFormer", in the half-split form of GPT-NeoX and Llama.
     """
     cosine, sine = table
     first, second = x_BTHD.float().chunk(2, dim=-1)

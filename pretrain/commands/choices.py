@@ -17,7 +17,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.prepare.pair_writer import fill_text
 from data_pipelines.raw.json_text import has_surrogate, json_lines
 from data_pipelines.tokens.roles import TASK_NAMES
-from data_pipelines.tokens.tokenizers import Tokenizer
+from data_pipelines.tokens.tokenizer import Tokenizer
 from data_pipelines.tokens.vocabulary import TASKS
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
 from pretrain.commands.console import plain_console

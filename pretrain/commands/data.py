@@ -144,7 +144,8 @@ def pairs(
 
     Example: triptych data pairs photos/ --out data/photos --image-codec patch:1024:8 --tokenizer data/demo
     """
-    from data_pipelines.prepare.pairs import PairOptions, build_pairs
+    from data_pipelines.prepare.pair_options import PairOptions
+    from data_pipelines.prepare.pairs import build_pairs
 
     tasks = tuple(name.strip() for name in encoding.tasks.split(",") if name.strip())
     options = PairOptions(
@@ -257,7 +258,7 @@ def stats(
 
     from data_pipelines.inspection.stats import describe_split, padding_share, sample_texts
     from data_pipelines.storage.dataset import open_dataset
-    from data_pipelines.tokens.tokenizers import load_tokenizer
+    from data_pipelines.tokens.tokenizer_loading import load_tokenizer
     from pretrain.commands.data_tables import histogram_table, split_table
 
     dataset, tokenizer, console = open_dataset(folder), load_tokenizer(folder), Console()

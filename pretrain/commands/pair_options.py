@@ -11,7 +11,7 @@ import typer
 
 @dataclass(frozen=True)
 class EncodingOptions:
-    """As `data_pipelines.prepare.pairs.PairOptions` has them; `tasks` with commas."""
+    """As `data_pipelines.prepare.pair_options.PairOptions` has them; `tasks` with commas."""
 
     image_codec: Annotated[
         str | None,

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.config.checks import checked_layout, cross_checks
 from pretrain.config.merge import merged_values
+from pretrain.config.rules_between_settings import checked_layout, cross_checks
 from pretrain.config.section import Problem, told
 from pretrain.config.sections import SECTIONS, Config
 from pretrain.config.validation import did_you_mean, validated_model, validated_objective, validated_section

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from data_pipelines.tokens.tokenizers import Tokenizer
+    from data_pipelines.tokens.tokenizer import Tokenizer
 
 
 Agree = Callable[[int], int]

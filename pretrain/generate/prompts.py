@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from data_pipelines.raw.json_text import has_surrogate
 from data_pipelines.raw.report import printable
-from data_pipelines.tokens.tokenizers import Tokenizer
+from data_pipelines.tokens.tokenizer import Tokenizer
 from pretrain.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from data_pipelines.codecs.base import AudioCodec, ImageCodec
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import Modalities
 from data_pipelines.tokens.roles import TARGET, TASK_NAMES, read_roles
-from data_pipelines.tokens.tokenizers import BytesTokenizer
 from data_pipelines.tokens.vocabulary import TASKS
 from pretrain.errors import UserError
 from pretrain.generate.canvas import Canvas, canvas

@@ -30,7 +30,7 @@ from pretrain.hooks.base import Hook, Setup, due
 from pretrain.run_data import DiffusionData
 
 if TYPE_CHECKING:
-    from data_pipelines.tokens.tokenizers import Tokenizer
+    from data_pipelines.tokens.tokenizer import Tokenizer
     from pretrain.engine.base import StepReport
     from pretrain.run import Run
 

@@ -1,13 +1,14 @@
 """Context parallelism: ranks that share rows, each with some of the positions.
 
 A model's mixers are the only modules in which a position meets others, and each declares how (`models.declared`).
-`share_sequences` has them do so across ranks (`WAYS`); all else runs on a rank's positions as on a whole row's.
+`share_sequences` makes those methods work across ranks (`WAYS`); all else treats a rank's positions like a whole row.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,17 +47,17 @@ class SharedSequences:
         self._share(mesh.context.size > 1)
 
     def part_of(self, batch: Batch) -> Batch:
-        """What this rank is to compute of a batch that all ranks of the axis have whole."""
+        """The positions that this rank computes, of a batch that every rank of the axis has read whole."""
         if not self.shared:
             return batch
         part = part_of_batch(batch, self.part)
-        # The host made new tensors of it: a copy to the GPU shall not wait now where it did not before.
+        # Cutting made new tensors, which are not pinned: without this, copying them to the GPU would wait.
         return part.pin_memory() if batch.sequences.is_pinned() else part
 
     @contextlib.contextmanager
     def whole_rows(self) -> Iterator[None]:
-        """The model takes whole rows meanwhile, each rank for itself: for generation, and whatever has other rows
-        than training."""
+        """Within this, each rank computes whole rows by itself: for generation, and other work whose rows are not those
+        of training."""
         shared = self.shared
         self._share(False)
         try:
@@ -75,21 +76,21 @@ class SharedSequences:
         def call(*inputs: Any, **named: Any) -> Any:
             return across(*inputs, **named) if self.shared else plain(*inputs, **named)
 
-        # What lies between the collectives is compiled; they themselves are Python objects to the compiler.
+        # The compiler cannot trace the collectives. It still compiles what lies between them.
         setattr(module, method, torch.compiler.disable(call))
 
 
 def share_sequences(model: Any, mesh: Mesh, parallel: ParallelSection) -> SharedSequences:
-    """Let the model's mixers work on rows that the context axis shares. Raises ConfigError for one that does not
-    declare how, or in no way that is known here."""
+    """Let the model's mixers work on rows that the context axis shares. Raises ConfigError for a mixer that does not
+    declare how, or declares a way that is not in `WAYS`."""
     sequences = SharedSequences(model, mesh)
     if sequences.shared:
         try:
             for module, crossing in list(crossings_of(model)):
                 way = chosen_way(crossing, parallel.recurrence)
                 check_served(module, crossing, way)
-                across = WAYS[way]
-                sequences.instead(module, crossing.method, across(module, crossing, sequences))
+                across = WAYS[way].across(module, crossing, sequences)
+                sequences.instead(module, crossing.method, across)
         except DeclarationError as error:
             raise ConfigError(
                 f"parallel.context = {mesh.context.size}: {error}; use parallel.context=1"
@@ -98,11 +99,10 @@ def share_sequences(model: Any, mesh: Mesh, parallel: ParallelSection) -> Shared
 
 
 def check_served(module: nn.Module, crossing: Crossing, way: str) -> None:
-    """Only `swap` is for any module: what the others do is that of one class. Raises DeclarationError."""
-    served = SERVED.get(way)
-    method = crossing.method
+    """Each way but `swap` replaces the method of one class, and serves no other. Raises DeclarationError."""
     if way not in WAYS:
         raise DeclarationError(f"{type(module).__name__} declares {way!r}; there are {', '.join(WAYS)}")
+    served, method = WAYS[way].serves, crossing.method
     if served is None:
         return
     theirs = getattr(served, method, None)
@@ -122,23 +122,25 @@ def chosen_way(crossing: Crossing, recurrence: str) -> str:
     return "summaries" if recurrence == "summaries" and "summaries" in crossing.ways else crossing.ways[0]
 
 
-Across = Callable[[Any, Crossing, SharedSequences], Callable[..., Any]]
+@dataclass(frozen=True)
+class WayAcross:
+    """How a mixer works across ranks in one of the ways that it may declare (`models.declared.Way`).
 
-WAYS: dict[str, Across] = {
-    "gather": lambda module, _, shared: gathered_attend(module, shared.part, shared.exchange),
-    "swap": lambda module, crossing, shared: swapped(module, crossing, shared.exchange),
-    "swap_channels": lambda module, _, shared: swapped_solve(module, shared.exchange),
-    "swap_state": lambda module, _, shared: swapped_scan(module, shared.exchange),
-    "summaries": lambda module, _, shared: summarised_solve(module, shared.exchange),
-    "halo": lambda module, _, shared: haloed_convolution(module, shared.exchange),
-}
-"""What takes the place of a module's method, by the way that the module declares (`models.declared.Way`)."""
+    across: makes what takes the place of the module's method.
+    serves: the class whose method that is; None: any module's.
+    """
 
-SERVED: dict[str, type[nn.Module]] = {
-    "gather": SigmoidAttention,
-    "swap_channels": Cell,
-    "swap_state": Mamba2Mixer,
-    "summaries": Cell,
-    "halo": CausalConv,
+    across: Callable[[Any, Crossing, SharedSequences], Callable[..., Any]]
+    serves: type[nn.Module] | None
+
+
+WAYS = {
+    "gather": WayAcross(
+        lambda module, _, shared: gathered_attend(module, shared.part, shared.exchange), SigmoidAttention
+    ),
+    "swap": WayAcross(lambda module, crossing, shared: swapped(module, crossing, shared.exchange), None),
+    "swap_channels": WayAcross(lambda module, _, shared: swapped_solve(module, shared.exchange), Cell),
+    "swap_state": WayAcross(lambda module, _, shared: swapped_scan(module, shared.exchange), Mamba2Mixer),
+    "summaries": WayAcross(lambda module, _, shared: summarised_solve(module, shared.exchange), Cell),
+    "halo": WayAcross(lambda module, _, shared: haloed_convolution(module, shared.exchange), CausalConv),
 }
-"""Whose method a way is for; `swap` is for any."""

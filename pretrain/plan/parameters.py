@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data_pipelines.errors import DataError
 from data_pipelines.tasks import build_task
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from data_pipelines.tokens.vocabulary import Modality, Vocabulary, load_vocabulary
 from models.layers.language_model import LanguageModel
 from pretrain.config.validation import own_data_section

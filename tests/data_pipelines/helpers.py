@@ -12,7 +12,7 @@ import torch
 from data_pipelines.storage.dataset import write_dataset
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.stream.batch import Batch
-from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.vocabulary import TASKS, Modality, Vocabulary
 
 FIELDS = ("tokens", "targets", "weights", "segment_ids", "positions", "rows")

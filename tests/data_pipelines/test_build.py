@@ -25,7 +25,7 @@ from data_pipelines.prepare.text import BuildOptions, build, build_from_files, c
 from data_pipelines.raw.documents import find_files
 from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
 from data_pipelines.storage.shards import write_tar
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from tests.data_pipelines.helpers import EOT, make_dataset, write_jsonl
 
 TEXTS = [f"Document number {n}.\nIt says: {'ab ' * (n % 7)}ü.\n" for n in range(60)]

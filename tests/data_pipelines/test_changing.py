@@ -19,7 +19,7 @@ from data_pipelines.storage.dataset import open_dataset, write_dataset
 from data_pipelines.storage.index import index_path, read_index
 from data_pipelines.storage.mapped_files import EXIT_DATA_ERROR
 from data_pipelines.storage.shards import TokenShardWriter
-from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from tests.data_pipelines.helpers import make_dataset
 
 SHARD = "train-000000.tar"

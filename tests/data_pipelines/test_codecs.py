@@ -15,8 +15,9 @@ from data_pipelines.codecs.codebooks import fill_mask, flatten, level_size, unfl
 from data_pipelines.codecs.kmeans import kmeans, nearest
 from data_pipelines.codecs.spectral import Frames, log_magnitudes
 from data_pipelines.errors import DataError
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import Modalities, code_modality, combine, load_modalities
-from data_pipelines.tokens.tokenizers import BytesTokenizer, word_tokenizer
+from data_pipelines.tokens.tokenizer_training import word_tokenizer
 
 FRAMES = Frames(8000, 256, 200, 300, 2000)
 

@@ -15,7 +15,7 @@ from data_pipelines.storage.dataset import open_dataset
 from data_pipelines.storage.index import build_index, index_path, read_index
 from data_pipelines.storage.shards import write_tar
 from data_pipelines.storage.tar_walk import walk
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from tests.data_pipelines.helpers import make_dataset
 
 SHARD = "train-000000.tar"

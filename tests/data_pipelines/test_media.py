@@ -17,7 +17,8 @@ from PIL import Image, PngImagePlugin
 from data_pipelines.codecs import PatchCodec, SpectralCodec
 from data_pipelines.codecs.kmeans import TooFewError
 from data_pipelines.errors import DataError
-from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.pair_options import PairOptions
+from data_pipelines.prepare.pairs import build_pairs
 from data_pipelines.prepare.reconstruction import mel_distance, psnr
 from data_pipelines.raw.pictures import picture_facts, read_picture
 from data_pipelines.raw.sounds import read_sound, sound_rate

@@ -22,7 +22,7 @@ from data_pipelines.storage.dataset import Shard, write_dataset
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.stream.batch import Batch, Cursor
 from data_pipelines.stream.stream import open_stream
-from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from tests.data_pipelines.helpers import EOT, make_dataset
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "row_order.json"

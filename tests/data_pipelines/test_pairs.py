@@ -14,13 +14,14 @@ from PIL import Image
 from data_pipelines.codecs import PatchCodec
 from data_pipelines.errors import DataError
 from data_pipelines.inspection.lint import lint
-from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.pair_options import PairOptions
+from data_pipelines.prepare.pairs import build_pairs
 from data_pipelines.rows.cut_rows import Source, open_sources
 from data_pipelines.rows.whole_rows import WholeRowReader
 from data_pipelines.storage.dataset import open_dataset
 from data_pipelines.storage.shards import write_tar
 from data_pipelines.tokens.modalities import load_modalities
-from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.tokenizer_training import word_tokenizer
 from data_pipelines.tokens.vocabulary import TASKS
 from tests.data_pipelines.helpers import VOCABULARY, make_pairs, pair
 from tests.data_pipelines.test_command import run

@@ -22,7 +22,8 @@ WITHOUT_TORCH = (
     "inspection.lint",
     "tokens.document_form",
     "tokens.modalities",
-    "tokens.tokenizers",
+    "tokens.tokenizer_loading",
+    "tokens.tokenizer_training",
     "tokens.vocabulary",
 )
 """Rooms, or modules of rooms of which others do need it."""

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.errors import DataError
-from data_pipelines.prepare.pairs import BuiltPairs, PairOptions, build_pairs
+from data_pipelines.prepare.pair_options import PairOptions
+from data_pipelines.prepare.pairs import BuiltPairs, build_pairs
 from data_pipelines.prepare.text import BuildOptions, build
 from data_pipelines.raw.documents import file_documents
 from data_pipelines.raw.files import find_source, raw_files

@@ -12,21 +12,17 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from data_pipelines.errors import DataError
-from data_pipelines.prepare.pairs import PairOptions, build_pairs
+from data_pipelines.prepare.pair_options import PairOptions
+from data_pipelines.prepare.pairs import build_pairs
 from data_pipelines.prepare.text import BuildOptions, build, held_bytes
 from data_pipelines.raw.report import Report
 from data_pipelines.storage.dataset import open_dataset
+from data_pipelines.tokens.bpe_tokenizer import BpeTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import load_modalities
 from data_pipelines.tokens.tokenizer_files import end_of_text_name
-from data_pipelines.tokens.tokenizers import (
-    UNBROKEN,
-    BpeTokenizer,
-    BytesTokenizer,
-    load_tokenizer,
-    tokenizer_from_spec,
-    train_bpe,
-    unbroken_pieces,
-)
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer, tokenizer_from_spec
+from data_pipelines.tokens.tokenizer_training import UNBROKEN, train_bpe, unbroken_pieces
 from pretrain.run_folder import RunFolder
 from tests.data_pipelines.helpers import write_jsonl
 from tests.data_pipelines.test_sources import put, samples

@@ -11,15 +11,12 @@ from tokenizers import Regex as HuggingFaceRegex
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from data_pipelines.errors import DataError
+from data_pipelines.tokens.bpe_tokenizer import BpeTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
+from data_pipelines.tokens.tiktoken_encoder import HARD_TEXTS
 from data_pipelines.tokens.tokenizer_files import EOT
-from data_pipelines.tokens.tokenizers import (
-    HARD_TEXTS,
-    BpeTokenizer,
-    BytesTokenizer,
-    bpe_size,
-    tokenizer_from_spec,
-    train_bpe,
-)
+from data_pipelines.tokens.tokenizer_loading import tokenizer_from_spec
+from data_pipelines.tokens.tokenizer_training import bpe_size, train_bpe
 
 TEXT = [
     "def f(x): return x + 1\n" * 20,

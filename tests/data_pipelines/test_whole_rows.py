@@ -22,7 +22,7 @@ from data_pipelines.storage.dataset import write_dataset
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.stream.batch import Batch
 from data_pipelines.stream.stream import open_stream
-from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from tests.data_pipelines.helpers import EOT, VOCABULARY, joined, make_dataset, make_pairs, pair, same
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.prepare.pair_writer import PairWriter
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import Modalities, code_modality
-from data_pipelines.tokens.tokenizers import BytesTokenizer
 from data_pipelines.tokens.vocabulary import Modality, Vocabulary
 from tests.data_pipelines.helpers import make_dataset
 

@@ -14,7 +14,7 @@ from data_pipelines.inspection.stats import sample_texts
 from data_pipelines.rows.cut_rows import ORDER, Source, open_sources
 from data_pipelines.rows.evaluation import evaluation_rows
 from data_pipelines.storage.dataset import open_dataset
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from pretrain import checkpoint_reader
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.exit_codes import EXIT_DONE, EXIT_USER_ERROR

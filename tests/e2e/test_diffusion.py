@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.storage.dataset import write_dataset
-from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.tokenizer_training import word_tokenizer
 from pretrain.checkpoint_reader import load_trained_model
 from pretrain.config import load_config
 from pretrain.errors import ConfigError

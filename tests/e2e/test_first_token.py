@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from data_pipelines.prepare.text import BuildOptions, build
 from data_pipelines.rows.cut_rows import Source, open_sources
 from data_pipelines.rows.evaluation import bytes_per_token, evaluation_batches
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from models.layers.head import Head
 from pretrain.checkpoint_reader import TrainedModel, load_trained_model
 from pretrain.config import load_config

@@ -450,7 +450,7 @@ def test_a_tokenizer_entry_that_is_none(scene: Scene, content: str) -> None:
 
 
 def test_another_tokenizer_in_the_runs_folder(scene: Scene) -> None:
-    from data_pipelines.tokens.tokenizers import train_bpe
+    from data_pipelines.tokens.tokenizer_training import train_bpe
 
     folder = scene.run / "tokenizer"
     entry = train_bpe(["some words of a text"], 257).save(folder)

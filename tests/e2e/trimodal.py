@@ -12,7 +12,7 @@ from data_pipelines.prepare.pair_writer import PairWriter
 from data_pipelines.storage.dataset import token_bytes, write_dataset
 from data_pipelines.storage.shards import TokenShardWriter
 from data_pipelines.tokens.modalities import Modalities, combine
-from data_pipelines.tokens.tokenizers import word_tokenizer
+from data_pipelines.tokens.tokenizer_training import word_tokenizer
 from data_pipelines.tokens.vocabulary import TASKS
 
 WORDS = ("zero", "one", "two", "three", "plus", "equals")

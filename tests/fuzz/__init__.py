@@ -10,7 +10,7 @@ import importlib.util
 
 from tests.fuzz.base import Fuzzer
 
-MODULES = ("sources", "datasets", "configs", "runs")
+MODULES = ("builds", "raw_text", "media", "tokenizers_and_codecs", "questions", "datasets", "configs", "runs")
 
 
 def _collected() -> dict[str, Fuzzer]:

@@ -18,8 +18,8 @@ import torch
 import yaml
 
 from data_pipelines.codecs import PatchCodec, load_codec
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import combine, load_modalities
-from data_pipelines.tokens.tokenizers import BytesTokenizer
 from data_pipelines.tokens.vocabulary import load_vocabulary
 from launch.progress import read_progress
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState

@@ -18,7 +18,7 @@ from data_pipelines.inspection.lint import lint
 from data_pipelines.rows.cut_rows import RowReader, Source, open_sources
 from data_pipelines.storage.dataset import _fingerprint
 from data_pipelines.storage.index import _HEADER
-from data_pipelines.tokens.tokenizers import load_tokenizer
+from data_pipelines.tokens.tokenizer_loading import load_tokenizer
 from tests.data_pipelines.helpers import make_dataset
 from tests.fuzz.base import Finding, Fuzzer, chosen, mutated, refusals_name, require
 

@@ -14,7 +14,7 @@ import numpy as np
 import orjson
 import torch
 
-from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from launch.progress import goodput, read_logs, read_progress
 from pretrain.attempts import append_ledger
 from pretrain.checkpoint import CheckpointStore

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.tokens.bpe_tokenizer import BpeTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import combine
-from data_pipelines.tokens.tokenizers import BpeTokenizer, BytesTokenizer
 from pretrain.commands.choices import answers_of, read_questions
 from pretrain.errors import UserError
 from pretrain.generate.prompts import check_prompts

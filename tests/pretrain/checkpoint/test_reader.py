@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_pipelines.tokens.tokenizers import BytesTokenizer
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from models import families
 from pretrain.checkpoint import CheckpointStore, Fragment, Placement, TrainingState, manifest
 from pretrain.checkpoint_reader import load_trained_model

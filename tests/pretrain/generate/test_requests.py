@@ -16,8 +16,9 @@ from data_pipelines.codecs import PatchCodec, SpectralCodec
 from data_pipelines.codecs.spectral import Frames
 from data_pipelines.rows.pair_lengths import TargetLengths
 from data_pipelines.stream.batch import Batch, Cursor
+from data_pipelines.tokens.bytes_tokenizer import BytesTokenizer
 from data_pipelines.tokens.modalities import Modalities, combine
-from data_pipelines.tokens.tokenizers import BytesTokenizer, word_tokenizer
+from data_pipelines.tokens.tokenizer_training import word_tokenizer
 from pretrain.errors import UserError
 from pretrain.generate.documents import documents_of
 from pretrain.generate.lengths import (
