@@ -58,6 +58,7 @@ class Stages:
 def open_run(config: Config, *, quiet: bool = False) -> Iterator[Run]:
     """Bring a run up, resumed from its newest whole checkpoint if it has one, and take it down again."""
     with contextlib.ExitStack() as stack:
+        assert not config.parallel.auto, "choose_layout decides what is open before a run is built"
         ranks = ranks_from_environment()
         device = choose_device(config.run.device, ranks)
         check_layout(config, ranks.world)

@@ -98,6 +98,7 @@ def make_plan(config: Config, *, gpus: int, gpu: str, mfu: float | None = None) 
 
     Raises ConfigError for a device that is not in the table, and a layout that does not fit.
     """
+    assert not config.parallel.auto, "choose_layout decides what is open before anything is planned"
     accelerator = planned_machine(config, gpu)
     if mfu is not None and not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: should be above 0 and at most 1; 0.4 is usual")

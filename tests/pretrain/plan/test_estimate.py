@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pretrain.config import load_config
+from pretrain.config import ParallelSection, load_config
 from pretrain.errors import ConfigError
 from pretrain.plan.estimate import make_plan
 from pretrain.plan.memory import state_memory
@@ -23,7 +23,9 @@ def test_parameters_of_the_shipped_sizes(family: str, size: str, expected: float
 
 
 def test_the_7b_plan_in_figures() -> None:
-    plan = make_plan(load_config("configs/sigmoid/7b.yaml"), gpus=256, gpu="h100", mfu=0.4)
+    stated = [f"parallel.{key}={value}" for key, value in ParallelSection() if key != "auto"]
+    config = load_config("configs/sigmoid/7b.yaml", [*stated, "parallel.zero=3", "data.micro_batch_rows=1"])
+    plan = make_plan(config, gpus=256, gpu="h100", mfu=0.4)
     assert plan.tokens == 250_000 * 1024 * 4096
     assert (plan.layout.micro_batch_rows, plan.layout.accumulation) == (1, 4)
     rates = {group.type: group.lr for group in plan.groups}
