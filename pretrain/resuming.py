@@ -50,7 +50,7 @@ def refuse_another_run(data: RunData, meta: dict[str, Any], path: Path) -> None:
     ours, saved = (
         dict(flat_settings(one)) for one in (data.config.to_dict()["model"], meta["config"]["model"])
     )
-    allowed = getattr(data.config.model, "CHANGEABLE", ())
+    allowed = getattr(data.config.model, "changeable", ())
     changed = [
         f"  model.{key}: {saved.get(key)} in the checkpoint, {ours.get(key)} in the config"
         for key in dict.fromkeys([*saved, *ours])

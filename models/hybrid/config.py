@@ -39,9 +39,6 @@ class HybridConfig:
     in the pararnn family.
     """
 
-    CHANGEABLE: ClassVar[tuple[str, ...]] = tuple(
-        f"{mixer}.{key}" for mixer in ("pararnn_gru", "pararnn_lstm") for key in ("newton", "recurrent_clip")
-    )
     causal: ClassVar[bool] = True
     row_order: ClassVar[Literal["contiguous", "balanced"]] = "contiguous"
     """Recurrences need their positions in one run."""
@@ -94,6 +91,13 @@ class HybridConfig:
         if not isinstance(found, MixerSettings):
             raise ValueError(f"model.{name}: no settings of this mixer")
         return found
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Settings that a resumed run may change: how recurrences are solved, and what the alarm advises."""
+        recurrent = [name for name, one in self.used.items() if isinstance(one, RecurrentMixer)]
+        places = [f"own.{name}" if ":" in name else name for name in recurrent]
+        return tuple(f"{place}.{key}" for place in places for key in ("newton", "recurrent_clip"))
 
     @property
     def newton(self) -> NewtonConfig | None:
@@ -182,10 +186,21 @@ class HybridConfig:
                 path = key if key in shared and not hasattr(settings, key) else f"{where}.{key}"
                 if (path, message) not in found:
                     found.append((path, message))
-        solvers = {one.newton for one in self.used.values() if isinstance(one, RecurrentMixer)}
-        if len(solvers) > 1:
-            found.append(("pararnn_lstm.newton", "must be as pararnn_gru.newton: one alarm watches both"))
-        return found
+        return found + list(self._solver_problems())
+
+    def _solver_problems(self) -> Iterator[Problem]:
+        """One alarm watches all recurrences: they are solved alike."""
+        recurrent = [(name, one) for name, one in self.used.items() if isinstance(one, RecurrentMixer)]
+        for name, one in recurrent[1:]:
+            first, expected = recurrent[0]
+            for key, value in dataclasses.asdict(one.newton).items():
+                right = getattr(expected.newton, key)
+                if value != right:
+                    where = f"own.{name}" if ":" in name else name
+                    message = (
+                        f"must be {right}, as {first}.newton.{key} is: one alarm watches all recurrences"
+                    )
+                    yield f"{where}.newton.{key}", message
 
     def _pattern_problems(self) -> Iterator[Problem]:
         if not self.mixers:

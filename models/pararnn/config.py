@@ -37,7 +37,7 @@ class ParaRNNConfig:
     sqrt(branches); "torch" as `nn.Linear` and `nn.Embedding` do: U(+-1 / sqrt(fan_in)) and N(0, 1).
     """
 
-    CHANGEABLE: ClassVar[tuple[str, ...]] = ("newton", "recurrent_clip")
+    changeable: ClassVar[tuple[str, ...]] = ("newton", "recurrent_clip")
     """Settings that a resumed run may change: how the recurrence is solved, and what the alarm advises."""
 
     causal: ClassVar[bool] = True

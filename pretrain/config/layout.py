@@ -23,6 +23,7 @@ def layout_problems(parallel: ParallelSection, model: Any, data: DataSection) ->
     yield from check_zero(parallel)
     yield from check_offload(parallel)
     yield from check_checkpointing(parallel, model)
+    yield from check_own_mixers(parallel, model, data)
 
 
 def check_checkpointing(parallel: ParallelSection, model: Any) -> Iterator[Problem]:
@@ -33,6 +34,17 @@ def check_checkpointing(parallel: ParallelSection, model: Any) -> Iterator[Probl
     if not any(stream.name in CHEAP for layer in model.layer_work() for stream in layer.streams):
         message = "no layer of this model has a cheap part; use full or none"
         yield Problem("parallel.activation_checkpointing", message, "selective", True)
+
+
+def check_own_mixers(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
+    """That mixers from outside say what this layout must know of them."""
+    if not any(":" in name for name in getattr(model, "mixers", ())) or model.problems(data.sequence_length):
+        return
+    from models.hybrid.undeclared import undeclared  # imports torch, as those mixers do
+
+    divided, shared = parallel.tensor > 1, parallel.context > 1
+    for key, message in undeclared(model, data.sequence_length, divided=divided, shared=shared):
+        yield Problem(f"model.{key}", message)
 
 
 def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> Iterator[Problem]:
@@ -59,6 +71,9 @@ def check_context(parallel: ParallelSection, model: Any, data: DataSection) -> I
     """Rows in equal pieces, none shorter than a convolution's reach, and mixers that can work across ranks."""
     ranks = parallel.context
     if ranks == 1:
+        if parallel.recurrence != "channels" and "context" not in parallel.auto:
+            message = "has no effect, as no ranks share a row: set parallel.context above 1, or channels"
+            yield Problem("parallel.recurrence", message, parallel.recurrence, True)
         return
     length, pieces = data.sequence_length, _pieces(parallel, model)
     if length % pieces:

@@ -118,7 +118,7 @@ def _settled(
     if one.chosen_engine == "megatron" or one.zero == 0:
         one = one.model_copy(update={"offload": "none"})
     able = hasattr(model, "summary_problems") and not model.summary_problems()
-    if one.recurrence == "summaries" and one.context > 1 and not able:
+    if one.recurrence == "summaries" and (one.context == 1 or not able):
         one = one.model_copy(update={"recurrence": "channels"})
     return one
 

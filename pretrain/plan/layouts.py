@@ -158,6 +158,8 @@ def _candidates(config: Config, gpus: int, free: Sequence[str]) -> Iterator[tupl
         changes: dict[str, Any] = {**follows, **dict(zip(tried, values, strict=True))}
         if "sequence" in free:
             changes["sequence"] = changes["tensor"] > 1
+        if changes["context"] == 1:
+            changes["recurrence"] = "channels"
         parallel = config.parallel.model_copy(update=changes)
         if any(problems_of(parallel, config.model, config.data, gpus)):
             continue

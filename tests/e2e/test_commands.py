@@ -122,9 +122,12 @@ def test_checkpoint_list_and_verify(trained: Path) -> None:
 
 def test_plan_prints_its_tables() -> None:
     stated = ("parallel.tensor=1", "parallel.pipeline=1", "parallel.sequence=false")
-    ended = run_forked("plan", "configs/sigmoid/1b.yaml", *stated, "--gpus", "64", "--price", "2.5", "--explain")
+    ended = run_forked(
+        "plan", "configs/sigmoid/1b.yaml", *stated, "--gpus", "64", "--price", "2.5", "--explain"
+    )
     assert ended.code == EXIT_DONE, ended
-    for text in ("layout chosen for 64 x", "fitted: python -m", "1,300,", "optimizer", "FLOPs per token", "attention bias", "cost"):
+    tables = ("1,300,", "optimizer", "FLOPs per token", "attention bias", "cost")
+    for text in ("layout chosen for 64 x", "fitted: python -m", *tables):
         assert text in ended.output
 
 

@@ -28,11 +28,12 @@ from models.declared import (
     undivided_mixers,
 )
 from models.hybrid.config import MIXERS, HybridConfig
-from models.hybrid.mixers import Mamba2Mixer, MixerSettings, Shape
-from models.initialise import initialise
+from models.hybrid.mixers import GRUMixer, LSTMMixer, Mamba2Mixer, MixerSettings, Shape
+from models.initialise import Normal, initialise
 from models.layers.decoder import attention_shape
 from models.layers.language_model import LanguageModel
 from models.layers.recipes import recipe
+from models.pararnn.config import NewtonConfig
 from models.sharding import Channels, Column, Row, Shared
 from models.sigmoid.mixer import SigmoidAttention
 from pretrain.config import config_from_dict, load_config
@@ -188,9 +189,14 @@ def test_first_weights_are_drawn_by_name(name: str, initialisation: str) -> None
             if parameter_name.startswith("blocks.0."):
                 assert torch.equal(parameter, first[parameter_name]), parameter_name
         return
-    returning = [p for n, p in first.items() if n.endswith((".out.weight", ".down.weight"))]
-    others = [p for n, p in first.items() if n.endswith((".up.weight", "embedding.weight"))]
-    assert all(p.std() < 0.9 * q.std() for p in returning for q in others)
+    drawn = {n: p for n, p in first.items() if n.endswith(".weight") and p.ndim == 2}
+    drawn = {n: p for n, p in drawn.items() if isinstance(alone.declared[n].rule, Normal)}
+    back = {n: p for n, p in drawn.items() if n.endswith((".out.weight", ".down.weight"))}
+    assert len(back) == (2 if name == "mamba2" else 4)
+    assert len(drawn) - len(back) >= 2 + len(back), "embedding, head, and more into the branches than out"
+    for parameter_name, parameter in drawn.items():
+        expected = 0.02 / len(back) ** 0.5 if parameter_name in back else 0.02
+        assert parameter.std().item() == pytest.approx(expected, rel=0.2), parameter_name
 
 
 def test_patterns_repeat_and_lists_are_taken_as_they_are() -> None:
@@ -270,6 +276,81 @@ def test_settings_that_say_nothing_refuse_every_layout_but_copies() -> None:
     assert "Silent does not say how its positions meet" in settings.swap_problems(shape, 2)[0]
     with pytest.raises(NotImplementedError, match="Silent gives no `products`"):
         settings.products(shape, TIME)
+
+
+class Unsaid(MixerSettings):
+    """Claims to be divided and shared, but its module says nothing of either."""
+
+    mixer = "tests.models.test_mixers:Unspoken"
+    ways = ("swap",)
+
+    def products(self, shape: Shape, sequence_length: int) -> float:
+        return float(shape.width**2)
+
+    def division_problems(self, shape: Shape, parts: int) -> list[str]:
+        return []
+
+
+class Unspoken(nn.Module):
+    group = "recurrence"
+
+    def __init__(self, settings: MixerSettings, shape: Shape) -> None:
+        super().__init__()
+        self.out = nn.Linear(shape.width, shape.width, bias=False)
+
+
+class Uncounted(Unsaid):
+    def products(self, shape: Shape, sequence_length: int) -> float:
+        return MixerSettings.products(self, shape, sequence_length)
+
+
+class Unmade(Unsaid):
+    mixer = "tests.models.test_mixers:Undeclared"
+
+
+@pytest.mark.parametrize(
+    ("settings", "layout", "message"),
+    [
+        ("Unsaid", {"tensor": 2}, "Unspoken does not declare `splits`"),
+        ("Unsaid", {"context": 2}, "Unspoken does not declare `crossing`"),
+        ("Uncounted", {}, "Uncounted gives no `products`"),
+        ("Unmade", {}, "Conv1d: `initial_rules` does not say how blocks.0.mixer.conv.weight starts"),
+    ],
+)
+def test_what_a_module_leaves_unsaid_is_in_the_report_of_the_config(
+    settings: str, layout: dict[str, int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIPTYCH_MODULES", __name__)
+    name = f"{__name__}:{settings}"
+    model = {"family": "hybrid", "layers": 2, "width": WIDTH, "vocabulary": 32, "mixers": [name]}
+    base = load_config("configs/sigmoid/demo.yaml").to_dict()
+    values = {**base, "model": model, "parallel": {"zero": 1, **layout}}
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(values, origin="test")
+    assert f"model.own.{name}: {message}" in str(caught.value)
+    if layout:
+        config_from_dict({**values, "parallel": {"zero": 1}}, origin="test")
+
+
+def test_recurrences_that_are_solved_differently_are_told_by_key() -> None:
+    config = HybridConfig(
+        mixers=("pararnn_gru", "pararnn_lstm"),
+        layers=2,
+        width=WIDTH,
+        pararnn_gru=GRUMixer(),
+        pararnn_lstm=LSTMMixer(newton=NewtonConfig(limit=0.5)),
+    )
+    ((key, message),) = config.problems(TIME)
+    assert key == "pararnn_lstm.newton.limit"
+    assert message == "must be 0.01, as pararnn_gru.newton.limit is: one alarm watches all recurrences"
+
+
+def test_how_recurrences_are_solved_may_change_on_resuming_and_nothing_else() -> None:
+    assert small_config("pararnn_gru", "sigmoid").changeable == (
+        "pararnn_gru.newton",
+        "pararnn_gru.recurrent_clip",
+    )
+    assert small_config("mamba2", "sigmoid").changeable == ()
 
 
 def test_a_module_that_nobody_trusts_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

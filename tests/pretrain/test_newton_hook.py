@@ -9,7 +9,7 @@ from typing import Literal
 import pytest
 
 from kernels.newton_rnn import Report, Solver
-from models import families
+from models.pararnn.config import ParaRNNConfig
 from models.pararnn.telemetry import FIGURES
 from pretrain.errors import UserError
 from pretrain.hooks.newton import as_record, refuse
@@ -56,4 +56,4 @@ def test_every_layer_has_its_series_and_the_worst_the_plain_name() -> None:
 def test_what_a_report_holds_is_what_the_cells_note() -> None:
     """The kernels' report and the telemetry must not drift apart."""
     assert {"clip_saturation", *Report.__dataclass_fields__} - {"solver"} == set(FIGURES)
-    assert hasattr(families["pararnn"].config, "CHANGEABLE")
+    assert ParaRNNConfig.changeable == ("newton", "recurrent_clip")
