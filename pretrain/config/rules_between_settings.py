@@ -25,6 +25,7 @@ def cross_checks(sections: Mapping[str, Any]) -> Iterator[Problem]:
     """Rules between settings. Each runs where the sections it reads are valid by themselves."""
     rules: list[tuple[Callable[..., Iterator[Problem]], tuple[str, ...]]] = [
         (_check_model, ("model", "data")),
+        (_check_own_mixers, ("model", "data")),
         (_check_precision, ("precision", "parallel")),
         (_check_batch, ("data",)),
         (_check_hooks, ("monitor",)),
@@ -52,6 +53,16 @@ def checked_layout(sections: Mapping[str, Any], world: int | None) -> tuple[list
 def _check_model(model: Any, data: DataSection) -> Iterator[Problem]:
     for key, message in model.problems(data.sequence_length):
         yield Problem(f"model.{key}", message, _value_at(model, key), True)
+
+
+def _check_own_mixers(model: Any, data: DataSection) -> Iterator[Problem]:
+    """That mixers from outside can be made and counted."""
+    if not any(":" in name for name in getattr(model, "mixers", ())) or model.problems(data.sequence_length):
+        return
+    from models.hybrid.undeclared import unmade  # imports torch, as those mixers do
+
+    for key, message in unmade(model, data.sequence_length):
+        yield Problem(f"model.{key}", message)
 
 
 def _value_at(model: Any, key: str) -> Any:

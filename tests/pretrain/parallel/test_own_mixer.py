@@ -20,6 +20,7 @@ MODEL = (
 )
 SILENT = """
 from typing import ClassVar
+from torch import nn
 from models.hybrid.mixers import MixerSettings
 
 class Silent(MixerSettings):
@@ -27,6 +28,10 @@ class Silent(MixerSettings):
 
     def products(self, shape, sequence_length):
         return 0.0
+
+class Module(nn.Module):
+    def __init__(self, settings, shape):
+        super().__init__()
 """
 
 
