@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import statistics
 import sys
@@ -29,6 +28,7 @@ from scipy.optimize import least_squares  # type: ignore[import-untyped]  # has 
 from benchmarks.published.collectives import Collective, predicted_bandwidth, read_collectives
 from benchmarks.published.jobs import tokens_per_second
 from benchmarks.published.rows import RUNS, Row, RowsError, read_rows
+from pretrain.json_text import to_json
 from pretrain.plan.constants import PATH, Constants, constants, read
 
 SOFTWARE: Mapping[str, str] = {
@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.out:
         errors = {row.id: round(error, 4) for row, error in zip(judged.rows, judged.errors, strict=True)}
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps({"held_out": judged.figures(), "errors": errors}, indent=1) + "\n")
+        options.out.write_text(to_json({"held_out": judged.figures(), "errors": errors}, indent=1) + "\n")
     console.print(judged.line(), highlight=False)
 
 
@@ -191,7 +191,7 @@ def write_constants(found: Mapping[str, float]) -> None:
         plain, _, software = name.partition("@")
         place = table["software"].setdefault(software, {}) if software else table["constants"]
         place[plain] = {"value": float(f"{value:.4g}"), "kind": "fitted", "source": source}
-    PATH.write_text(json.dumps(table, indent=2) + "\n")
+    PATH.write_text(to_json(table, indent=2) + "\n")
     constants.cache_clear()
 
 

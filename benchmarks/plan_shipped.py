@@ -75,6 +75,8 @@ def main(arguments: list[str] | None = None) -> None:
     results = []
     for family, size, path in track(paths, "planning", console=console, transient=True):
         results += figures(family, size, path, options.gpus, options.gpu)
+        if options.out:
+            save({"gpu": options.gpu, "layouts": results}, options.out, quiet=True)
     table = Table("config")
     for heading in ("GPUs", "s/step before", "MFU", "s/step now", "MFU", "GiB"):
         table.add_column(heading, justify="right")

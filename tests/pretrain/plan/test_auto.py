@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pretrain.config import load_config
 from pretrain.config.sections import CHOSEN
 from pretrain.errors import ConfigError
 from pretrain.hardware import ACCELERATORS, Accelerator
+from pretrain.json_text import to_json
 from pretrain.plan.auto import choose_layout
 from pretrain.plan.estimate import plan_layout
 from pretrain.plan.layouts import GIB, ROOM
@@ -104,4 +104,4 @@ def test_training_chooses_records_and_says(tmp_path: Path, capsys: pytest.Captur
     assert found.parallel.auto == ()
     assert reason is not None
     assert "layout chosen for 1 x CPU core: ZeRO" in capsys.readouterr().out
-    assert json.dumps(found.parallel.model_dump(mode="json"))
+    assert to_json(found.parallel.model_dump(mode="json")), "what the ledger records"
