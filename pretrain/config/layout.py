@@ -10,6 +10,8 @@ from pretrain.config.data import DataSection
 from pretrain.config.section import Problem, one_of
 from pretrain.config.sections import ParallelSection
 
+MOST_NAMED = 257
+"""Sizes of the tensor axis above which none is named: no node has as many GPUs."""
 CHEAP = ("activation", "gated norms", "state space")
 """Work that layers can recompute by themselves, as they name it."""
 
@@ -51,7 +53,7 @@ def check_tensor(parallel: ParallelSection, model: Any, data: DataSection) -> It
     """Heads, channels and, with sequence parallelism, positions in equal parts. The vocabulary is filled up."""
     size = parallel.tensor
     for message in model.division_problems(size):
-        most = max(2, getattr(model, "heads", model.width) + 1)
+        most = min(MOST_NAMED, max(2, getattr(model, "heads", model.width) + 1))
         right = [n for n in range(1, most) if not model.division_problems(n)]
         yield Problem("parallel.tensor", f"{message}; use {one_of(right)}", size, True)
     if parallel.sequence and size == 1:
